@@ -1,0 +1,77 @@
+# Everything a developer does here. Needs python3 (3.11+); Java 17 and Maven give a real Kafka.
+#   make run PROCS=1        one process for each service, with reload
+#   make test KAFKA=apache  force apache or embedded; ARGS="-k inbox" goes to pytest
+
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+STAMP := .venv/.installed
+KAFKA ?=
+export OPENBELL_KAFKA := $(or $(KAFKA),$(OPENBELL_KAFKA))
+# uv links from its cache where it can; a copy on another file system is fine and no news.
+export UV_LINK_MODE ?= copy
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check fmt bench migrate asyncapi openapi replay lock clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 13
+
+install: $(STAMP) ## Make .venv and install what the lock says (done by the other targets)
+
+# Runs again only when the lock changed. uv installs in seconds what takes pip minutes.
+$(STAMP): requirements-dev.lock
+	@set -e; for name in python3 python3.13 python3.12 python3.11; do \
+	  if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$name; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "Openbell needs Python 3.11 or newer; none was found on the PATH." >&2; exit 1; fi; \
+	[ -x $(PYTHON) ] || "$$found" -m venv .venv
+	@$(PYTHON) -m uv --version >/dev/null 2>&1 || \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r <($(UV_LINES))
+	$(PYTHON) -m uv pip sync --quiet --python $(PYTHON) --require-hashes requirements-dev.lock
+	@touch $@
+
+# The lines of the lock that pin uv itself.
+UV_LINES = awk '/^[^ \#]/ {on = /^uv==/} on && !/ \#/' requirements-dev.lock
+
+run: $(STAMP) ## Start Postgres, Kafka and all services here (PROCS=1: a process each, with reload)
+	$(PYTHON) -m deploy.local.run $(if $(PROCS),--processes)
+
+test: $(STAMP) ## Run all tests (KAFKA=apache|embedded, ARGS=...)
+	$(PYTHON) -m pytest $(ARGS)
+
+check: $(STAMP) ## Lint, format, types and import contracts, as CI does
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	.venv/bin/basedpyright
+	.venv/bin/lint-imports
+
+fmt: $(STAMP) ## Format, and fix what the linter can
+	$(PYTHON) -m ruff check --fix --exit-zero
+	$(PYTHON) -m ruff format
+
+bench: $(STAMP) ## Run the benchmarks and print their table
+	$(PYTHON) -m benchmarks $(ARGS)
+
+migrate: $(STAMP) ## Bring every service's schema to the newest version
+	$(PYTHON) -m deploy.local.migrate $(ARGS)
+
+asyncapi: $(STAMP) ## Write the AsyncAPI document of all events
+	$(PYTHON) -m shared.messaging.asyncapi $(ARGS)
+
+openapi: $(STAMP) ## Write the OpenAPI document of all services
+	$(PYTHON) -m services.api.openapi $(ARGS)
+
+replay: $(STAMP) ## Look at failed events, mend and replay them (ARGS="--help")
+	$(PYTHON) -m shared.messaging.replay $(ARGS)
+
+COMPILE := -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+  --no-emit-index-url --no-emit-find-links
+lock: $(STAMP) ## Pin all dependencies anew (ARGS="--upgrade" moves them)
+	$(PYTHON) $(COMPILE) $(ARGS) pyproject.toml -o requirements.lock
+	$(PYTHON) $(COMPILE) $(ARGS) --all-extras pyproject.toml -o requirements-dev.lock
+
+clean: ## Remove the installation, caches and all local data
+	@# As root the database may lie outside, behind this link (deploy/local/postgres.py).
+	@if [ -L .openbell/postgres/data ]; then rm -rf "$$(readlink .openbell/postgres/data)"; fi
+	rm -rf .venv .openbell .bench .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What it takes to run Openbell: one machine (local), containers, Kubernetes, dashboards."""

@@ -1,0 +1,1 @@
+"""Everything on one machine: Postgres and Kafka as child processes, and `make run`."""

@@ -1,0 +1,68 @@
+"""What the alerts service tells: alerts and what became of their deliveries."""
+
+from datetime import date
+from decimal import Decimal
+from typing import ClassVar, Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime
+
+from shared.contracts.base import Event
+from shared.contracts.topics import ALERTS, DELIVERIES, Topic
+
+Channel = Literal["discord", "email"]
+DeliveryStatus = Literal["delivered", "failed", "unknown"]
+
+
+class _Alert(Event):
+    topic: ClassVar[Topic] = ALERTS
+
+    alert_id: UUID
+    user_id: UUID
+    rule_id: UUID
+    symbol: str
+    session: date
+    as_of: AwareDatetime
+    title: str
+    top_score: float
+    contract_count: int
+    premium_usd: Decimal
+    simulated: bool
+    notified: bool  # this change also goes out on the user's channels
+
+    @property
+    def key(self) -> str:
+        """The user."""
+        return str(self.user_id)
+
+
+class AlertRaised(_Alert):
+    """A (user, rule, symbol, session) has its first match."""
+
+    type: ClassVar[str] = "alerts.alert.raised.v1"
+
+
+class AlertUpdated(_Alert):
+    """An alert shows more or better contracts than before."""
+
+    type: ClassVar[str] = "alerts.alert.updated.v1"
+
+
+class DeliverySettled(Event):
+    """One delivery of an alert on one channel has its outcome."""
+
+    type: ClassVar[str] = "alerts.delivery.settled.v1"
+    topic: ClassVar[Topic] = DELIVERIES
+
+    delivery_id: UUID
+    alert_id: UUID
+    user_id: UUID
+    channel: Channel
+    status: DeliveryStatus
+    attempts: int
+    detail: str
+
+    @property
+    def key(self) -> str:
+        """The user."""
+        return str(self.user_id)

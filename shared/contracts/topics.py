@@ -1,0 +1,47 @@
+"""Every topic, with its partitions, retention and limits. Topics are created from here, never by auto-creation.
+
+Partitions of a keyed topic never grow without a drain: a key would change its partition and lose its order.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic `<owner>.<plural>`.
+
+    `max_message_bytes` is the largest record batch the broker takes.
+    """
+
+    name: str
+    partitions: int = 4
+    retention_ms: int = 7 * DAY_MS
+    compact: bool = False
+    max_message_bytes: int = 1_048_588
+
+    @property
+    def owner(self) -> str:
+        """The service that alone publishes to this topic."""
+        return self.name.partition(".")[0]
+
+
+CHAINS: Final = Topic("data.chains", partitions=8, retention_ms=DAY_MS, max_message_bytes=4_194_304)
+QUOTES: Final = Topic("data.quotes", partitions=4, retention_ms=DAY_MS)
+ACTIVITY: Final = Topic("detector.activity", partitions=8)
+LEADERBOARD: Final = Topic("detector.leaderboard", partitions=1)
+ALERTS: Final = Topic("alerts.alerts")
+DELIVERIES: Final = Topic("alerts.deliveries")
+USERS: Final = Topic("api.users")
+WATCHLISTS: Final = Topic("api.watchlists")
+AUDIT: Final = Topic("api.audit", retention_ms=30 * DAY_MS)
+
+TOPICS: Final = (CHAINS, QUOTES, ACTIVITY, LEADERBOARD, ALERTS, DELIVERIES, USERS, WATCHLISTS, AUDIT)
+
+
+def dead_letter_topic(consumer: str) -> Topic:
+    """Return the topic that receives, byte for byte, what `consumer` gave up on."""
+    return Topic(f"{consumer}.dlq", partitions=1, retention_ms=30 * DAY_MS, max_message_bytes=8_388_608)

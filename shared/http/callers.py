@@ -1,0 +1,112 @@
+"""Which kind of caller each route takes. A route says so in its decorator, or the app is not built.
+
+    @get("/leaderboard", caller=Caller.USER)
+    async def leaderboard(identity: Identity) -> ...
+
+A handler that names a parameter `identity` receives the caller. PROVIDER and LINK routes check a signature over
+bytes that only they understand: the handler itself does it, first thing.
+
+What would surprise you: the check is a middleware, not a Litestar guard, because Litestar copies the handler for
+each guard of each request, which costs more than the check.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from enum import StrEnum
+from typing import Any, Final, cast
+
+from litestar import Litestar
+from litestar.handlers import BaseRouteHandler
+from litestar.routes import HTTPRoute
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from shared.errors import Forbidden, Unauthenticated
+from shared.identity import HEADER, Identity, Verifier
+
+
+class Caller(StrEnum):
+    """Who may call a route."""
+
+    PUBLIC = "public"
+    USER = "user or key"
+    ADMIN = "admin"
+    PROVIDER = "provider signature"
+    LINK = "signed link"
+
+
+Gate = Callable[[Scope, Caller], Awaitable[Identity | None]]
+"""Lets a request in, or raises. Returns who calls where the kind of caller is a person or a key."""
+
+NEEDS_IDENTITY: Final = frozenset({Caller.USER, Caller.ADMIN})
+
+_IDENTITY_HEADER: Final = HEADER.encode()
+
+
+class UndeclaredRoute(TypeError):
+    """Every route states its kind of caller: add `caller=Caller....` to its decorator."""
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return a request header, by its lower-case name; None when it is absent or sent twice (a smuggling trick)."""
+    found = [value for key, value in scope["headers"] if key == name]
+    return found[0].decode("latin-1") if len(found) == 1 else None
+
+
+def identity_gate(verifier: Verifier) -> Gate:
+    """Return the gate of a service behind the gateway: it believes the signed identity and nothing else."""
+
+    async def gate(scope: Scope, caller: Caller) -> Identity | None:
+        if caller not in NEEDS_IDENTITY:
+            return None
+        token = header(scope, _IDENTITY_HEADER)
+        if token is None:
+            raise Unauthenticated("this service answers the gateway only: the request carries no signed identity")
+        return verifier.verify(token)
+
+    return gate
+
+
+def admission(gate: Gate) -> Callable[[ASGIApp], ASGIApp]:
+    """Return the middleware that opens the gate for the route's kind of caller."""
+
+    def around(app: ASGIApp) -> ASGIApp:
+        async def admit(scope: Scope, receive: Receive, send: Send) -> None:
+            handler = cast("BaseRouteHandler", scope["route_handler"])
+            caller: Caller = handler.opt.get("caller", Caller.PUBLIC)  # only OPTIONS, which says Allow, has none
+            identity = await gate(scope, caller)
+            if caller in NEEDS_IDENTITY:
+                if identity is None:
+                    raise Unauthenticated
+                if caller is Caller.ADMIN and not identity.is_admin:
+                    raise Forbidden("this is for administrators")
+            scope["user"] = identity
+            await app(scope, receive, send)
+
+        return admit
+
+    return around
+
+
+async def current_identity(scope: Scope) -> Identity:
+    """Return the caller that the gate let in."""
+    identity = scope.get("user")
+    if not isinstance(identity, Identity):
+        raise Unauthenticated
+    return identity
+
+
+def routes(app: Litestar) -> Iterator[tuple[str, str, BaseRouteHandler]]:
+    """Yield (method, path template, handler) of every route, without the automatic OPTIONS."""
+    for route in app.routes:
+        if not isinstance(route, HTTPRoute):
+            yield "*", route.path_format, cast("Any", route).route_handler
+            continue
+        for handler in route.route_handlers:
+            for method in sorted(str(name) for name in handler.http_methods if name != "OPTIONS"):
+                yield method, route.path_format, handler
+
+
+def require_callers(app: Litestar) -> None:
+    """Raise UndeclaredRoute for a route without a kind of caller."""
+    for method, path, handler in routes(app):
+        if not isinstance(handler.opt.get("caller"), Caller):
+            raise UndeclaredRoute(f"{method} {path} does not state its kind of caller: add caller=Caller.... to it")

@@ -1,0 +1,144 @@
+"""Who calls: the identity that the gateway signs for one request to one service, and what it allows.
+
+The gateway authenticates people and keys; services trust nothing but this short-lived token in the header
+`x-openbell-identity` (HS256, 60 seconds, audience = the service). Whatever else a request claims is ignored.
+
+What would surprise you: a user's wrong id answers Forbidden whether or not that user exists, because ownership is
+checked before anything is read.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal, cast
+from uuid import UUID
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import OctKey
+
+from shared.clock import Clock
+from shared.errors import Forbidden, Unauthenticated
+from shared.settings import SharedSettings
+
+HEADER: Final = "x-openbell-identity"
+LIFETIME_S: Final = 60
+SKEW_S: Final = 5
+MIN_SECRET_LENGTH: Final = 32
+DEVELOPMENT_MARK: Final = "development-only"
+
+_ISSUER: Final = "openbell-gateway"
+_CACHED: Final = 4096
+
+Role = Literal["user", "admin"]
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("openbell_request_id", default=None)
+"""The HTTP request that is being worked on, for logs and for the requests made on its behalf."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A caller that somebody we trust has authenticated."""
+
+    user_id: UUID
+    role: Role
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether the caller may act for everybody."""
+        return self.role == "admin"
+
+
+class UnsafeSecret(RuntimeError):
+    """A production process must not start with a secret that anybody can read in the source or guess."""
+
+
+def own(identity: Identity, user_id: UUID) -> None:
+    """Raise Forbidden unless `user_id` is the caller's own or the caller is an admin."""
+    if identity.user_id != user_id and not identity.is_admin:
+        raise Forbidden("this belongs to another user")
+
+
+def safe_secret(name: str, value: str, environment: str) -> str:
+    """Return the secret; raises UnsafeSecret in production when it is a development value or short."""
+    if environment == "production" and (value.startswith(DEVELOPMENT_MARK) or len(value) < MIN_SECRET_LENGTH):
+        raise UnsafeSecret(
+            f"{name} must be a secret of your own of at least {MIN_SECRET_LENGTH} characters in production"
+        )
+    return value
+
+
+def identity_secret(settings: SharedSettings) -> str:
+    """Return the secret that gateway and services share; raises UnsafeSecret."""
+    return safe_secret("OPENBELL_IDENTITY_SECRET", settings.identity_secret.get_secret_value(), settings.environment)
+
+
+class Signer:
+    """The gateway's side: one token for each request forwarded."""
+
+    def __init__(self, secret: str, clock: Clock) -> None:
+        self._key = OctKey.import_key(secret)
+        self._clock = clock
+
+    def sign(self, identity: Identity, *, audience: str, request_id: str) -> str:
+        """Return the token that tells `audience` who makes the request `request_id`."""
+        issued = int(self._clock().timestamp())
+        claims = {
+            "iss": _ISSUER,
+            "aud": audience,
+            "sub": str(identity.user_id),
+            "role": identity.role,
+            "jti": request_id,
+            "iat": issued,
+            "exp": issued + LIFETIME_S,
+        }
+        return jwt.encode({"alg": "HS256"}, claims, self._key)
+
+
+class Verifier:
+    """A service's side. A token that was good is remembered by its hash until it expires."""
+
+    def __init__(self, secret: str, audience: str, clock: Clock) -> None:
+        self._key = OctKey.import_key(secret)
+        self._audience = audience
+        self._clock = clock
+        self._known: dict[bytes, tuple[Identity, float]] = {}
+
+    def verify(self, token: str) -> Identity:
+        """Return who calls; raises Unauthenticated for anything but a fresh token of the gateway for this service."""
+        digest = hashlib.sha256(token.encode()).digest()
+        now = self._clock()
+        known = self._known.get(digest)
+        if known is not None and now.timestamp() < known[1]:
+            return known[0]
+        identity, until = self._read(token, now)
+        if len(self._known) >= _CACHED:
+            self._known.clear()
+        self._known[digest] = (identity, until)
+        return identity
+
+    def _read(self, token: str, now: datetime) -> tuple[Identity, float]:
+        refused = Unauthenticated("the identity of this request is not one the gateway signed for this service")
+        try:
+            claims: Mapping[str, Any] = jwt.decode(token, self._key, algorithms=["HS256"]).claims
+        except (JoseError, ValueError) as error:
+            raise refused from error
+        issued, expires = claims.get("iat"), claims.get("exp")
+        seconds = now.timestamp()
+        if (
+            claims.get("iss") != _ISSUER
+            or claims.get("aud") != self._audience
+            or claims.get("role") not in {"user", "admin"}
+            or not isinstance(issued, int)
+            or not isinstance(expires, int)
+            or not issued - SKEW_S <= seconds < expires + SKEW_S
+            or expires - issued > LIFETIME_S
+        ):
+            raise refused
+        try:
+            user_id = UUID(str(claims.get("sub")))
+        except ValueError as error:
+            raise refused from error
+        return Identity(user_id, cast("Role", claims["role"])), float(expires)

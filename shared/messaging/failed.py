@@ -1,0 +1,168 @@
+"""Parking: what could not be done lies in `failed_jobs`, byte for byte, where a person sees it.
+
+Statuses: `waiting` runs again by itself, `held` waits for a person and fences its key, `dead` waits for a person
+and fences nothing, `resolved` and `discarded` are history. Of a key's waiting rows only the lowest has a due time;
+the others have none and follow when it is done.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import text
+
+from shared.db import Tx
+from shared.errors import NotYet, OpenbellError, Permanent
+from shared.messaging.consumer import Policy
+from shared.messaging.outbox import Message
+from shared.messaging.record import Record, pack_headers
+
+BEHIND: Final = "BEHIND"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a record is parked. `status` is waiting, held or dead; `due_at` stands for waiting heads only."""
+
+    status: str
+    code: str
+    message: str
+    due_at: datetime | None = None
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A record on its way into failed_jobs."""
+
+    record: Record
+    failure: Failure
+    job_type: str | None
+    event_id: UUID | None
+
+
+_PARK: Final = text(
+    """
+    insert into failed_jobs (consumer, topic, partition, record_offset, key, value, headers, record_time, job_type,
+                             event_id, status, attempts, due_at, error_code, error_message, errors, fingerprint,
+                             failed_at)
+    select :consumer, r.topic, r.partition, r.record_offset, r.key, r.value, r.headers, r.record_time, r.job_type,
+           r.event_id, r.status, r.attempts, r.due_at, r.code, r.message,
+           case when r.code = 'BEHIND' then '[]' else jsonb_build_array(jsonb_build_object(
+               'at', cast(:now as timestamptz), 'code', r.code, 'message', r.message)) end,
+           r.fingerprint, :now
+    from unnest(cast(:topics as text[]), cast(:partitions as int[]), cast(:offsets as bigint[]),
+                cast(:keys as bytea[]), cast(:values as bytea[]), cast(:headers as bytea[]), cast(:times as timestamptz[]), cast(:types as text[]),
+                cast(:event_ids as uuid[]), cast(:statuses as text[]), cast(:attempts as int[]),
+                cast(:due as timestamptz[]), cast(:codes as text[]), cast(:messages as text[]), cast(:prints as text[]))
+         r(topic, partition, record_offset, key, value, headers, record_time, job_type, event_id, status, attempts,
+           due_at, code, message, fingerprint)
+    on conflict (consumer, topic, partition, record_offset, digest) do nothing
+    """
+)
+
+_FENCED: Final = text(
+    """
+    select key, count(*) as waiting from failed_jobs
+    where consumer = :consumer and topic = :topic and partition = :partition
+      and key = any(cast(:keys as bytea[])) and status in ('waiting', 'held')
+    group by key
+    """
+)
+
+
+async def park(tx: Tx, consumer: str, parked: Sequence[Parked], now: datetime) -> None:
+    """Write rows; one that already lies there stays as it is."""
+    await tx.execute(
+        _PARK,
+        consumer=consumer,
+        now=now,
+        topics=[one.record.topic for one in parked],
+        partitions=[one.record.partition for one in parked],
+        offsets=[one.record.offset for one in parked],
+        keys=[one.record.key for one in parked],
+        values=[one.record.value for one in parked],
+        headers=[pack_headers(one.record.headers) for one in parked],
+        times=[one.record.time for one in parked],
+        types=[clean(one.job_type) if one.job_type else None for one in parked],
+        event_ids=[one.event_id for one in parked],
+        statuses=[one.failure.status for one in parked],
+        attempts=[one.failure.attempts for one in parked],
+        due=[one.failure.due_at for one in parked],
+        codes=[one.failure.code for one in parked],
+        messages=[one.failure.message for one in parked],
+        prints=[fingerprint(consumer, one.job_type, one.failure) for one in parked],
+    )
+
+
+async def fenced_keys(tx: Tx, consumer: str, topic: str, partition: int, keys: Sequence[bytes]) -> dict[bytes, int]:
+    """Return the keys that have a waiting or held row, with how many."""
+    rows = await tx.fetch(_FENCED, consumer=consumer, topic=topic, partition=partition, keys=list(keys))
+    return {row["key"]: row["waiting"] for row in rows}
+
+
+def judge(error: Exception, attempts: int, policy: Policy, now: datetime, draw: float) -> Failure:
+    """Decide what becomes of a record that failed `attempts` times before. `draw` in [-1, 1] varies the delay by 10%.
+
+    Permanent: dead at once. NotYet: the longer delays. Anything else: the policy's delays, then dead.
+    """
+    code, message = describe(error)
+    delays = policy.not_yet_delays_s if isinstance(error, NotYet) else policy.delays_s
+    gone = "held" if policy.hold else "dead"
+    if isinstance(error, Permanent) or attempts >= len(delays):
+        return Failure(gone, code, message, attempts=attempts + 1)
+    delay_s = delays[attempts] * (1 + 0.1 * draw)
+    return Failure("waiting", code, message, now + timedelta(seconds=delay_s), attempts + 1)
+
+
+def describe(error: BaseException) -> tuple[str, str]:
+    """Return a stable code and a cleaned message."""
+    if isinstance(error, OpenbellError):
+        details = f" {dict(error.details)}" if error.details else ""
+        return error.code, clean(error.message + details)
+    if isinstance(error, TimeoutError):
+        return "DEADLINE", "the handler did not finish before its deadline"
+    return type(error).__name__, clean(str(error) or type(error).__name__)
+
+
+def clean(message: str) -> str:
+    """Cut to 2,000 characters and hide what looks like a secret; Postgres text takes no NUL."""
+    message = message.replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()
+    return _SECRET.sub(r"\1***", message)[:2000]
+
+
+_SECRET: Final = re.compile(
+    r"(?i)((?:password|secret|token|authorization|api[-_]?key|/api/webhooks/\d+)['\"]?\s*[=:/]\s*['\"]?(?:bearer\s+)?)[^\s'\",;&]+"
+)
+_VARIABLE: Final = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|'[^']*'|\"[^\"]*\"|\d+", re.IGNORECASE)
+
+
+def fingerprint(consumer: str, job_type: str | None, failure: Failure) -> str | None:
+    """Group failures that a person would call the same: consumer, type, code, message without its values."""
+    if failure.code == BEHIND:
+        return None
+    shape = _VARIABLE.sub("?", failure.message)
+    return hashlib.sha256(f"{consumer}|{job_type}|{failure.code}|{shape}".encode()).hexdigest()[:16]
+
+
+def dead_letter(consumer: str, record: Record, failure: Failure) -> Message:
+    """Return what goes to `<consumer>.dlq`: the record byte for byte, with the reason in headers."""
+    reason: list[tuple[bytes, bytes | None]] = [
+        (b"openbell-dlq-consumer", consumer.encode()),
+        (b"openbell-dlq-topic", record.topic.encode()),
+        (b"openbell-dlq-partition", str(record.partition).encode()),
+        (b"openbell-dlq-offset", str(record.offset).encode()),
+        (b"openbell-dlq-code", failure.code.encode()),
+        (b"openbell-dlq-message", failure.message[:500].encode()),
+        (b"openbell-dlq-attempts", str(failure.attempts).encode()),
+    ]
+    return f"{consumer}.dlq", record.key, record.value, (*record.headers, *reason)
+
+
+def error_entry(failure: Failure, now: datetime) -> dict[str, Any]:
+    """One line of a row's history."""
+    return {"at": now.isoformat(), "code": failure.code, "message": failure.message}

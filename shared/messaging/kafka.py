@@ -1,0 +1,112 @@
+"""Kafka itself: clients with the settings that the promises need, and topics with the shape that topics.py states."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from shared.contracts.topics import Topic
+
+_DAY_MS: Final = 86_400_000
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaAddress:
+    """Where Kafka is and what it lacks (see shared.settings)."""
+
+    bootstrap: str
+    static_members: bool = False
+    small_topics: bool = False
+
+
+def new_consumer(address: KafkaAddress, group: str, member: str) -> AIOKafkaConsumer:
+    """Return a group consumer, not started. Offsets live in Postgres: nothing is committed or reset by itself.
+
+    max_poll_interval is out of the way on purpose: our own deadline cuts a handler, and leaving the group over a
+    slow one would only add a rebalance.
+    """
+    return AIOKafkaConsumer(
+        bootstrap_servers=address.bootstrap,
+        group_id=group,
+        client_id=f"{group}-{member}",
+        group_instance_id=f"{group}-{member}" if address.static_members else None,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        max_poll_interval_ms=_DAY_MS,
+        session_timeout_ms=10_000,
+        heartbeat_interval_ms=3_000,
+        fetch_max_wait_ms=40,  # one fetch serves all partitions: a busy one waits this long for the idle ones
+        max_partition_fetch_bytes=4 * 1_048_576,
+        metadata_max_age_ms=30_000,
+    )
+
+
+def new_producer(address: KafkaAddress, client_id: str) -> AIOKafkaProducer:
+    """Return an idempotent producer that waits for all in-sync replicas, not started."""
+    return AIOKafkaProducer(
+        bootstrap_servers=address.bootstrap,
+        client_id=client_id,
+        acks="all",
+        enable_idempotence=True,
+        compression_type="lz4",
+        max_batch_size=512 * 1024,
+        max_request_size=16 * 1_048_576,
+        request_timeout_ms=10_000,
+        metadata_max_age_ms=30_000,
+    )
+
+
+async def ensure_topics(address: KafkaAddress, topics: Iterable[Topic]) -> None:
+    """Create the topics that are missing. Existing ones stay as they are."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=address.bootstrap)
+    await admin.start()
+    try:
+        existing = set(await admin.list_topics())
+        missing = [topic for topic in topics if topic.name not in existing]
+        if not missing:
+            return
+        brokers = len((await admin.describe_cluster())["brokers"])
+        response: Any = await admin.create_topics([_new_topic(topic, address, min(3, brokers)) for topic in missing])
+        for name, code, *rest in response.topic_errors:
+            error = for_code(code)
+            if code and error is not TopicAlreadyExistsError:
+                raise KafkaError(f"cannot create topic {name}: {error.__name__} {rest}")
+        _log.info("topics_created", extra={"topics": [topic.name for topic in missing]})
+    finally:
+        await admin.close()
+
+
+async def wait_for_kafka(address: KafkaAddress, timeout_s: float) -> None:
+    """Return once a broker takes connections; an aiokafka client started before that raises at once.
+
+    Raises TimeoutError.
+    """
+    host, _, port = address.bootstrap.split(",")[0].rpartition(":")
+    async with asyncio.timeout(timeout_s):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(host, int(port))
+            except OSError:
+                await asyncio.sleep(0.2)
+            else:
+                writer.close()
+                return
+
+
+def _new_topic(topic: Topic, address: KafkaAddress, replicas: int) -> NewTopic:
+    configs = {
+        "retention.ms": str(topic.retention_ms),
+        "max.message.bytes": str(topic.max_message_bytes),
+        "cleanup.policy": "compact" if topic.compact else "delete",
+    }
+    if replicas > 1:
+        configs["min.insync.replicas"] = "2"
+    if address.small_topics:
+        configs |= {"retention.bytes": "2000000", "segment.bytes": "1000000"}
+    return NewTopic(topic.name, topic.partitions, replicas, topic_configs=configs)

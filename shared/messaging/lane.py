@@ -1,0 +1,262 @@
+"""A lane: some keys of one partition, in order, in one transaction with inbox, fence, handlers and outbox.
+
+    lock the lane > insert inbox rows > read the fence > run handlers > add events to the outbox > commit
+
+If a handler fails, the lane is halved until the failing record stands alone, so that a bad event costs only
+itself; it is then parked. What is not the event's fault (deadlock, lost connection, unknown commit) runs again
+and never counts.
+"""
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import groupby
+from random import Random
+from typing import Final, TypeVar
+
+from sqlalchemy import text
+
+from shared import telemetry
+from shared.clock import Clock
+from shared.contracts.base import Event
+from shared.db import Database, Tx, is_rerun
+from shared.errors import Transient
+from shared.messaging import metrics
+from shared.messaging.consumer import Consumer
+from shared.messaging.decode import Item
+from shared.messaging.failed import BEHIND, Failure, Parked, dead_letter, fenced_keys, judge, park
+from shared.messaging.fuse import Fuse
+from shared.messaging.outbox import Message, Outbox
+
+T = TypeVar("T")
+
+_ENTER: Final = text(
+    """
+    with lane as materialized (
+        select pg_advisory_xact_lock(cast(:space as int), cast(:lane as int))
+    ), ready as materialized (select count(*) from lane)
+    insert into inbox (consumer, event_id, day)
+    select :consumer, r.event_id, r.day
+    from ready, unnest(cast(:ids as uuid[]), cast(:days as date[])) r(event_id, day)
+    on conflict do nothing
+    returning event_id
+    """
+)
+LOCK_LANE: Final = text("select pg_advisory_xact_lock(cast(:space as int), cast(:lane as int))")
+
+_log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):  # not an error: the way out of a retry loop at shutdown
+    """The partition is being given up; nothing more is settled."""
+
+
+class FuseOpen(Exception):  # not an error: the batch is read again when the fuse closes
+    """The consumer's fuse opened while a batch was under way."""
+
+
+class TooManyWaiting(Transient):
+    """Too many rows wait behind failing keys; the partition stands until some are done."""
+
+    code = "TOO_MANY_WAITING"
+
+
+def lane_space(consumer: str, topic: str, partition: int) -> int:
+    """Return the first half of a lane's advisory lock."""
+    return zlib.crc32(f"lane/{consumer}/{topic}/{partition}".encode()) - 2**31
+
+
+class Lanes:
+    """Settles items of one consumer; every transaction of live records goes through here."""
+
+    count: Final = 4
+    deadline_s: Final = 30.0
+
+    def __init__(
+        self, consumer: Consumer, db: Database, outbox: Outbox, fuse: Fuse, clock: Clock, random: Random
+    ) -> None:
+        self._consumer = consumer
+        self._db = db
+        self._outbox = outbox
+        self._fuse = fuse
+        self._clock = clock
+        self._random = random
+        self._about = {"consumer": consumer.name}
+        self.waiting = 0  # rows of this consumer in failed_jobs that wait; the retry worker keeps it current
+        self.parked: Callable[[], None] = lambda: None  # tells the retry worker
+
+    async def settle(self, lane: int, items: Sequence[Item], stopping: asyncio.Event, *, probe: bool = False) -> None:
+        """Make every item done or parked. Raises Stopped or FuseOpen with the rest untouched."""
+        if self._fuse.is_open and not probe:
+            raise FuseOpen
+        try:
+            await self.rerun(lambda: self._together(lane, items), stopping)
+        except (Stopped, FuseOpen, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a handler may raise anything; nothing may be lost
+            if len(items) > 1:
+                middle = len(items) // 2
+                await self.settle(lane, items[:middle], stopping, probe=probe)
+                await self.settle(lane, items[middle:], stopping, probe=probe)
+            else:
+                await self._give_up(lane, items[0], error, stopping, probe=probe)
+
+    async def rerun(self, action: Callable[[], Awaitable[T]], stopping: asyncio.Event) -> T:
+        """Run until it works or fails for a reason of its own; waits 50 ms to 5 s between runs."""
+        delay_s = 0.05
+        while True:
+            try:
+                return await action()
+            except Exception as error:
+                if not isinstance(error, TooManyWaiting) and not is_rerun(error):
+                    raise
+                metrics.RERUNS.labels(self._consumer.name).inc()
+                _log.warning(
+                    "transaction_rerun", extra=self._about | {"error": type(error).__name__, "delay_s": delay_s}
+                )
+            try:
+                async with asyncio.timeout(delay_s):
+                    await stopping.wait()
+                raise Stopped
+            except TimeoutError:
+                delay_s = min(delay_s * 2, 5.0)
+
+    async def _together(self, lane: int, items: Sequence[Item]) -> None:
+        async with asyncio.timeout(self.deadline_s), self._db.transaction() as tx:
+            fresh = await self._enter(tx, lane, items)
+            behind, rest = await self._split(tx, fresh)
+            runnable = [item for item in rest if item.failure is None]
+            broken = [(item, item.failure) for item in rest if item.failure is not None]
+            with telemetry.processing(self._consumer.name, [item.record for item in runnable]):
+                events = await handle(tx, runnable)
+            await self._park(
+                tx,
+                [*((item, Failure("waiting", BEHIND, "waits behind its key")) for item in behind), *broken],
+            )
+            await self._publish(tx, events, broken)
+        for outcome, number in (
+            ("done", len(runnable)),
+            ("duplicate", len(items) - len(fresh)),
+            ("behind", len(behind)),
+            ("parked", len(broken)),
+        ):
+            if number:
+                metrics.EVENTS.labels(self._consumer.name, outcome).inc(number)
+        for item, failure in broken:
+            self._tell(item, failure)
+        if runnable:
+            self._fuse.succeeded()
+
+    async def _enter(self, tx: Tx, lane: int, items: Sequence[Item]) -> list[Item]:
+        """Take the lane and the inbox rows; return the items that nobody has dealt with."""
+        first = items[0].record
+        space = lane_space(self._consumer.name, first.topic, first.partition)
+        known = [item for item in items if item.event_id is not None]
+        rows = await tx.fetch(
+            _ENTER,
+            space=space,
+            lane=lane,
+            consumer=self._consumer.name,
+            ids=[item.event_id for item in known],
+            days=[item.day for item in known],
+        )
+        new = {row["event_id"] for row in rows}
+        fresh: list[Item] = []
+        for item in items:
+            if item.event_id is None or item.event_id in new:
+                fresh.append(item)
+                new.discard(item.event_id)  # the same event twice in one batch is one event
+        return fresh
+
+    async def _split(self, tx: Tx, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+        """Part the items whose key is fenced from the others. A held item fences what follows it."""
+        keys = list({item.record.key for item in items if item.record.key is not None})
+        if not keys:
+            return [], list(items)
+        first = items[0].record
+        fenced = await fenced_keys(tx, self._consumer.name, first.topic, first.partition, keys)
+        behind: list[Item] = []
+        rest: list[Item] = []
+        for item in items:
+            key = item.record.key
+            if key is not None and key in fenced and item.failure is None:
+                behind.append(item)
+                fenced[key] += 1
+            else:
+                rest.append(item)
+                if key is not None and item.failure is not None and item.failure.status == "held":
+                    fenced[key] = fenced.get(key, 0) + 1
+        policy = self._consumer.policy
+        if behind and (max(fenced.values()) > policy.max_waiting_per_key or self.waiting > policy.max_waiting):
+            raise TooManyWaiting(topic=first.topic, partition=first.partition)
+        return behind, rest
+
+    async def _give_up(self, lane: int, item: Item, error: Exception, stopping: asyncio.Event, *, probe: bool) -> None:
+        failure = judge(error, 0, self._consumer.policy, self._clock(), self._random.uniform(-1, 1))
+        if probe and failure.status == "waiting":
+            raise FuseOpen from error  # it stays where it is: attempts do not count while the fuse is open
+        outcome = await self.rerun(lambda: self._park_alone(lane, item, failure), stopping)
+        metrics.EVENTS.labels(self._consumer.name, outcome).inc()
+        if outcome == "parked":
+            self._tell(item, failure)
+
+    async def _park_alone(self, lane: int, item: Item, failure: Failure) -> str:
+        async with self._db.transaction() as tx:
+            fresh = await self._enter(tx, lane, [item])
+            if not fresh:
+                return "duplicate"
+            behind, _ = await self._split(tx, fresh)
+            if behind:
+                await self._park(tx, [(item, Failure("waiting", BEHIND, "waits behind its key"))])
+                return "behind"
+            await self._park(tx, [(item, failure)])
+            await self._publish(tx, (), [(item, failure)])
+        return "parked"
+
+    async def _park(self, tx: Tx, parked: Sequence[tuple[Item, Failure]]) -> None:
+        if parked:
+            rows = [Parked(item.record, failure, item.job_type, item.event_id) for item, failure in parked]
+            await park(tx, self._consumer.name, rows, self._clock())
+
+    async def _publish(self, tx: Tx, events: Sequence[Event], failed: Sequence[tuple[Item, Failure]]) -> None:
+        letters: list[Message] = [
+            dead_letter(self._consumer.name, item.record, failure)
+            for item, failure in failed
+            if failure.status != "waiting"
+        ]
+        await self._outbox.add(tx, events, letters)
+
+    def _tell(self, item: Item, failure: Failure) -> None:
+        record = item.record
+        self._fuse.failed(record.key if record.key is not None else (record.topic, record.partition, record.offset))
+        _log.warning(
+            "event_parked",
+            extra=self._about
+            | {
+                "status": failure.status,
+                "code": failure.code,
+                "reason": failure.message,
+                "type": item.job_type,
+                "event_id": str(item.event_id) if item.event_id else None,
+                "topic": record.topic,
+                "partition": record.partition,
+                "offset": record.offset,
+            },
+        )
+        self.parked()
+
+
+async def handle(tx: Tx, items: Sequence[Item]) -> list[Event]:
+    """Run the handlers, in order; neighbours of one batch route go together."""
+    events: list[Event] = []
+    for route, group in groupby(items, key=lambda item: item.route):
+        if route is None:
+            raise TypeError("an item without a handler cannot run")
+        batch = [item.event for item in group]
+        if route.batch:
+            events.extend(await route.handler(batch, tx))
+        else:
+            for event in batch:
+                events.extend(await route.handler(event, tx))
+    return events

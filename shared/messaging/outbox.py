@@ -1,0 +1,76 @@
+"""The outbox: events are rows of the transaction that made them, and the relay carries them to Kafka.
+
+Rows of one key get their ids under a lock on the key's bucket that lasts until the commit, so that a key's id
+order is its commit order. The lock comes last in a transaction, and all of a statement's buckets in one order.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from opentelemetry.propagate import inject
+from sqlalchemy import text
+
+from shared.contracts.base import Event
+from shared.db import Tx
+from shared.messaging.record import Headers, bucket, headers_of, pack_headers
+
+_ADD: Final = text(
+    """
+    with locked as materialized (
+        select pg_advisory_xact_lock(cast(:space as int), b)
+        from unnest(cast(:buckets as int[])) b
+    ), ready as materialized (select count(*) from locked)
+    insert into outbox (topic, key, value, headers)
+    select r.topic, r.key, r.value, r.headers
+    from ready, unnest(cast(:topics as text[]), cast(:keys as bytea[]), cast(:values as bytea[]),
+                       cast(:headers as bytea[])) with ordinality r(topic, key, value, headers, n)
+    order by r.n
+    """
+)
+
+Message = tuple[str, bytes | None, bytes | None, Headers]
+"""(topic, key, value, headers): what goes out."""
+
+
+class Outbox:
+    """Writes events into the service's outbox table, inside the caller's transaction."""
+
+    def __init__(self, service: str, wake: Callable[[], None]) -> None:
+        self._source = f"/openbell/{service}"
+        self._service = service
+        self._space = zlib.crc32(f"outbox/{service}".encode()) - 2**31
+        self._wake = wake
+
+    async def add(self, tx: Tx, events: Sequence[Event], letters: Sequence[Message] = ()) -> None:
+        """Add events, then raw `letters`, in this order; the last statement of a transaction.
+
+        Raises TypeError for an event whose topic this service may not publish to.
+        """
+        trace: dict[str, str] = {}
+        if events:
+            inject(trace)
+        await self._insert(tx, [*(self._message(event, tuple(trace.items())) for event in events), *letters])
+
+    def _message(self, event: Event, trace: tuple[tuple[str, str], ...]) -> Message:
+        if event.topic.owner != self._service and event.topic.name != "api.audit":
+            raise TypeError(
+                f"{self._service} may not publish {event.type}: {event.topic.name} belongs to {event.topic.owner}"
+            )
+        headers = headers_of(event, self._source, trace)
+        return event.topic.name, event.key.encode(), event.to_bytes(), headers
+
+    async def _insert(self, tx: Tx, messages: Sequence[Message]) -> None:
+        if not messages:
+            return
+        topics, keys, values, headers = zip(*messages, strict=True)
+        await tx.execute(
+            _ADD,
+            space=self._space,
+            buckets=sorted({bucket(key) for key in keys}),
+            topics=list(topics),
+            keys=list(keys),
+            values=list(values),
+            headers=[pack_headers(one) for one in headers],
+        )
+        tx.after_commit(self._wake)

@@ -1,0 +1,128 @@
+"""Reading a partition when the client's parser cannot: a header name that is not UTF-8, a corrupt batch.
+
+aiokafka raises for the whole fetch then. This asks the broker for the same bytes and reads them with a parser that
+takes header names as bytes and gives up on one batch, not on the partition.
+
+Source of the format: Apache Kafka documentation, "Message Format", record batch version 2.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
+from aiokafka.errors import KafkaError, for_code
+from aiokafka.protocol.fetch import FetchRequest
+
+from shared.messaging.record import Headers, Record
+
+_HEAD: Final = struct.Struct(">qiibIhiqqqhii")  # base offset .. record count, 61 bytes
+_LENGTH: Final = struct.Struct(">qi")
+_CONTROL: Final = 0x20
+_CODECS: Final = {1: gzip_decode, 2: snappy_decode, 3: lz4_decode, 4: zstd_decode}
+_MAX_BYTES: Final = 64 * 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A batch that cannot be read at all: its bytes, and why."""
+
+    offset: int
+    last_offset: int
+    body: bytes
+    reason: str
+
+
+async def fetch(
+    kafka: AIOKafkaConsumer, partition: TopicPartition, offset: int
+) -> tuple[list[Record | Unreadable], int]:
+    """Return what lies at `offset` and in the rest of its fetch, and the offset to go on from."""
+    client: Any = kafka._client  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - aiokafka has no public way to the bytes of a fetch
+    node = client.cluster.leader_for_partition(partition)
+    request = FetchRequest(500, 1, _MAX_BYTES, 0, [(partition.topic, [(partition.partition, offset, _MAX_BYTES)])])
+    response = await client.send(node, request)
+    (_, ((_, code, _, *parts),)), *_ = response.topics
+    if code:
+        error = for_code(code)
+        raise error
+    return read(parts[-1] or b"", partition, offset)
+
+
+def read(data: bytes, partition: TopicPartition, offset: int) -> tuple[list[Record | Unreadable], int]:
+    """Read record batches from the first record at or after `offset`; a cut-off last batch is for the next fetch."""
+    found: list[Record | Unreadable] = []
+    following = offset
+    position = 0
+    while position + _LENGTH.size <= len(data):
+        base, length = _LENGTH.unpack_from(data, position)
+        end = position + _LENGTH.size + length
+        if end > len(data):
+            break
+        batch = data[position:end]
+        position = end
+        last = _last_offset(batch, base)
+        try:
+            found.extend(record for record in _records(batch, partition) if record.offset >= offset)
+        except (ValueError, IndexError, struct.error, KafkaError, RuntimeError, OSError) as error:
+            found.append(Unreadable(max(base, offset), last, batch, f"{type(error).__name__}: {error}"))
+        following = max(following, last + 1)
+    return found, following
+
+
+def _last_offset(batch: bytes, base: int) -> int:
+    return base + struct.unpack_from(">i", batch, 23)[0] if len(batch) >= _HEAD.size else base
+
+
+def _records(batch: bytes, partition: TopicPartition) -> Iterator[Record]:
+    base, _, _, magic, _, attributes, _, first_ms, max_ms, *_, count = _HEAD.unpack_from(batch)
+    if magic != 2:  # noqa: PLR2004 - the format's own number
+        raise ValueError(f"message format version {magic}; every Kafka since 0.11 writes version 2")
+    if attributes & _CONTROL:
+        return
+    body = batch[_HEAD.size :]
+    if codec := attributes & 0x07:
+        body = _CODECS[codec](body)
+    reader = _Reader(body)
+    for _ in range(count):
+        reader.varint()  # length
+        reader.skip(1)  # attributes
+        timestamp_ms = max_ms if attributes & 0x08 else first_ms + reader.varint()
+        if attributes & 0x08:
+            reader.varint()
+        offset = base + reader.varint()
+        key, value = reader.field(), reader.field()
+        headers: Headers = tuple((reader.field() or b"", reader.field()) for _ in range(reader.varint()))
+        yield Record(partition.topic, partition.partition, offset, key, value, headers, timestamp_ms)
+
+
+class _Reader:
+    """Walks over zigzag varints and length-prefixed fields; raises IndexError or ValueError at the end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = bytes(data)
+        self._position = 0
+
+    def varint(self) -> int:
+        shift = value = 0
+        while True:
+            byte = self._data[self._position]
+            self._position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:  # noqa: PLR2004 - the continuation bit
+                return (value >> 1) ^ -(value & 1)
+            shift += 7
+
+    def skip(self, count: int) -> None:
+        self._position += count
+
+    def field(self) -> bytes | None:
+        length = self.varint()
+        if length < 0:
+            return None
+        field = self._data[self._position : self._position + length]
+        if len(field) < length:
+            raise ValueError("a field runs over the end of its batch")
+        self._position += length
+        return field

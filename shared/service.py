@@ -1,0 +1,344 @@
+"""A service: what it consumes, runs by the clock, serves over HTTP, and how all of it starts and stops.
+
+The recipe, in `services/<name>/main.py`:
+
+    def build(env: Environment) -> Service:
+        settings = DetectorSettings()
+        service = Service("detector", env)              # owns .db, .door, .clock
+        detector = Detector(settings, DetectorStore())
+        service.consume(consumers.table(detector))      # a shared.messaging.consumer.Consumer
+        service.work(LeaderboardWorker(detector, service.door, service.clock))  # has .name and async run()
+        service.schedule(Job("retention", "0 5 * * *", detector.drop_old))      # shared.schedule
+        service.serve(routes.handlers(detector, service.door))  # Litestar route handlers
+        return service
+
+and `services/<name>/__main__.py`:
+
+    from services.detector.main import build
+    from shared.service import main
+
+    if __name__ == "__main__":
+        main(build)
+
+`build` only wires; `start` opens connections. A worker's `run()` loops until it is cancelled; when it raises,
+it is started again after a pause, and readiness says so meanwhile.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from random import Random
+from typing import Final, Protocol, runtime_checkable
+
+import uvicorn
+import uvloop
+from litestar import Litestar
+from litestar.types import ControllerRouterHandler
+from sqlalchemy import text
+
+from shared import logs, telemetry
+from shared.clock import Clock, utc_now
+from shared.contracts.topics import TOPICS, dead_letter_topic
+from shared.db import Database, Tx, is_rerun
+from shared.http import build_app
+from shared.messaging import inbox
+from shared.messaging.consumer import Consumer
+from shared.messaging.delivery import Delivery
+from shared.messaging.door import Door
+from shared.messaging.fuse import Fuse
+from shared.messaging.kafka import KafkaAddress, ensure_topics, wait_for_kafka
+from shared.messaging.lane import Lanes
+from shared.messaging.ops import FailedJobs
+from shared.messaging.outbox import Outbox
+from shared.messaging.relay import Relay
+from shared.messaging.retry import Retries
+from shared.migrate import head
+from shared.schedule import Job, Scheduler
+from shared.settings import SharedSettings
+
+_log = logging.getLogger(__name__)
+_monotonic = time.monotonic
+
+_REVISION: Final = text("select version_num from alembic_version")
+_FORGET_FAILED: Final = text(
+    "delete from failed_jobs where status in ('resolved', 'discarded') and updated_at < :before"
+)
+KEEP_SETTLED_JOBS: Final = timedelta(days=30)
+
+
+class SchemaTooOld(RuntimeError):
+    """The database schema is older than this code needs; run `make migrate`."""
+
+
+class Runner(Protocol):
+    """Something that works until it is cancelled."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in logs and readiness."""
+        ...
+
+    async def run(self) -> None:
+        """Work."""
+        ...
+
+
+@runtime_checkable
+class HasHealth(Protocol):
+    """A runner that can tell how it is."""
+
+    def health(self) -> tuple[bool, str]:
+        """Return (works, detail)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What `build` gets: settings, a clock, chance, and this replica's name."""
+
+    settings: SharedSettings = field(default_factory=SharedSettings)
+    clock: Clock = utc_now
+    random: Random = field(default_factory=lambda: Random(secrets.randbits(64)))  # noqa: S311 - for jitter
+    replica: str = field(default_factory=lambda: secrets.token_hex(4))
+
+
+class Service:
+    """One service of Openbell, wired by its `build`, running between `start` and `stop`."""
+
+    start_pause_s: Final = 1.0
+    stop_s: Final = 15.0
+
+    def __init__(self, name: str, env: Environment) -> None:
+        self.name = name
+        self.settings = env.settings
+        self.clock = env.clock
+        self.db = Database(env.settings.service_database_url(name), schema=name, size=env.settings.database_pool_size)
+        self.kafka = KafkaAddress(
+            env.settings.kafka_bootstrap, env.settings.kafka_static_members, env.settings.kafka_small_topics
+        )
+        self.relay = Relay(name, self.db, self.kafka)
+        self.outbox = Outbox(name, self.relay.wake)
+        self.door = Door(self.db, self.outbox)
+        self.failed_jobs = FailedJobs(name, env.clock)
+        self.handlers: list[ControllerRouterHandler] = []
+        self.consumers: list[Consumer] = []
+        self._env = env
+        self._runners: list[Runner] = []
+        self._jobs = [
+            Job("inbox-days", "17 * * * *", self._roll_inbox),
+            Job("failed-jobs-retention", "27 4 * * *", self._forget_failed),
+        ]
+        self._scheduler: Scheduler | None = None
+        self._app: Litestar | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._broken: dict[str, str] = {"start": "not started"}
+
+    # --- wiring -------------------------------------------------------------------------------
+
+    def consume(self, consumer: Consumer) -> None:
+        """Run a consumer: its live records and its retries. Raises ValueError for one that is not this service's."""
+        if not consumer.name.startswith(f"{self.name}."):
+            raise ValueError(f"the consumer {consumer.name} must be named {self.name}.<what>")
+        env = self._env
+        member = "static" if env.settings.kafka_static_members else env.replica
+        fuse = Fuse(consumer.name, consumer.policy, _monotonic)
+        lanes = Lanes(consumer, self.db, self.outbox, fuse, env.clock, env.random)
+        self.consumers.append(consumer)
+        self._runners.append(Delivery(consumer, self.kafka, member, self.db, lanes, fuse, env.clock))
+        self._runners.append(Retries(consumer, self.db, self.outbox, lanes, fuse, env.clock, env.random))
+
+    def work(self, runner: Runner) -> None:
+        """Run a worker."""
+        self._runners.append(runner)
+
+    def schedule(self, job: Job) -> None:
+        """Run a job by the clock."""
+        self._jobs.append(job)
+
+    def serve(self, handlers: list[ControllerRouterHandler]) -> None:
+        """Serve routes."""
+        self.handlers.extend(handlers)
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The service's jobs."""
+        if self._scheduler is None:
+            self._scheduler = Scheduler(self._jobs, self.door, self.clock, runner=self._env.replica)
+        return self._scheduler
+
+    @property
+    def app(self) -> Litestar:
+        """The HTTP app."""
+        if self._app is None:
+            self._app = build_app(self)
+        return self._app
+
+    # --- running ------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Start in the background, for readiness tells how far it is; stop at the end of the block."""
+        starting = asyncio.create_task(self._start_until_it_works(), name=f"{self.name} start")
+        try:
+            yield
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            await self.stop()
+
+    async def start(self) -> None:
+        """Check the schema, make inbox days and topics, and start all runners.
+
+        Raises SchemaTooOld; DatabaseUnavailable, KafkaError, TimeoutError while those are away.
+        """
+        async with self.db.read() as tx:
+            revision = await tx.fetchval(_REVISION)
+        if revision is None or revision < head(self.name):
+            raise SchemaTooOld(f"{self.name} is at {revision}, this code needs {head(self.name)}; run `make migrate`")
+        await self._roll_inbox(self.clock())
+        await wait_for_kafka(self.kafka, timeout_s=10)
+        letters = [dead_letter_topic(consumer.name) for consumer in self.consumers]
+        await ensure_topics(self.kafka, [*TOPICS, *letters])
+        self._broken.pop("start", None)
+        for runner in (self.relay, self.scheduler, *self._runners):
+            self._tasks.append(asyncio.create_task(self._supervise(runner), name=f"{self.name} {runner.name}"))
+        _log.info("service_started", extra={"service": self.name, "replica": self._env.replica})
+
+    async def stop(self) -> None:
+        """Stop runners, each finishing what is in flight; the relay goes last; then close the pool."""
+        relay, others = self._tasks[:1], self._tasks[1:]
+        self._tasks = []
+        for group in (others, relay):
+            for task in group:
+                task.cancel()
+            if group:
+                await asyncio.wait(group, timeout=self.stop_s)
+        await self.db.close()
+        _log.info("service_stopped", extra={"service": self.name})
+
+    async def readiness(self) -> dict[str, tuple[bool, str]]:
+        """Return name -> (ok, detail) for the database, the schema, Kafka's consumers, the relay and all workers."""
+        checks: dict[str, tuple[bool, str]] = {name: (False, why) for name, why in self._broken.items()}
+        try:
+            async with asyncio.timeout(2), self.db.read() as tx:
+                revision = await tx.fetchval(_REVISION)
+            checks["database"] = (True, f"schema at {revision}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is not ready
+            checks["database"] = (False, type(error).__name__)
+        if "start" not in self._broken:
+            for runner in (self.relay, *self._runners):
+                if runner.name not in checks and isinstance(runner, HasHealth):
+                    checks[runner.name] = runner.health()
+        return checks
+
+    async def _start_until_it_works(self) -> None:
+        while True:
+            try:
+                await self.start()
+            except Exception as error:  # noqa: BLE001 - told in logs and readiness, and begun again
+                self._broken["start"] = f"{type(error).__name__}: {error}"[:300]
+                known = isinstance(error, (SchemaTooOld, OSError, TimeoutError)) or is_rerun(error)
+                _log.warning(
+                    "service_cannot_start",
+                    exc_info=not known,
+                    extra={"service": self.name, "error": repr(error)},
+                )
+                await asyncio.sleep(self.start_pause_s)
+            else:
+                return
+
+    async def _supervise(self, runner: Runner) -> None:
+        pause_s = 1.0
+        while True:
+            began = _monotonic()
+            try:
+                await runner.run()
+                why = "it ended by itself"
+            except Exception as error:  # noqa: BLE001 - told in logs and readiness, and begun again
+                why = f"{type(error).__name__}: {error}"[:300]
+                _log.exception("runner_failed", extra={"service": self.name, "runner": runner.name})
+            pause_s = 1.0 if _monotonic() - began > 60 else min(pause_s * 2, 30.0)  # noqa: PLR2004 - a minute went well
+            self._broken[runner.name] = why
+            await asyncio.sleep(pause_s)
+            del self._broken[runner.name]
+
+    async def _roll_inbox(self, now: datetime) -> None:
+        async with self.db.transaction() as tx:
+            await inbox.roll(tx, now)
+
+    async def _forget_failed(self, now: datetime) -> None:
+        async with self.db.transaction() as tx:
+            await _forget(tx, now)
+
+
+async def _forget(tx: Tx, now: datetime) -> None:
+    await tx.execute(_FORGET_FAILED, before=now - KEEP_SETTLED_JOBS)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handling; whoever runs it stops it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # noqa: ANN201 - uvicorn's own signature
+        """Leave signals to the process."""
+        yield
+
+
+def http_server(app: Callable[..., object], host: str, port: int) -> HttpServer:
+    """Return a server for an ASGI app, not started."""
+    return HttpServer(
+        uvicorn.Config(
+            app,  # pyright: ignore[reportArgumentType]
+            host=host,
+            port=port,
+            http="httptools",
+            ws="websockets-sansio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=10,
+        )
+    )
+
+
+async def until_signal() -> None:
+    """Return at SIGINT or SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+async def run(service: Service) -> None:
+    """Serve HTTP and run the service until a signal."""
+    server = http_server(service.app, service.settings.http_host, service.settings.http_port)
+    async with service.running():
+        serving = asyncio.create_task(server.serve())
+        stopping = asyncio.create_task(until_signal())
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        server.should_exit = True
+        await serving
+
+
+def main(build: Callable[[Environment], Service]) -> None:
+    """Run a service as a process of its own."""
+    env = Environment()
+    logs.configure(env.settings.log_level)
+
+    async def start() -> None:
+        service = build(env)
+        telemetry.configure(env.settings, service.name)
+        await run(service)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(start())

@@ -1,0 +1,38 @@
+"""What every service process needs to know, from the environment (prefix OPENBELL_). `.env` is read too."""
+
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SharedSettings(BaseSettings):
+    """Addresses and secrets shared by all services."""
+
+    model_config = SettingsConfigDict(env_prefix="OPENBELL_", env_file=".env", extra="ignore")
+
+    environment: Literal["development", "production"] = "development"
+    database_url: str = "postgresql://127.0.0.1:5432/openbell"
+    """Without a user: each service logs in as its own role, openbell_<service>."""
+    database_password: SecretStr | None = None
+    database_pool_size: int = Field(default=12, ge=2)
+    kafka_bootstrap: str = "127.0.0.1:9092"
+    kafka_static_members: bool = False
+    """Give group members fixed names; only for the embedded broker, which never expires a dead member."""
+    kafka_small_topics: bool = False
+    """Cap every topic at 2 MB; only for the embedded broker, which rewrites its one data file at each flush."""
+    identity_secret: SecretStr = SecretStr("development-only-identity-secret-0000")
+    """Signs the short-lived identity that the gateway hands to services (at least 32 characters)."""
+    http_host: str = "127.0.0.1"
+    http_port: int = 0
+    upstreams: dict[str, str] = Field(default_factory=dict)
+    """Where the gateway finds each service over HTTP: {"detector": "http://127.0.0.1:8102"}."""
+    log_level: str = "INFO"
+    otlp_endpoint: str | None = None
+    trace_sample_ratio: float = Field(default=0.1, ge=0, le=1)
+
+    def service_database_url(self, service: str) -> str:
+        """Return the database URL with the service's own role."""
+        scheme, _, rest = self.database_url.partition("://")
+        password = f":{self.database_password.get_secret_value()}" if self.database_password else ""
+        return f"{scheme}://openbell_{service}{password}@{rest.rpartition('@')[2]}"

@@ -1,0 +1,525 @@
+"""Claimed rows: effects on the outside world, each told apart from a crash around it.
+
+    pending -> claimed -> started -> done | failed | unknown
+       ^__________________________|  (tried again later)
+
+A handler writes a row with `due_at`; a `Worker` claims it (lease and token), commits `started` right before
+the effect, performs it, and records the outcome where the token is still its own. So a crash tells what it
+left: a lease that ran out in `claimed` means the effect never began and the row is simply claimed again; one
+that ran out in `started` means nobody knows: it is counted, and the work's stated policy decides:
+
+    resend    perform again; the row's `uncertain` is true, so the effect can say that it may repeat itself
+    look_up   ask the other side first; only what it does not know is performed again
+    leave     the row ends as `unknown` and a person decides
+
+How an effect ends (`perform` raises, see shared.errors):
+
+    returns                    done
+    Transient(retry_after_s)   again, after the backoff or what was asked for, whichever is longer
+    Busy(retry_after_s)        again then, at no cost in attempts; the lane (or everyone) is left alone
+    Permanent                  failed, with the reason
+    OutcomeUnknown, any other  as a lease that ran out in `started`
+
+A `lane` is a destination with at most one effect in flight, whatever the number of replicas. Replicas need
+clocks that agree to within a fraction of the lease.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+from prometheus_client import Counter, Gauge, Histogram
+from sqlalchemy import text
+from sqlalchemy.sql.elements import TextClause
+
+from shared.clock import Clock, utc_now
+from shared.contracts.base import Event
+from shared.db import Row, Tx, is_rerun
+from shared.errors import OpenbellError, Permanent, Transient
+from shared.messaging.door import Door
+
+log = logging.getLogger(__name__)
+
+OnUnknown = Literal["resend", "look_up", "leave"]
+Status = Literal["pending", "done", "failed", "unknown"]
+
+UNKNOWN = Counter("openbell_work_unknown_total", "Effects whose outcome nobody knows", ["kind"])
+SETTLED = Counter("openbell_work_settled_total", "Rows that reached their end", ["kind", "status"])
+RETRIED = Counter("openbell_work_retried_total", "Attempts that are made again later", ["kind"])
+LOST = Counter("openbell_work_lost_total", "Rows whose lease went to another worker meanwhile", ["kind"])
+IN_FLIGHT = Gauge("openbell_work_in_flight", "Effects being performed now", ["kind"])
+WAITED = Histogram(
+    "openbell_work_wait_seconds",
+    "From due to started",
+    ["kind"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300),
+)
+TOOK = Histogram("openbell_work_seconds", "One effect, from started to its outcome", ["kind"])
+
+COLUMNS = """
+    status text not null default 'pending'
+        check (status in ('pending', 'claimed', 'started', 'done', 'failed', 'unknown')),
+    due_at timestamptz not null,
+    lane text,
+    lease_until timestamptz,
+    token uuid,
+    attempts integer not null default 0,
+    uncertain boolean not null default false,
+    last_error text,
+    created_at timestamptz not null,
+    settled_at timestamptz
+"""
+"""The columns of every table of claimed rows, besides `id uuid` and the service's own."""
+
+_INDEXES = (
+    "create index {table}_due on {table} (due_at, id) where status = 'pending'",
+    "create index {table}_leased on {table} (lease_until) where status in ('claimed', 'started')",
+)
+_SERIALISE = "select pg_advisory_xact_lock(hashtextextended('work/' || current_schema() || '/{table}', 0))"
+_CLAIMABLE = """
+    select * from {table}
+    where status = 'pending' and due_at <= :now and {only}
+      and (lane is null or lane <> all(cast(:paused as text[]) || array(
+            select lane from {table} where status in ('claimed', 'started') and lane is not null)))
+    order by due_at, id limit :candidates for update skip locked"""
+_CLAIM = "update {table} set status = 'claimed', token = :token, lease_until = :until where id = any(:ids)"
+_NEXT_DUE = "select min(due_at) from {table} where status = 'pending' and due_at > :now and {only}"
+_START = """
+    update {table} set status = 'started', lease_until = :until
+    where id = :id and token = :token and status = 'claimed'"""
+_RENEW = """
+    update {table} set lease_until = :until
+    from unnest(cast(:ids as uuid[]), cast(:tokens as uuid[])) as mine (id, token)
+    where {table}.id = mine.id and {table}.token = mine.token and {table}.status in ('claimed', 'started')"""
+_RELEASE = """
+    update {table} set status = 'pending', token = null, lease_until = null
+    where id = :id and token = :token and status = 'claimed'"""
+_RELEASE_EXPIRED = """
+    update {table} set status = 'pending', token = null, lease_until = null
+    where status = 'claimed' and lease_until < :now and {only}"""
+_EXPIRED = """
+    select * from {table} where status = 'started' and lease_until < :now and {only}
+    order by id limit 100 for update skip locked"""
+_SETTLE = """
+    update {table} set status = :status, due_at = :due_at, attempts = :attempts, uncertain = :uncertain,
+        last_error = cast(:error as text), settled_at = cast(:settled_at as timestamptz),
+        token = null, lease_until = null
+    where id = :id and token = :token and status in ('claimed', 'started')"""
+
+
+class OutcomeUnknown(OpenbellError):
+    """The effect may or may not have happened."""
+
+    code = "OUTCOME_UNKNOWN"
+
+
+class Busy(Transient):
+    """The destination asks to be left alone for a while."""
+
+    code = "BUSY"
+
+    def __init__(self, message: str = "", /, *, retry_after_s: float, everyone: bool = False) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.everyone = everyone
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a kind of effect is claimed and tried again.
+
+    Waits grow from `base_s` by doubling up to `cap_s`, each drawn from its upper half. A row that has had
+    `max_attempts` attempts, or is `max_age_s` old, is not tried again.
+    """
+
+    concurrency: int = 16
+    lease_s: float = 30.0
+    poll_s: float = 1.0
+    base_s: float = 1.0
+    cap_s: float = 300.0
+    max_attempts: int = 8
+    max_age_s: float = 86_400.0
+    stop_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Performed:
+    """A success: what the other side answered, and how long it wants its lane left alone."""
+
+    result: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    pause_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A row that reached its end, for the service to act on in the same transaction."""
+
+    row: Row
+    status: Status
+    attempts: int
+    error: Exception | None
+    detail: str
+    result: Mapping[str, Any]
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One kind of effect, and the table its rows wait in.
+
+    `only` is an SQL condition for a table that several kinds share. `perform` gets the row as it was claimed.
+    `settled` runs in the transaction that records the end and returns the events that tell of it.
+    `look_up` answers whether an uncertain effect has happened.
+    """
+
+    kind: str
+    table: str
+    perform: Callable[[Row], Awaitable[Performed]]
+    on_unknown: OnUnknown
+    settled: Callable[[Settled, Tx], Awaitable[Sequence[Event]]] | None = None
+    look_up: Callable[[Row], Awaitable[bool]] | None = None
+    only: str = "true"
+    policy: Policy = field(default_factory=Policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of a row after an attempt."""
+
+    status: Status
+    due_at: datetime
+    attempts: int
+    uncertain: bool
+    reason: str
+    unknown: bool = False
+
+    @property
+    def final(self) -> bool:
+        """Whether the row has reached its end."""
+        return self.status != "pending"
+
+
+def backoff_s(policy: Policy, attempts: int, draw: float) -> float:
+    """Return the wait after `attempts` attempts; `draw` is a random number in [0, 1)."""
+    longest = min(policy.cap_s, policy.base_s * 2.0 ** min(attempts - 1, 62))
+    return longest * (0.5 + draw / 2)
+
+
+def decide(
+    policy: Policy,
+    on_unknown: OnUnknown,
+    error: Exception | None,
+    *,
+    attempts: int,
+    uncertain: bool,
+    created_at: datetime,
+    now: datetime,
+    draw: float,
+) -> Decision:
+    """Decide what becomes of a row whose attempt ended with `error`; `attempts` are those before this one."""
+    if error is None:
+        return Decision("done", now, attempts + 1, uncertain=False, reason="")
+    reason = explain(error)
+    if isinstance(error, Permanent):
+        return Decision("failed", now, attempts + 1, uncertain=uncertain, reason=reason)
+    unknown = not isinstance(error, Transient)
+    tried = attempts if isinstance(error, Busy) else attempts + 1
+    asked = (error.retry_after_s or 0.0) if isinstance(error, Transient) else 0.0
+    due_at = now + timedelta(seconds=max(backoff_s(policy, max(tried, 1), draw), asked))
+    if isinstance(error, Busy):
+        due_at = now + timedelta(seconds=asked)
+    spent = tried >= policy.max_attempts or due_at > created_at + timedelta(seconds=policy.max_age_s)
+    if (unknown and on_unknown == "leave") or (spent and (unknown or uncertain)):
+        return Decision("unknown", now, tried, uncertain=True, reason=reason, unknown=unknown)
+    if spent:
+        return Decision("failed", now, tried, uncertain=False, reason=f"gave up: {reason}")
+    return Decision("pending", due_at, tried, uncertain=uncertain or unknown, reason=reason, unknown=unknown)
+
+
+def choose(rows: Sequence[Row], free: int) -> list[Row]:
+    """Take the first `free` rows, at most one of each lane."""
+    chosen: list[Row] = []
+    lanes: set[str] = set()
+    for row in rows:
+        lane: str | None = row["lane"]
+        if len(chosen) == free:
+            break
+        if lane is not None and lane in lanes:
+            continue
+        if lane is not None:
+            lanes.add(lane)
+        chosen.append(row)
+    return chosen
+
+
+def explain(error: Exception) -> str:
+    """Return a reason fit for the record: our own errors speak, foreign ones may carry secrets."""
+    return error.message if isinstance(error, OpenbellError) else f"unexpected {type(error).__name__}"
+
+
+def create_indexes(op: Any, table: str) -> None:
+    """Create what the worker's queries need on a table that has COLUMNS (for Alembic's `op`)."""
+    for statement in _INDEXES:
+        op.execute(statement.replace("{table}", table))
+
+
+class Worker:
+    """Performs one kind of work. `run()` until cancelled; `wake()` after a commit that wrote rows."""
+
+    def __init__(
+        self,
+        work: Work,
+        door: Door,
+        clock: Clock = utc_now,
+        *,
+        draw: Callable[[], float] = random.random,
+        new_token: Callable[[], UUID] = uuid4,
+    ) -> None:
+        if (work.on_unknown == "look_up") != (work.look_up is not None):
+            raise ValueError(f"{work.kind}: on_unknown='look_up' and a look_up function go together")
+        self.name = f"work.{work.kind}"
+        self._work = work
+        self._policy = work.policy
+        self._door = door
+        self._clock = clock
+        self._draw = draw
+        self._new_token = new_token
+        self._wake = asyncio.Event()
+        self._flights: dict[UUID, tuple[UUID, asyncio.Task[None]]] = {}
+        self._paused: dict[str, datetime] = {}
+        self._paused_all: datetime | None = None
+        self._keep_at: datetime | None = None
+        self._stopping = False
+        self._serialise = self._sql(_SERIALISE)
+        self._claimable = self._sql(_CLAIMABLE)
+        self._claim_rows = self._sql(_CLAIM)
+        self._next_due = self._sql(_NEXT_DUE)
+        self._start_row = self._sql(_START)
+        self._renew_rows = self._sql(_RENEW)
+        self._release_row = self._sql(_RELEASE)
+        self._release_expired = self._sql(_RELEASE_EXPIRED)
+        self._expired = self._sql(_EXPIRED)
+        self._settle_row = self._sql(_SETTLE)
+
+    def _sql(self, template: str) -> TextClause:
+        return text(template.replace("{table}", self._work.table).replace("{only}", f"({self._work.only})"))
+
+    def wake(self) -> None:
+        """Look for rows now instead of at the next poll."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until cancelled; then finish what is in flight, within `stop_s`."""
+        self._stopping = False
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    wait_s = await self.turn()
+                except Exception as error:
+                    if not is_rerun(error):
+                        raise
+                    log.warning("work.database", extra={"kind": self._work.kind, "error": explain(error)})
+                    await asyncio.sleep(self._policy.poll_s)
+                    continue
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), wait_s)
+        finally:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Claim no more, give back what has not started, wait for what has; cut it off after `stop_s`."""
+        self._stopping = True
+        tasks = [task for _, task in self._flights.values()]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=self._policy.stop_s)
+            for task in late:
+                task.cancel()  # its row stays `started`: whoever sees the lease run out asks the policy
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def idle(self) -> None:
+        """Wait until nothing is in flight."""
+        while self._flights:
+            await asyncio.gather(*(task for _, task in self._flights.values()))
+
+    async def turn(self) -> float:
+        """Keep leases, take what is due, start it; return how many seconds may pass before the next turn."""
+        now = self._clock()
+        if self._keep_at is None or now >= self._keep_at:
+            await self._keep(now)
+            self._keep_at = now + timedelta(seconds=self._policy.lease_s / 3)
+        self._paused = {lane: until for lane, until in self._paused.items() if until > now}
+        if self._paused_all is not None and self._paused_all > now:
+            return min(self._policy.poll_s, (self._paused_all - now).total_seconds())
+        while (free := self._policy.concurrency - len(self._flights)) > 0:
+            rows, token = await self._claim(now, free)
+            if not rows:
+                return await self._rest_s(now)
+            for row in rows:
+                self._launch(row, token)
+        return self._policy.poll_s
+
+    async def _claim(self, now: datetime, free: int) -> tuple[list[Row], UUID]:
+        token = self._new_token()
+        async with self._door.transaction() as tx:
+            await tx.execute(self._serialise)  # lanes stay single across replicas
+            candidates = await tx.fetch(self._claimable, now=now, paused=list(self._paused), candidates=free * 4)
+            rows = choose(candidates, free)
+            if rows:
+                until = now + timedelta(seconds=self._policy.lease_s)
+                await tx.execute(self._claim_rows, token=token, until=until, ids=[row["id"] for row in rows])
+        return rows, token
+
+    async def _rest_s(self, now: datetime) -> float:
+        async with self._door.read() as tx:
+            due = await tx.fetchval(self._next_due, now=now)
+        times = [*self._paused.values(), *([due] if due else [])]
+        return min([self._policy.poll_s, *((at - now).total_seconds() for at in times)])
+
+    def _launch(self, row: Row, token: UUID) -> None:
+        task = asyncio.create_task(self._fly(row, token), name=f"{self.name} {row['id']}")
+        self._flights[row["id"]] = (token, task)
+        IN_FLIGHT.labels(self._work.kind).inc()
+        task.add_done_callback(lambda done: self._landed(row["id"], done))
+
+    def _landed(self, row_id: UUID, task: asyncio.Task[None]) -> None:
+        del self._flights[row_id]
+        IN_FLIGHT.labels(self._work.kind).dec()
+        if not task.cancelled() and task.exception() is not None:
+            log.error("work.broken", exc_info=task.exception(), extra={"kind": self._work.kind, "id": str(row_id)})
+        self._wake.set()
+
+    async def _fly(self, row: Row, token: UUID) -> None:
+        if self._stopping:
+            async with self._door.transaction() as tx:
+                await tx.execute(self._release_row, id=row["id"], token=token)
+            return
+        error: Exception | None = None
+        performed = Performed()
+        try:
+            known = row["uncertain"] and self._work.look_up is not None and await self._work.look_up(row)
+        except Exception as problem:  # noqa: BLE001 - whatever it is, nothing was done: ask again later
+            known, error = (
+                False,
+                problem if isinstance(problem, OpenbellError) else Transient(explain(problem)),
+            )
+        if error is None and not known:
+            if not await self._start(row, token):
+                return
+            error, performed = await self._perform(row)
+        self._pause(row, error, performed)
+        await self._settle(row, token, error, performed)
+
+    async def _start(self, row: Row, token: UUID) -> bool:
+        now = self._clock()
+        async with self._door.transaction() as tx:
+            until = now + timedelta(seconds=self._policy.lease_s)
+            ours = await tx.execute(self._start_row, id=row["id"], token=token, until=until)
+        if not ours:
+            self._tell_lost(row)
+        WAITED.labels(self._work.kind).observe(max(0.0, (now - row["due_at"]).total_seconds()))
+        return bool(ours)
+
+    async def _perform(self, row: Row) -> tuple[Exception | None, Performed]:
+        try:
+            with TOOK.labels(self._work.kind).time():
+                return None, await self._work.perform(row)
+        except OpenbellError as error:
+            return error, Performed()
+        except Exception as error:
+            log.exception("work.unexpected", extra={"kind": self._work.kind, "id": str(row["id"])})
+            return error, Performed()
+
+    def _pause(self, row: Row, error: Exception | None, performed: Performed) -> None:
+        busy_s = (error.retry_after_s or 0.0) if isinstance(error, Busy) else performed.pause_s
+        if busy_s <= 0:
+            return
+        until = self._clock() + timedelta(seconds=busy_s)
+        if isinstance(error, Busy) and error.everyone:
+            self._paused_all = until
+        elif row["lane"] is not None:
+            self._paused[row["lane"]] = until
+
+    async def _settle(self, row: Row, token: UUID, error: Exception | None, performed: Performed) -> None:
+        give_up_at = self._clock() + timedelta(seconds=self._policy.lease_s)
+        while True:
+            try:
+                return await self._door.publish(lambda tx: self._record(row, token, error, performed, tx))
+            except Exception as problem:
+                if not is_rerun(problem) or self._clock() >= give_up_at:
+                    raise
+                await asyncio.sleep(self._policy.poll_s)
+
+    async def _record(
+        self, row: Row, token: UUID, error: Exception | None, performed: Performed, tx: Tx
+    ) -> Sequence[Event]:
+        now = self._clock()
+        kind = self._work.kind
+        decision = decide(
+            self._policy,
+            self._work.on_unknown,
+            error,
+            attempts=row["attempts"],
+            uncertain=row["uncertain"],
+            created_at=row["created_at"],
+            now=now,
+            draw=self._draw(),
+        )
+        ours = await tx.execute(
+            self._settle_row,
+            id=row["id"],
+            token=token,
+            status=decision.status,
+            due_at=decision.due_at,
+            attempts=decision.attempts,
+            uncertain=decision.uncertain,
+            error=decision.reason or None,
+            settled_at=now if decision.final else None,
+        )
+        if not ours:
+            self._tell_lost(row)
+            return ()
+        tx.after_commit(lambda: _count(kind, decision))
+        if not decision.final or self._work.settled is None:
+            return ()
+        settled = Settled(row, decision.status, decision.attempts, error, decision.reason, performed.result, now)
+        return await self._work.settled(settled, tx)
+
+    async def _keep(self, now: datetime) -> None:
+        """Renew our leases, then take back what others let run out."""
+        if self._flights:
+            async with self._door.transaction() as tx:
+                await tx.execute(
+                    self._renew_rows,
+                    until=now + timedelta(seconds=self._policy.lease_s),
+                    ids=list(self._flights),
+                    tokens=[token for token, _ in self._flights.values()],
+                )
+        async with self._door.transaction() as tx:
+            await tx.execute(self._release_expired, now=now)
+        await self._door.publish(lambda tx: self._settle_expired(now, tx))
+
+    async def _settle_expired(self, now: datetime, tx: Tx) -> Sequence[Event]:
+        events: list[Event] = []
+        for row in await tx.fetch(self._expired, now=now):
+            error = OutcomeUnknown("its worker stopped in the middle")
+            events += await self._record(row, row["token"], error, Performed(), tx)
+        return events
+
+    def _tell_lost(self, row: Row) -> None:
+        LOST.labels(self._work.kind).inc()
+        log.warning("work.lost", extra={"kind": self._work.kind, "id": str(row["id"])})
+
+
+def _count(kind: str, decision: Decision) -> None:
+    if decision.unknown:
+        UNKNOWN.labels(kind).inc()
+    if decision.final:
+        SETTLED.labels(kind, decision.status).inc()
+    else:
+        RETRIED.labels(kind).inc()

@@ -1,0 +1,221 @@
+"""A stand-in for Discord's webhooks: a real HTTP server that enforces the documented limits.
+
+    with FakeDiscord() as discord:
+        url = discord.webhook()
+        ...
+        discord.posts[0].payload
+
+What is documented and held here: a bucket for each webhook, told in headers, 429 with a decimal `retry_after`
+beyond it (docs/topics/rate-limits); the lengths of content and embeds (docs/resources/message), 400 beyond them;
+404 with code 10015 for a webhook that does not exist; 204 without `wait=true`. It runs in a thread of its own, so
+that any process may post to it.
+"""
+
+import asyncio
+import itertools
+import json
+import secrets
+import socket
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+from urllib.parse import parse_qs
+
+import uvicorn
+
+CONTENT_MAX = 2_000
+EMBEDS_MAX = 10
+FIELDS_MAX = 25
+TOTAL_MAX = 6_000
+LENGTHS = {"title": 256, "description": 4_096}
+
+
+@dataclass(frozen=True)
+class Post:
+    """A request that came in, and how it was answered. `at` is Unix time."""
+
+    url: str
+    payload: Any
+    status: int
+    at: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A scripted answer. `hang` takes the message and never answers."""
+
+    status: int = 500
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+    hang: bool = False
+
+
+class FakeDiscord:
+    """Webhooks on 127.0.0.1, between `with` and its end."""
+
+    def __init__(self, *, limit: int = 5, window_s: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.posts: list[Post] = []
+        """Messages that were accepted, in order."""
+        self.requests: list[Post] = []
+        """Everything that came in."""
+        self.base = ""
+        self._limit = limit
+        self._window_s = window_s
+        self._clock = clock
+        self._hooks: set[str] = set()
+        self._script: dict[str, deque[Answer]] = defaultdict(deque)
+        self._taken: dict[str, deque[float]] = defaultdict(deque)
+        self._ids = itertools.count(1_200_000_000_000_000_000)
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def webhook(self) -> str:
+        """Make a webhook; return its URL, the secret included."""
+        path = f"/api/webhooks/{next(self._ids)}/{secrets.token_urlsafe(51)}"
+        self._hooks.add(path)
+        return self.base + path
+
+    def remove(self, url: str) -> None:
+        """Delete a webhook."""
+        self._hooks.discard(url.removeprefix(self.base))
+
+    def answer(self, url: str, *answers: Answer) -> None:
+        """Answer the next requests to a webhook with these, then as usual."""
+        self._script[url.removeprefix(self.base)].extend(answers)
+
+    def __enter__(self) -> Self:
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        self.base = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        config = uvicorn.Config(self._app, lifespan="off", log_config=None, access_log=False, ws="none")
+        config.timeout_graceful_shutdown = 1
+        server = _Server(config)
+        self._thread = threading.Thread(target=server.run, args=([listening],), name="discord", daemon=True)
+        self._thread.start()
+        server.up.wait(10)
+        self._server = server
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server is not None
+        assert self._thread is not None
+        self._server.force_exit = True
+        self._server.should_exit = True
+        self._thread.join(10)
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while True:
+            part = await receive()
+            body += part.get("body", b"")
+            if not part.get("more_body"):
+                break
+        status, answer, headers = self._handle(scope, body)
+        if status == 0:
+            await asyncio.Event().wait()
+        content = b"" if answer is None else json.dumps(answer).encode()
+        headers = {"content-type": "application/json", "via": "1.1 google", **headers}
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        raw.append((b"content-length", str(len(content)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": content})
+
+    def _handle(self, scope: Any, body: bytes) -> tuple[int, Any, dict[str, str]]:
+        path = scope["path"]
+        try:
+            payload = json.loads(body)
+        except ValueError:
+            payload = None
+        if self._script[path]:
+            scripted = self._script[path].popleft()
+            self._note(path, payload, scripted.status, accepted=scripted.hang)
+            return (0 if scripted.hang else scripted.status), scripted.body, scripted.headers
+        if scope["method"] != "POST" or path not in self._hooks:
+            self._note(path, payload, 404)
+            return 404, {"message": "Unknown Webhook", "code": 10015}, {}
+        left, reset_s = self._take(path)
+        limits = {
+            "X-RateLimit-Limit": str(self._limit),
+            "X-RateLimit-Remaining": str(max(left, 0)),
+            "X-RateLimit-Reset": f"{time.time() + reset_s:.3f}",
+            "X-RateLimit-Reset-After": f"{reset_s:.3f}",
+            "X-RateLimit-Bucket": "b" + path[-8:],
+        }
+        if left < 0:
+            self._note(path, payload, 429)
+            headers = {**limits, "Retry-After": f"{reset_s:.3f}", "X-RateLimit-Scope": "user"}
+            answer = {"message": "You are being rate limited.", "retry_after": round(reset_s, 3), "global": False}
+            return 429, answer, headers
+        problem = find_problem(payload)
+        if problem is not None:
+            self._note(path, payload, 400)
+            return 400, {"message": problem, "code": 50035}, limits
+        waits = parse_qs(scope["query_string"].decode()).get("wait") == ["true"]
+        self._note(path, payload, 200 if waits else 204, accepted=True)
+        return (200, {"id": str(next(self._ids)), "type": 0}, limits) if waits else (204, None, limits)
+
+    def _take(self, path: str) -> tuple[int, float]:
+        """Return how many requests are left in the bucket (negative: none was), and when it is full again."""
+        now = self._clock()
+        taken = self._taken[path]
+        while taken and taken[0] <= now - self._window_s:
+            taken.popleft()
+        if len(taken) >= self._limit:
+            return -1, taken[0] + self._window_s - now
+        taken.append(now)
+        return self._limit - len(taken), taken[0] + self._window_s - now
+
+    def _note(self, path: str, payload: Any, status: int, *, accepted: bool = False) -> None:
+        post = Post(self.base + path, payload, status, time.time())
+        self.requests.append(post)
+        if accepted:
+            self.posts.append(post)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    def install_signal_handlers(self) -> None:
+        """A thread has none."""
+
+
+def find_problem(payload: Any) -> str | None:
+    """Return what Discord would say against a message; None when it takes it."""
+    if not isinstance(payload, dict):
+        return "Invalid JSON"
+    content, embeds = payload.get("content") or "", payload.get("embeds") or []
+    checks = {
+        "Cannot send an empty message": not content and not embeds,
+        "content: Must be 2000 or fewer in length.": len(content) > CONTENT_MAX,
+        "embeds: Must be 10 or fewer in length.": len(embeds) > EMBEDS_MAX,
+        "embeds: a part is too long": any(_has_long_part(embed) for embed in embeds),
+        "embeds: Embed size exceeds maximum size of 6000": sum(map(_size, embeds)) > TOTAL_MAX,
+    }
+    return next((problem for problem, found in checks.items() if found), None)
+
+
+def _parts(embed: dict[str, Any]) -> list[tuple[str, int]]:
+    """Return (text, how long it may be) of all parts of an embed that count."""
+    parts = [(embed.get(name) or "", longest) for name, longest in LENGTHS.items()]
+    parts.append(((embed.get("footer") or {}).get("text") or "", 2_048))
+    parts.append(((embed.get("author") or {}).get("name") or "", 256))
+    for one in embed.get("fields") or []:
+        parts += [(one["name"], 256), (one["value"], 1_024)]
+    return parts
+
+
+def _has_long_part(embed: dict[str, Any]) -> bool:
+    return len(embed.get("fields") or []) > FIELDS_MAX or any(len(text) > most for text, most in _parts(embed))
+
+
+def _size(embed: dict[str, Any]) -> int:
+    return sum(len(text) for text, _ in _parts(embed))
