@@ -56,13 +56,13 @@ migrate: $(STAMP) ## Bring every service's schema to the newest version
 	$(PYTHON) -m deploy.local.migrate $(ARGS)
 
 asyncapi: $(STAMP) ## Write the AsyncAPI document of all events
-	$(PYTHON) -m shared.messaging.asyncapi $(ARGS)
+	$(PYTHON) -m deploy.local.asyncapi $(ARGS)
 
 openapi: $(STAMP) ## Write the OpenAPI document of all services
 	$(PYTHON) -m services.api.openapi $(ARGS)
 
-replay: $(STAMP) ## Look at failed events, mend and replay them (ARGS="--help")
-	$(PYTHON) -m shared.messaging.replay $(ARGS)
+replay: $(STAMP) ## Read events again into one consumer (SERVICE=detector ARGS="detector.chains --since 1h")
+	$(PYTHON) -m services.$(SERVICE) replay $(ARGS)
 
 COMPILE := -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
   --no-emit-index-url --no-emit-find-links

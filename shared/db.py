@@ -44,7 +44,9 @@ _RERUN = (
     DatabaseUnavailable,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
+    asyncpg.StatementCompletionUnknownError,
     asyncpg.LockNotAvailableError,
+    asyncpg.ReadOnlySQLTransactionError,  # a primary that has just become a standby
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TransactionTimeoutError,
     asyncpg.PostgresConnectionError,
@@ -120,6 +122,9 @@ class Tx:
 
 def _bind(statement: Executable, params: Mapping[str, Any]) -> tuple[str, list[Any]]:
     sql, names, defaults = compile_statement(statement)
+    if len(params) == len(names):
+        with contextlib.suppress(KeyError):
+            return sql, [params[name] for name in names]
     unknown = params.keys() - set(names)
     if unknown:
         raise TypeError(f"the statement has no parameter {sorted(unknown)}; it has {sorted(set(names))}")
@@ -205,6 +210,9 @@ class Pool:
             self._open -= 1
             with contextlib.suppress(Exception):
                 await connection.close(timeout=5)
+        while self._waiters:
+            if not (waiter := self._waiters.popleft()).done():
+                waiter.set_exception(DatabaseUnavailable("the pool is closed"))
 
 
 class Database:
@@ -226,9 +234,13 @@ class Database:
             )
         except (OSError, TimeoutError, asyncpg.InterfaceError, *_NO_ENTRY) as error:
             raise DatabaseUnavailable(f"cannot reach Postgres: {type(error).__name__}") from error
-        await connection.set_type_codec(
-            "jsonb", schema="pg_catalog", encoder=_to_json, decoder=orjson.loads, format="text"
-        )
+        try:
+            await connection.set_type_codec(
+                "jsonb", schema="pg_catalog", encoder=_to_json, decoder=orjson.loads, format="text"
+            )
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
     @asynccontextmanager
@@ -266,7 +278,21 @@ class Database:
     async def read(self) -> AsyncGenerator[Tx]:
         """Read, one statement at a time, without a transaction around them."""
         async with self._connection() as connection:
-            yield Tx(connection)
+            try:
+                yield Tx(connection)
+            except (asyncpg.InterfaceError, OSError) as error:
+                if connection.is_closed():
+                    raise DatabaseUnavailable("the connection was lost") from error
+                raise
+
+    async def answers(self, within_s: float = 3.0) -> bool:
+        """Whether Postgres answers the simplest question in time."""
+        try:
+            async with asyncio.timeout(within_s), self.read() as tx:
+                await tx.connection.execute("select 1")
+        except (*_RERUN, asyncpg.InterfaceError, OSError):
+            return False
+        return True
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[Connection]:

@@ -1,7 +1,7 @@
 """A POST that is sent again is answered again, not done again (the IETF Idempotency-Key draft).
 
     @post("/api/watchlist/{user_id:uuid}", caller=Caller.USER)
-    async def add(request: Request, identity: Identity, user_id: UUID, data: AddStock) -> Response:
+    async def add(request: Request, identity: Who, user_id: FromPath[UUID], data: JSONBody[AddStock]) -> Response:
         return await answer_once(request, door, lambda tx: watchlists.add(command, tx), status_code=201)
 
 The answer is stored in the transaction of the effect, so either both are there or neither is: it holds when twenty

@@ -6,6 +6,7 @@ log.warning("event_parked", extra={"consumer": name, "code": code})
 import logging
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -34,11 +35,13 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode("utf-8", "replace")
 
 
-def configure(level: str) -> None:
-    """Send all logs to standard error as JSON; libraries speak from warnings on."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure(level: str, file: Path | None = None) -> None:
+    """Send all logs to standard error, or to a file, as JSON; libraries speak from warnings on."""
+    handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("httpx", "httpcore", "uvicorn.access", "alembic", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("aiokafka").setLevel(logging.ERROR)  # it warns at each rebalance; our loop tells what matters
+    logging.getLogger("aiokafka").setLevel(
+        logging.CRITICAL
+    )  # each rebalance is an error to it; our loop tells what matters

@@ -9,21 +9,15 @@ A service refuses to start when its schema is older than its code needs.
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
-from alembic.environment import EnvironmentContext
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from shared.schema import SERVICES, migrations
 from shared.settings import SharedSettings
-
-SERVICES: Final = ("api", "alerts", "data", "detector")
-_ROOT: Final = Path(__file__).parents[1]
 
 # A stopped process must not block its successor.
 _ROLE_SETTINGS: Final = {
@@ -31,14 +25,6 @@ _ROLE_SETTINGS: Final = {
     "transaction_timeout": "60s",
     "lock_timeout": "10s",
 }
-
-
-def head(service: str) -> str:
-    """Return the newest revision that the code knows."""
-    revision = ScriptDirectory.from_config(_config(service)).get_current_head()
-    if revision is None:
-        raise LookupError(f"services/{service}/migrations has no revisions")
-    return revision
 
 
 async def prepare(admin_url: str, services: Sequence[str] = SERVICES, password: str | None = None) -> None:
@@ -77,7 +63,7 @@ async def upgrade_all(admin_url: str, services: Sequence[str] = SERVICES, passwo
         await upgrade(admin_url, service)
 
 
-def run_env(connection: Connection, context: EnvironmentContext, service: str) -> None:
+def run_env(connection: Connection, context: Any, service: str) -> None:
     """Run migrations on a connection, in the service's schema and as its role; each env.py calls this."""
     connection.execute(text(f"set role openbell_{service}"))
     connection.execute(text(f"set search_path to {service}"))
@@ -87,12 +73,6 @@ def run_env(connection: Connection, context: EnvironmentContext, service: str) -
     with context.begin_transaction():
         context.run_migrations()
     connection.commit()
-
-
-def current(connection: Connection, service: str) -> str | None:
-    """Return the revision that the schema is at."""
-    context = MigrationContext.configure(connection, opts={"version_table_schema": service})
-    return context.get_current_revision()
 
 
 async def _run(url: str, service: str, action: Callable[[Config], None]) -> None:
@@ -112,7 +92,7 @@ async def _run(url: str, service: str, action: Callable[[Config], None]) -> None
 
 def _config(service: str) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(_ROOT / "services" / service / "migrations"))
+    config.set_main_option("script_location", str(migrations(service)))
     config.set_main_option("path_separator", "os")
     config.attributes["service"] = service
     return config

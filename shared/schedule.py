@@ -205,6 +205,7 @@ class Scheduler:
         clock: Clock = utc_now,
         *,
         runner: str = "here",
+        stop_s: float = STOP_S,
         new_token: Callable[[], UUID] = uuid4,
     ) -> None:
         self._jobs = {job.name: job for job in jobs}
@@ -216,6 +217,7 @@ class Scheduler:
         self._door = door
         self._clock = clock
         self._runner = runner
+        self._stop_s = stop_s
         self._new_token = new_token
         self._wake = asyncio.Event()
         self._running: dict[UUID, asyncio.Task[None]] = {}
@@ -243,7 +245,7 @@ class Scheduler:
         """Let running jobs finish for a moment, then cancel them; a cancelled run is recorded as lost."""
         tasks = list(self._running.values())
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=STOP_S)
+            _, late = await asyncio.wait(tasks, timeout=self._stop_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)

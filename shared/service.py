@@ -26,11 +26,13 @@ it is started again after a pause, and readiness says so meanwhile.
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import secrets
 import signal
+import sys
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -47,6 +49,7 @@ from shared import logs, telemetry
 from shared.clock import Clock, utc_now
 from shared.contracts.topics import TOPICS, dead_letter_topic
 from shared.db import Database, Tx, is_rerun
+from shared.errors import Invalid
 from shared.http import build_app
 from shared.messaging import inbox
 from shared.messaging.consumer import Consumer
@@ -58,9 +61,10 @@ from shared.messaging.lane import Lanes
 from shared.messaging.ops import FailedJobs
 from shared.messaging.outbox import Outbox
 from shared.messaging.relay import Relay
+from shared.messaging.replay import Replay, parse, report
 from shared.messaging.retry import Retries
-from shared.migrate import head
 from shared.schedule import Job, Scheduler
+from shared.schema import head
 from shared.settings import SharedSettings
 
 _log = logging.getLogger(__name__)
@@ -138,6 +142,7 @@ class Service:
         self._scheduler: Scheduler | None = None
         self._app: Litestar | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._lanes: dict[str, Lanes] = {}
         self._broken: dict[str, str] = {"start": "not started"}
 
     # --- wiring -------------------------------------------------------------------------------
@@ -151,6 +156,7 @@ class Service:
         fuse = Fuse(consumer.name, consumer.policy, _monotonic)
         lanes = Lanes(consumer, self.db, self.outbox, fuse, env.clock, env.random)
         self.consumers.append(consumer)
+        self._lanes[consumer.name] = lanes
         self._runners.append(Delivery(consumer, self.kafka, member, self.db, lanes, fuse, env.clock))
         self._runners.append(Retries(consumer, self.db, self.outbox, lanes, fuse, env.clock, env.random))
 
@@ -165,6 +171,13 @@ class Service:
     def serve(self, handlers: list[ControllerRouterHandler]) -> None:
         """Serve routes."""
         self.handlers.extend(handlers)
+
+    def replay(self, consumer: str) -> Replay:
+        """Return what reads a topic again into one consumer. Raises Invalid for one that is not here."""
+        known = {one.name: one for one in self.consumers}
+        if consumer not in known:
+            raise Invalid(f"{self.name} has no consumer {consumer}; it has {', '.join(known)}")
+        return Replay(known[consumer], self._lanes[consumer], self.db, self.kafka, self.clock)
 
     @property
     def scheduler(self) -> Scheduler:
@@ -330,15 +343,35 @@ async def run(service: Service) -> None:
         await serving
 
 
+async def replay(service: Service, arguments: Sequence[str]) -> int:
+    """Run the command line `replay ...`; return the exit code."""
+    name, wanted, options = parse(arguments, service.clock())
+    try:
+        topics = [topic.name for one in service.consumers if one.name == name for topic in one.topics]
+        if not wanted.topic and len(topics) == 1:
+            wanted = dataclasses.replace(wanted, topic=topics[0])
+        counts = await service.replay(name).run(wanted, again=options.again, dry_run=options.dry_run, rate=options.rate)
+    except Invalid as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 2
+    finally:
+        await service.db.close()
+    report(counts, dry_run=options.dry_run)
+    return 0
+
+
 def main(build: Callable[[Environment], Service]) -> None:
-    """Run a service as a process of its own."""
+    """Run a service as a process of its own, or `replay ...` for one of its consumers."""
     env = Environment()
     logs.configure(env.settings.log_level)
 
-    async def start() -> None:
+    async def start() -> int:
         service = build(env)
+        if sys.argv[1:2] == ["replay"]:
+            return await replay(service, sys.argv[2:])
         telemetry.configure(env.settings, service.name)
         await run(service)
+        return 0
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(start())
+        sys.exit(runner.run(start()))

@@ -5,11 +5,11 @@ metadata; a market's snapshot is one message per underlying, not one per contrac
 """
 
 from datetime import date
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from uuid import UUID
 
 import pyarrow as pa
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from shared.contracts.base import Event
 from shared.contracts.topics import CHAINS, QUOTES, Topic
@@ -17,6 +17,7 @@ from shared.contracts.topics import CHAINS, QUOTES, Topic
 Source = Literal["cboe", "replay", "simulator"]
 
 _METADATA_KEY: Final = b"openbell"
+_READ: Final = pa.ipc.IpcReadOptions(use_threads=False)  # chains are small, and lanes run at once already
 
 CHAIN_SCHEMA: Final = pa.schema(
     [
@@ -65,7 +66,9 @@ class ChainCollected(Event):
     content_type: ClassVar[str] = "application/vnd.apache.arrow.stream"
 
     header: ChainHeader
-    contracts: pa.Table = Field(repr=False)
+    contracts: Annotated[
+        pa.Table, WithJsonSchema({"type": "object", "description": "Arrow columns: " + ", ".join(CHAIN_SCHEMA.names)})
+    ] = Field(repr=False)
 
     @property
     def key(self) -> str:
@@ -84,18 +87,25 @@ class ChainCollected(Event):
     @classmethod
     def from_bytes(cls, body: bytes, *, id: UUID, time: Any) -> Self:  # noqa: A002 - the field's own name
         """Read the stream back. Raises ValueError when it is not Arrow or lacks header or columns."""
-        table = pa.ipc.open_stream(body).read_all()  # pa.ArrowInvalid is a ValueError
+        table = pa.ipc.open_stream(body, options=_READ).read_all()  # pa.ArrowInvalid is a ValueError
         metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
         if metadata is None:
             raise ValueError("the Arrow schema carries no 'openbell' metadata with the chain's header")
-        missing = [name for name in CHAIN_SCHEMA.names[:10] if name not in table.schema.names]
-        if missing:
-            raise ValueError(f"the chain lacks required columns: {', '.join(missing)}")
-        for field in CHAIN_SCHEMA:
-            if field.name not in table.schema.names:
-                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-        table = table.select(CHAIN_SCHEMA.names).cast(CHAIN_SCHEMA)
+        if not table.schema.equals(CHAIN_SCHEMA):
+            table = _conform(table)
         return cls(id=id, time=time, header=ChainHeader.model_validate_json(metadata), contracts=table)
+
+
+def _conform(table: Any) -> Any:
+    """Bring columns of another writer into our order and types; those that may be absent become null."""
+    names = set(table.schema.names)
+    missing = [name for name in CHAIN_SCHEMA.names[:10] if name not in names]
+    if missing:
+        raise ValueError(f"the chain lacks required columns: {', '.join(missing)}")
+    for field in CHAIN_SCHEMA:
+        if field.name not in names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(CHAIN_SCHEMA.names).cast(CHAIN_SCHEMA)
 
 
 class QuoteTaken(Event):

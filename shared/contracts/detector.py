@@ -13,7 +13,7 @@ Side = Literal["above_ask", "ask", "mid", "bid", "below_bid", "unknown"]
 
 
 class ScoreParts(BaseModel):
-    """The points that add up to a score of 0 to 100 (services/detector/domain.py states each one's curve)."""
+    """The points that add up to a score of 0 to 100 (services/detector/domain/scoring.py states each one's curve)."""
 
     model_config = ConfigDict(frozen=True)
 

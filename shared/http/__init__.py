@@ -4,7 +4,7 @@ Errors have one shape, each route says who may call it, and health, metrics and 
 """
 
 from shared.http.app import App, build_app
-from shared.http.callers import Caller, Gate, header, routes
+from shared.http.callers import Caller, Gate, Who, header, routes
 from shared.http.edge import Exchange, exchange_of
 from shared.http.served import Served
 
@@ -14,6 +14,7 @@ __all__ = [
     "Exchange",
     "Gate",
     "Served",
+    "Who",
     "build_app",
     "exchange_of",
     "header",

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from litestar import Litestar, Request, Router
 from litestar.di import Provide
+from litestar.exceptions import SerializationException
 from litestar.openapi import OpenAPIConfig
 from litestar.types import Receive, Scope, Send
 
@@ -30,6 +31,13 @@ class CheckedRequest(Request[Any, Any, Any]):
         if body and has_nul(body, self.content_type[0]):
             raise Invalid("A NUL character is not allowed anywhere in a request.")
         return body
+
+    async def json(self) -> Any:
+        """Return the body's JSON; raises SerializationException for what is none, wrong UTF-8 included."""
+        try:
+            return await super().json()
+        except UnicodeDecodeError as error:
+            raise SerializationException(str(error)) from error
 
 
 class App(Litestar):

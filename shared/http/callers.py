@@ -1,20 +1,21 @@
 """Which kind of caller each route takes. A route says so in its decorator, or the app is not built.
 
     @get("/leaderboard", caller=Caller.USER)
-    async def leaderboard(identity: Identity) -> ...
+    async def leaderboard(identity: Who) -> ...
 
-A handler that names a parameter `identity` receives the caller. PROVIDER and LINK routes check a signature over
+A handler with a parameter `identity: Who` receives the caller. PROVIDER and LINK routes check a signature over
 bytes that only they understand: the handler itself does it, first thing.
 
 What would surprise you: the check is a middleware, not a Litestar guard, because Litestar copies the handler for
 each guard of each request, which costs more than the check.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Final, cast
 
 from litestar import Litestar
+from litestar.di import NamedDependency
 from litestar.handlers import BaseRouteHandler
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -36,9 +37,18 @@ class Caller(StrEnum):
 Gate = Callable[[Scope, Caller], Awaitable[Identity | None]]
 """Lets a request in, or raises. Returns who calls where the kind of caller is a person or a key."""
 
+Who = NamedDependency[Identity]
+"""The type of a handler's parameter `identity`: the caller that was let in."""
+
+QuickRead = Callable[[Identity | None, Mapping[str, Any]], Awaitable[bytes]]
+"""Answers a GET with JSON from who calls and the path's parameters alone. A route that names one with `quick=` is
+answered before Litestar builds a request and a response, which is half the cost of a point read; the decorated
+function then stands for its documentation."""
+
 NEEDS_IDENTITY: Final = frozenset({Caller.USER, Caller.ADMIN})
 
 _IDENTITY_HEADER: Final = HEADER.encode()
+_JSON: Final = ((b"content-type", b"application/json"),)
 
 
 class UndeclaredRoute(TypeError):
@@ -79,7 +89,14 @@ def admission(gate: Gate) -> Callable[[ASGIApp], ASGIApp]:
                 if caller is Caller.ADMIN and not identity.is_admin:
                     raise Forbidden("this is for administrators")
             scope["user"] = identity
-            await app(scope, receive, send)
+            quick: QuickRead | None = handler.opt.get("quick")
+            if quick is None:
+                await app(scope, receive, send)
+                return
+            body = await quick(identity, scope["path_params"])
+            length = str(len(body)).encode()
+            await send({"type": "http.response.start", "status": 200, "headers": [*_JSON, (b"content-length", length)]})
+            await send({"type": "http.response.body", "body": body, "more_body": False})
 
         return admit
 

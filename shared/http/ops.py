@@ -8,23 +8,22 @@ from uuid import UUID
 
 from litestar import Request, Response, get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.clock import new_id
 from shared.contracts.api import ActionAudited
 from shared.contracts.base import Event
 from shared.db import Tx
-from shared.http.callers import Caller
+from shared.http.callers import Caller, Who
 from shared.http.edge import exchange_of
 from shared.http.json import fields, json_response
 from shared.http.served import Served
-from shared.identity import Identity
 
 PAGE: Final = 50
 MAX_PAGE: Final = 500
 
-Limit = Annotated[int, Parameter(ge=1, le=MAX_PAGE, description="How many at most")]
+Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="How many at most")]
 Status = Literal["waiting", "held", "dead", "resolved", "discarded"]
 HttpRequest = Request[Any, Any, Any]
 
@@ -47,10 +46,10 @@ def _failed_jobs(service: Served) -> list[HTTPRouteHandler]:
 
     @get("/ops/failed-jobs", caller=Caller.ADMIN, tags=["operations"])
     async def list_failed_jobs(
-        status: Annotated[list[Status] | None, Parameter(description="Open ones without it")] = None,
-        consumer: str | None = None,
-        fingerprint: str | None = None,
-        before: UUID | None = None,
+        status: Annotated[list[Status] | None, QueryParameter(description="Open ones without it")] = None,
+        consumer: FromQuery[str | None] = None,
+        fingerprint: FromQuery[str | None] = None,
+        before: FromQuery[UUID | None] = None,
         limit: Limit = PAGE,
     ) -> Response[bytes]:
         """List failed jobs, latest first."""
@@ -68,13 +67,13 @@ def _failed_jobs(service: Served) -> list[HTTPRouteHandler]:
             return json_response({"groups": await failed.groups(tx)})
 
     @get("/ops/failed-jobs/{job_id:uuid}", caller=Caller.ADMIN, tags=["operations"])
-    async def show_failed_job(job_id: UUID) -> Response[bytes]:
+    async def show_failed_job(job_id: FromPath[UUID]) -> Response[bytes]:
         """Show one failed job with its headers, body and history."""
         async with door.read() as tx:
             return json_response(await failed.show(tx, job_id))
 
     @post("/ops/failed-jobs/{job_id:uuid}/retry", caller=Caller.ADMIN, status_code=202, tags=["operations"])
-    async def retry_failed_job(request: HttpRequest, identity: Identity, job_id: UUID) -> Response[bytes]:
+    async def retry_failed_job(request: HttpRequest, identity: Who, job_id: FromPath[UUID]) -> Response[bytes]:
         """Run a failed job again as soon as its key allows."""
         request_id = exchange_of(request.scope).request_id
         shown = await door.run(lambda tx: failed.retry(tx, job_id, str(identity.user_id), request_id))
@@ -82,7 +81,7 @@ def _failed_jobs(service: Served) -> list[HTTPRouteHandler]:
 
     @post("/ops/failed-jobs/{job_id:uuid}/discard", caller=Caller.ADMIN, status_code=200, tags=["operations"])
     async def discard_failed_job(
-        request: HttpRequest, identity: Identity, job_id: UUID, data: Discard
+        request: HttpRequest, identity: Who, job_id: FromPath[UUID], data: JSONBody[Discard]
     ) -> Response[bytes]:
         """Give a failed job up for good, with a reason."""
         actor, request_id = str(identity.user_id), exchange_of(request.scope).request_id
@@ -99,13 +98,13 @@ def _jobs(service: Served) -> list[HTTPRouteHandler]:
         return json_response({"jobs": [{"service": service.name, **fields(job)} for job in jobs]})
 
     @get("/ops/jobs/{job:str}/runs", caller=Caller.ADMIN, tags=["operations"])
-    async def list_runs(job: str, limit: Limit = PAGE) -> Response[bytes]:
+    async def list_runs(job: FromPath[str], limit: Limit = PAGE) -> Response[bytes]:
         """List a job's latest runs, newest first."""
         runs = await service.scheduler.runs(job, limit)
         return json_response({"runs": [{"service": service.name, **fields(run)} for run in runs]})
 
     @post("/ops/jobs/{job:str}/run", caller=Caller.ADMIN, status_code=202, tags=["operations"])
-    async def run_job(request: HttpRequest, identity: Identity, job: str) -> Response[bytes]:
+    async def run_job(request: HttpRequest, identity: Who, job: FromPath[str]) -> Response[bytes]:
         """Ask for a run now; a replica picks it up, after a run in progress."""
         await service.scheduler.run_now(job)
         now = service.clock()

@@ -22,6 +22,8 @@ from shared.messaging.outbox import Message
 from shared.messaging.record import Record, pack_headers
 
 BEHIND: Final = "BEHIND"
+NOTES: Final = frozenset({"GAP", "CORRUPT_BATCH"})
+"""Codes of rows that tell of records which nobody can run: they are read and discarded, not retried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,14 @@ _PARK: Final = text(
                'at', cast(:now as timestamptz), 'code', r.code, 'message', r.message)) end,
            r.fingerprint, :now
     from unnest(cast(:topics as text[]), cast(:partitions as int[]), cast(:offsets as bigint[]),
-                cast(:keys as bytea[]), cast(:values as bytea[]), cast(:headers as bytea[]), cast(:times as timestamptz[]), cast(:types as text[]),
-                cast(:event_ids as uuid[]), cast(:statuses as text[]), cast(:attempts as int[]),
-                cast(:due as timestamptz[]), cast(:codes as text[]), cast(:messages as text[]), cast(:prints as text[]))
+                cast(:keys as bytea[]), cast(:values as bytea[]), cast(:headers as bytea[]),
+                cast(:times as timestamptz[]), cast(:types as text[]), cast(:event_ids as uuid[]),
+                cast(:statuses as text[]), cast(:attempts as int[]), cast(:due as timestamptz[]),
+                cast(:codes as text[]), cast(:messages as text[]), cast(:prints as text[]))
          r(topic, partition, record_offset, key, value, headers, record_time, job_type, event_id, status, attempts,
            due_at, code, message, fingerprint)
     on conflict (consumer, topic, partition, record_offset, digest) do nothing
+    returning record_offset
     """
 )
 
@@ -75,9 +79,9 @@ _FENCED: Final = text(
 )
 
 
-async def park(tx: Tx, consumer: str, parked: Sequence[Parked], now: datetime) -> None:
-    """Write rows; one that already lies there stays as it is."""
-    await tx.execute(
+async def park(tx: Tx, consumer: str, parked: Sequence[Parked], now: datetime) -> set[int]:
+    """Write rows; one that already lies there stays as it is. Return the offsets of the new ones."""
+    rows = await tx.fetch(
         _PARK,
         consumer=consumer,
         now=now,
@@ -97,6 +101,7 @@ async def park(tx: Tx, consumer: str, parked: Sequence[Parked], now: datetime) -
         messages=[one.failure.message for one in parked],
         prints=[fingerprint(consumer, one.job_type, one.failure) for one in parked],
     )
+    return {row["record_offset"] for row in rows}
 
 
 async def fenced_keys(tx: Tx, consumer: str, topic: str, partition: int, keys: Sequence[bytes]) -> dict[bytes, int]:

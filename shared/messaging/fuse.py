@@ -31,10 +31,10 @@ class Fuse:
         """Whether the consumer stands still."""
         return not self._closed.is_set()
 
-    def succeeded(self) -> None:
-        """An event took effect: the consumer works. Closes the fuse."""
+    def succeeded(self, events: int = 1) -> None:
+        """Events took effect: the consumer works. Closes the fuse."""
         self._in_a_row.clear()
-        self._window.append(None)
+        self._window.extend([None] * min(events, self._policy.fuse_window))
         if self.is_open:
             self._window.clear()
             self._closed.set()
@@ -62,6 +62,11 @@ class Fuse:
             return False
         self._next_probe_at = now + self._policy.probe_every_s
         return True
+
+    def unspent(self) -> None:
+        """Give a probe back: what it found could not tell whether the consumer works."""
+        if self.is_open:
+            self._next_probe_at = self._monotonic()
 
     async def wait_closed(self, timeout_s: float) -> None:
         """Return when the fuse closes, or after `timeout_s`."""

@@ -2,6 +2,8 @@
 
 Partitioned by the day of the event's time. `KEEP_DAYS` outlives topic retention plus the longest hold; an event
 from outside the window parks, it never silently runs.
+
+Making and dropping a day locks out every insert for a moment: it would rather give up than wait for a long one.
 """
 
 from datetime import UTC, date, datetime, timedelta
@@ -11,7 +13,7 @@ from sqlalchemy import text
 
 from shared.db import Tx
 
-KEEP_DAYS: Final = 14
+KEEP_DAYS: Final = 35  # the longest retention of a topic (30 days) and some; a test compares them
 AHEAD_DAYS: Final = 2
 
 _PARTITIONS: Final = text(
@@ -35,6 +37,7 @@ def in_window(time: datetime, now: datetime) -> bool:
 async def roll(tx: Tx, now: datetime) -> None:
     """Make the window's days and drop those that fell out of it. Safe to run at any time, by several at once."""
     await tx.execute(text("select pg_advisory_xact_lock(cast(hashtext(current_schema() || '/inbox') as bigint))"))
+    await tx.execute(text("set local lock_timeout = '2s'"))
     today = day_of(now)
     wanted = {
         f"inbox_{day:%Y%m%d}": day for day in (today + timedelta(days=n) for n in range(-KEEP_DAYS, AHEAD_DAYS + 1))

@@ -1,6 +1,7 @@
 """Kafka itself: clients with the settings that the promises need, and topics with the shape that topics.py states."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
 
 from shared.contracts.topics import Topic
 
@@ -40,6 +41,7 @@ def new_consumer(address: KafkaAddress, group: str, member: str) -> AIOKafkaCons
         auto_offset_reset="none",
         max_poll_interval_ms=_DAY_MS,
         session_timeout_ms=10_000,
+        rebalance_timeout_ms=30_000,  # long enough to finish what is in flight
         heartbeat_interval_ms=3_000,
         fetch_max_wait_ms=40,  # one fetch serves all partitions: a busy one waits this long for the idle ones
         max_partition_fetch_bytes=4 * 1_048_576,
@@ -57,9 +59,25 @@ def new_producer(address: KafkaAddress, client_id: str) -> AIOKafkaProducer:
         compression_type="lz4",
         max_batch_size=512 * 1024,
         max_request_size=16 * 1_048_576,
-        request_timeout_ms=10_000,
+        request_timeout_ms=30_000,  # longer than the relay waits: a batch never expires while a later one is sent
         metadata_max_age_ms=30_000,
     )
+
+
+async def stop_producer(producer: AIOKafkaProducer) -> None:
+    """Stop a producer at once. What it has not sent is never sent; what waits for an answer fails.
+
+    Its own stop() first sends all it holds, for ever while Kafka is away, which would outlive a new producer.
+    """
+    sender: Any = producer._sender  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - aiokafka has no public way to give up
+    batches: Any = producer._message_accumulator  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    if sender is not None and sender.sender_task is not None:
+        sender.sender_task.cancel()
+    await producer.client.close()
+    batches.fail_all(KafkaConnectionError("the producer was given up"))
+    with contextlib.suppress(KafkaError, TimeoutError):
+        async with asyncio.timeout(5):
+            await producer.stop()
 
 
 async def ensure_topics(address: KafkaAddress, topics: Iterable[Topic]) -> None:

@@ -10,7 +10,9 @@ and never counts.
 import asyncio
 import logging
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from random import Random
 from typing import Final, TypeVar
@@ -20,7 +22,7 @@ from sqlalchemy import text
 from shared import telemetry
 from shared.clock import Clock
 from shared.contracts.base import Event
-from shared.db import Database, Tx, is_rerun
+from shared.db import Database, DatabaseUnavailable, Tx, is_rerun
 from shared.errors import Transient
 from shared.messaging import metrics
 from shared.messaging.consumer import Consumer
@@ -62,6 +64,29 @@ class TooManyWaiting(Transient):
     code = "TOO_MANY_WAITING"
 
 
+@dataclass(slots=True)
+class Turn:
+    """Where a transaction is: in the handlers, or in the runtime's own statements."""
+
+    handling: bool = False
+
+
+@asynccontextmanager
+async def cut_off(db: Database, after_s: float) -> AsyncGenerator[Turn]:
+    """End the block after a while.
+
+    Raises TimeoutError when the handlers were slow; DatabaseUnavailable when Postgres was: no event's fault.
+    """
+    turn = Turn()
+    try:
+        async with asyncio.timeout(after_s):
+            yield turn
+    except TimeoutError as error:
+        if turn.handling and await db.answers():
+            raise
+        raise DatabaseUnavailable("the database did not answer before the deadline") from error
+
+
 def lane_space(consumer: str, topic: str, partition: int) -> int:
     """Return the first half of a lane's advisory lock."""
     return zlib.crc32(f"lane/{consumer}/{topic}/{partition}".encode()) - 2**31
@@ -73,7 +98,7 @@ class Lanes:
     count: Final = 4
     deadline_s: Final = 30.0
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - wired in one place, shared.service
         self, consumer: Consumer, db: Database, outbox: Outbox, fuse: Fuse, clock: Clock, random: Random
     ) -> None:
         self._consumer = consumer
@@ -83,15 +108,24 @@ class Lanes:
         self._clock = clock
         self._random = random
         self._about = {"consumer": consumer.name}
-        self.waiting = 0  # rows of this consumer in failed_jobs that wait; the retry worker keeps it current
+        # Of this consumer's rows in failed_jobs, as the retry worker last counted them:
+        self.waiting = 0  # those that wait
+        self.due = 0  # those of them that run by themselves, and so can be the fuse's probe
+        self.gaps = 0  # notes of records that were gone before they were read
+        self._held_up: dict[object, str] = {}
         self.parked: Callable[[], None] = lambda: None  # tells the retry worker
+
+    @property
+    def held_up(self) -> str | None:
+        """Why transactions have been running again for seconds; None when all goes well."""
+        return next(iter(self._held_up.values()), None)
 
     async def settle(self, lane: int, items: Sequence[Item], stopping: asyncio.Event, *, probe: bool = False) -> None:
         """Make every item done or parked. Raises Stopped or FuseOpen with the rest untouched."""
         if self._fuse.is_open and not probe:
             raise FuseOpen
         try:
-            await self.rerun(lambda: self._together(lane, items), stopping)
+            await self.rerun(lambda: self._together(lane, items, probe=probe), stopping)
         except (Stopped, FuseOpen, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - a handler may raise anything; nothing may be lost
@@ -105,39 +139,42 @@ class Lanes:
     async def rerun(self, action: Callable[[], Awaitable[T]], stopping: asyncio.Event) -> T:
         """Run until it works or fails for a reason of its own; waits 50 ms to 5 s between runs."""
         delay_s = 0.05
-        while True:
-            try:
-                return await action()
-            except Exception as error:
-                if not isinstance(error, TooManyWaiting) and not is_rerun(error):
-                    raise
+        me = object()
+        try:
+            while True:
+                try:
+                    return await action()
+                except Exception as error:
+                    if not isinstance(error, TooManyWaiting) and not is_rerun(error):
+                        raise
+                    name = type(error).__name__
                 metrics.RERUNS.labels(self._consumer.name).inc()
-                _log.warning(
-                    "transaction_rerun", extra=self._about | {"error": type(error).__name__, "delay_s": delay_s}
-                )
-            try:
-                async with asyncio.timeout(delay_s):
-                    await stopping.wait()
-                raise Stopped
-            except TimeoutError:
+                _log.warning("transaction_rerun", extra=self._about | {"error": name, "delay_s": delay_s})
+                if delay_s > 1:
+                    self._held_up[me] = f"runs again and again: {name}"
+                if await happens(stopping, delay_s):
+                    raise Stopped
                 delay_s = min(delay_s * 2, 5.0)
+        finally:
+            self._held_up.pop(me, None)
 
-    async def _together(self, lane: int, items: Sequence[Item]) -> None:
-        async with asyncio.timeout(self.deadline_s), self._db.transaction() as tx:
+    async def _together(self, lane: int, items: Sequence[Item], *, probe: bool) -> None:
+        async with cut_off(self._db, self.deadline_s) as turn, self._db.transaction() as tx:
             fresh = await self._enter(tx, lane, items)
             behind, rest = await self._split(tx, fresh)
             runnable = [item for item in rest if item.failure is None]
             broken = [(item, item.failure) for item in rest if item.failure is not None]
+            turn.handling = True
             with telemetry.processing(self._consumer.name, [item.record for item in runnable]):
                 events = await handle(tx, runnable)
-            await self._park(
-                tx,
-                [*((item, Failure("waiting", BEHIND, "waits behind its key")) for item in behind), *broken],
-            )
+            turn.handling = False
+            waiting = [(item, Failure("waiting", BEHIND, "waits behind its key")) for item in behind]
+            parked = await self._park(tx, [*waiting, *broken])
+            broken = [(item, failure) for item, failure in broken if item.record.offset in parked]
             await self._publish(tx, events, broken)
         for outcome, number in (
             ("done", len(runnable)),
-            ("duplicate", len(items) - len(fresh)),
+            ("duplicate", len(items) - len(runnable) - len(behind) - len(broken)),
             ("behind", len(behind)),
             ("parked", len(broken)),
         ):
@@ -146,7 +183,9 @@ class Lanes:
         for item, failure in broken:
             self._tell(item, failure)
         if runnable:
-            self._fuse.succeeded()
+            self._fuse.succeeded(len(runnable))
+        elif probe and not broken:
+            self._fuse.unspent()
 
     async def _enter(self, tx: Tx, lane: int, items: Sequence[Item]) -> list[Item]:
         """Take the lane and the inbox rows; return the items that nobody has dealt with."""
@@ -202,7 +241,7 @@ class Lanes:
             self._tell(item, failure)
 
     async def _park_alone(self, lane: int, item: Item, failure: Failure) -> str:
-        async with self._db.transaction() as tx:
+        async with cut_off(self._db, self.deadline_s), self._db.transaction() as tx:
             fresh = await self._enter(tx, lane, [item])
             if not fresh:
                 return "duplicate"
@@ -210,14 +249,16 @@ class Lanes:
             if behind:
                 await self._park(tx, [(item, Failure("waiting", BEHIND, "waits behind its key"))])
                 return "behind"
-            await self._park(tx, [(item, failure)])
+            if not await self._park(tx, [(item, failure)]):
+                return "duplicate"
             await self._publish(tx, (), [(item, failure)])
         return "parked"
 
-    async def _park(self, tx: Tx, parked: Sequence[tuple[Item, Failure]]) -> None:
-        if parked:
-            rows = [Parked(item.record, failure, item.job_type, item.event_id) for item, failure in parked]
-            await park(tx, self._consumer.name, rows, self._clock())
+    async def _park(self, tx: Tx, parked: Sequence[tuple[Item, Failure]]) -> set[int]:
+        if not parked:
+            return set()
+        rows = [Parked(item.record, failure, item.job_type, item.event_id) for item, failure in parked]
+        return await park(tx, self._consumer.name, rows, self._clock())
 
     async def _publish(self, tx: Tx, events: Sequence[Event], failed: Sequence[tuple[Item, Failure]]) -> None:
         letters: list[Message] = [
@@ -245,6 +286,16 @@ class Lanes:
             },
         )
         self.parked()
+
+
+async def happens(event: asyncio.Event, within_s: float) -> bool:
+    """Wait for an event; tell whether it came in time."""
+    try:
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    except TimeoutError:
+        return event.is_set()
+    return True
 
 
 async def handle(tx: Tx, items: Sequence[Item]) -> list[Event]:

@@ -19,7 +19,9 @@ from shared.contracts.api import ActionAudited
 from shared.db import Row, Tx
 from shared.errors import Conflict, Invalid, NotFound
 from shared.messaging.door import Done
-from shared.messaging.record import unpack_headers
+from shared.messaging.failed import NOTES
+from shared.messaging.lane import LOCK_LANE, Lanes, lane_space
+from shared.messaging.record import lane_of, record_from_row, unpack_headers
 from shared.messaging.retry import FREE_NEXT
 
 Status = Literal["waiting", "held", "dead", "resolved", "discarded"]
@@ -118,7 +120,9 @@ class FailedJobs:
 
     async def retry(self, tx: Tx, job_id: UUID, actor: str, request_id: str | None = None) -> Done[dict[str, Any]]:
         """Run a dead, held or waiting row as soon as its key allows. Raises NotFound, Conflict when it is finished."""
-        row = await self._found(tx, _LOCK, job_id)
+        row = await self._locked(tx, job_id)
+        if row["error_code"] in NOTES:
+            raise Conflict("this row tells of records that cannot be read; discard it once you have read it")
         if row["status"] not in OPEN:
             raise Conflict(f"the job is {row['status']}; only open jobs are retried", status=row["status"])
         now = self._clock()
@@ -133,7 +137,7 @@ class FailedJobs:
         """Give a row up for good; what waits behind it goes on. Raises NotFound, Conflict, Invalid without a reason."""
         if not reason.strip():
             raise Invalid("say why the job is discarded", field="reason")
-        row = await self._found(tx, _LOCK, job_id)
+        row = await self._locked(tx, job_id)
         if row["status"] not in OPEN:
             raise Conflict(f"the job is {row['status']} already", status=row["status"])
         now = self._clock()
@@ -143,6 +147,13 @@ class FailedJobs:
             await tx.execute(FREE_NEXT, **place, now=now)
         audit = self._audit("discard.failed_job", row, actor, request_id, now, reason=reason)
         return Done(await self.show(tx, job_id), [audit])
+
+    async def _locked(self, tx: Tx, job_id: UUID) -> Row:
+        """Lock the row's lane, as its consumer does, then the row: nothing can park behind it meanwhile."""
+        row = await self._found(tx, _SHOW, job_id)
+        space = lane_space(row["consumer"], row["topic"], row["partition"])
+        await tx.execute(LOCK_LANE, space=space, lane=lane_of(record_from_row(row), Lanes.count))
+        return await self._found(tx, _LOCK, job_id)
 
     async def _found(self, tx: Tx, statement: Any, job_id: UUID) -> Row:
         row = await tx.fetchrow(statement, id=job_id)

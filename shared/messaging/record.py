@@ -127,7 +127,10 @@ def _time(text: str) -> datetime:
         raise ValueError(f"the header ce_time is not an RFC 3339 time: {text[:40]!r}") from None
     if time.tzinfo is None:
         raise ValueError(f"the header ce_time has no time zone: {text!r}")
-    return time.astimezone(UTC)
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"the header ce_time is outside the calendar: {text!r}") from None
 
 
 def record_from_row(row: Row) -> Record:

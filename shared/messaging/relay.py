@@ -17,13 +17,14 @@ from typing import Any, Final
 
 import asyncpg
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import InvalidTopicError, KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import InvalidTopicError, KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from sqlalchemy import text
 
 from shared.db import Connection, Database, DatabaseUnavailable, Row, Tx
 from shared.messaging import metrics
-from shared.messaging.failed import BEHIND, Failure, Parked, park
-from shared.messaging.kafka import KafkaAddress, new_producer
+from shared.messaging.failed import BEHIND, Failure, Parked, clean, park
+from shared.messaging.kafka import KafkaAddress, new_producer, stop_producer
+from shared.messaging.lane import happens
 from shared.messaging.record import Record, unpack_headers
 
 _READ: Final = text(
@@ -38,27 +39,32 @@ _READ: Final = text(
 )
 _DELETE: Final = text("delete from outbox where id = any(cast(:ids as bigint[]))")
 _FENCED: Final = text(
-    "select distinct topic, key from failed_jobs where consumer = :consumer and status in ('waiting', 'held')"
-)
-_AGAIN: Final = text(
     """
-    with due as (
-        select id, topic, key, value, headers, record_offset from failed_jobs
-        where consumer = :consumer and status = 'waiting' and due_at <= now() order by record_offset for update
-    ), sent as (
-        insert into outbox (topic, key, value, headers)
-        select topic, key, value, headers from due order by record_offset
-    )
-    update failed_jobs f set status = 'resolved', due_at = null, updated_at = now(),
-           resolved_by = coalesce(f.resolved_by, 'retry')
-    from due where f.id = due.id
+    select distinct topic, key from failed_jobs
+    where consumer = :consumer and status in ('waiting', 'held') and key is not null
     """
 )
-_FREE: Final = text(
+_FREED: Final = text(
     """
-    update failed_jobs f set due_at = now() where consumer = :consumer and status = 'waiting' and due_at is null
+    select id, topic, key, value, headers from failed_jobs f
+    where consumer = :consumer and status = 'waiting'
       and not exists (select 1 from failed_jobs h where h.consumer = f.consumer and h.topic = f.topic
-                      and h.key is not distinct from f.key and h.status = 'held')
+                      and h.key = f.key and h.status = 'held')
+    order by record_offset limit 200
+    """
+)
+_CARRIED: Final = text(
+    """
+    update failed_jobs set status = 'resolved', due_at = null, updated_at = now(),
+           resolved_by = coalesce(resolved_by, 'retry')
+    where id = any(cast(:ids as uuid[]))
+    """
+)
+_REFUSED_AGAIN: Final = text(
+    """
+    update failed_jobs set status = 'held', due_at = null, updated_at = now(), attempts = attempts + 1,
+           error_code = :code, error_message = :message
+    where id = :id
     """
 )
 _OLDEST: Final = text(
@@ -67,7 +73,9 @@ _OLDEST: Final = text(
     from (select created_at from outbox order by id limit 10000) oldest
     """
 )
-_LAZY: Final = text("set synchronous_commit = off")  # a deletion lost in a crash is a duplicate, and those are absorbed
+# A deletion lost in a crash is a duplicate, and those are absorbed. A leader that stands still (SIGSTOP) loses its
+# session and with it the lead; one that works speaks every second.
+_SETTINGS: Final = "set synchronous_commit = off; set idle_session_timeout = '{:.0f}s'"
 
 _log = logging.getLogger(__name__)
 
@@ -75,9 +83,12 @@ _log = logging.getLogger(__name__)
 class Relay:
     """Carries one service's outbox. Every replica runs one; the leader works, the others stand by."""
 
-    rows: Final = 2000
-    bytes: Final = 8 * 1_048_576
+    page_rows: Final = 2000
+    page_bytes: Final = 8 * 1_048_576
     poll_s: Final = 1.0
+    answer_s: Final = 10.0  # without acknowledgements for so long, Kafka is away
+    frozen_s: Final = 30.0
+    large: Final = 400_000  # bytes; such a record travels alone, and what follows it waits for its fate
     debounce_s: Final = 0.005
 
     def __init__(self, service: str, db: Database, address: KafkaAddress) -> None:
@@ -89,6 +100,7 @@ class Relay:
         self._channel = f"openbell_{service}_outbox"
         self._woken = asyncio.Event()
         self._leading = False
+        self._unsaid = False
         self._notifying: asyncio.Task[None] | None = None
         self._trouble: str | None = None
         self._measured_at = 0.0
@@ -101,17 +113,21 @@ class Relay:
     def wake(self) -> None:
         """Say that rows were committed. In another process than the leader's, NOTIFY, once for many commits."""
         self._woken.set()
-        if not self._leading and (self._notifying is None or self._notifying.done()):
-            self._notifying = asyncio.get_running_loop().create_task(self._notify())
+        if not self._leading:
+            self._unsaid = True
+            if self._notifying is None or self._notifying.done():
+                self._notifying = asyncio.get_running_loop().create_task(self._notify())
 
     def _notified(self, *_: object) -> None:
         self._woken.set()
 
     async def _notify(self) -> None:
-        await asyncio.sleep(self.debounce_s)
-        with contextlib.suppress(DatabaseUnavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            async with self._db.read() as tx:
-                await tx.connection.execute(f"notify {self._channel}")
+        while self._unsaid:
+            await asyncio.sleep(self.debounce_s)
+            self._unsaid = False
+            with contextlib.suppress(DatabaseUnavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                async with self._db.read() as tx:
+                    await tx.connection.execute(f"notify {self._channel}")
 
     async def run(self) -> None:
         """Lead when nobody else does, until cancelled."""
@@ -144,85 +160,116 @@ class Relay:
 
     async def _lead(self, connection: Connection) -> None:
         tx = Tx(connection)
-        await tx.execute(_LAZY)
-        producer = new_producer(self._address, f"openbell-{self._service}-relay")
-        try:
-            await producer.start()
-            self._leading, self._trouble = True, None
-            while True:
-                self._woken.clear()
-                if await self._carry(tx, producer):
-                    continue
-                await self._housekeeping(tx)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self.poll_s):
-                        await self._woken.wait()
-        finally:
-            await producer.stop()
-
-    async def _carry(self, tx: Tx, producer: AIOKafkaProducer) -> int:
-        """Carry one page of rows; return how many were there. Raises what made a send fail, after settling the rest."""
-        rows = await tx.fetch(_READ, rows=self.rows, bytes=self.bytes)
-        if not rows:
-            return 0
-        fenced = {(row["topic"], row["key"]) for row in await tx.fetch(_FENCED, consumer=self.consumer)}
-        page = _Page()
-        for row in rows:
-            if (row["topic"], row["key"]) in fenced:
-                page.refused.append((row, Failure("waiting", BEHIND, "waits behind a refused row of its key")))
-                continue
+        await connection.execute(_SETTINGS.format(self.frozen_s))
+        while True:
+            producer = new_producer(self._address, f"openbell-{self._service}-relay")
             try:
-                future = await producer.send(row["topic"], row["value"], row["key"], headers=_sendable(row["headers"]))
-            except (KafkaError, OSError) as error:
-                if page.failed(row, error):
-                    fenced.add((row["topic"], row["key"]))
-                else:
-                    break
-            else:
-                page.sent.append((row, future))
-        await producer.flush()
+                async with asyncio.timeout(self.answer_s):
+                    await producer.start()
+                self._leading, self._trouble = True, None
+                while not await self._turn(tx, producer):
+                    pass
+            finally:
+                await stop_producer(producer)
+
+    async def _turn(self, tx: Tx, producer: AIOKafkaProducer) -> bool:
+        """Carry a page, or wait for rows. True when the producer has had a record refused: its sequence has a hole."""
+        self._woken.clear()
+        page = await self._carry(tx, producer)
+        if page is None:
+            page = await self._carry_freed(tx, producer) or _Page()
+            if not page.sent:
+                await self._measure(tx, producer)
+                await happens(self._woken, self.poll_s)
+        return bool(page.refused)
+
+    async def _carry(self, tx: Tx, producer: AIOKafkaProducer) -> "_Page | None":
+        """Carry one page of rows, None when there are none. Raises what made a send fail, after settling the rest."""
+        rows = await tx.fetch(_READ, rows=self.page_rows, bytes=self.page_bytes)
+        if not rows:
+            return None
+        fenced = {(row["topic"], row["key"]) for row in await tx.fetch(_FENCED, consumer=self.consumer)}
+        page = await self._send(producer, rows, fenced)
+        if page.done:
+            await tx.execute(_DELETE, ids=[row["id"] for row in page.done])
+        if parked := [*page.refused, *((row, _BEHIND) for row in page.behind)]:
+            async with tx.connection.transaction():
+                await park(tx, self.consumer, [_parked(row, failure) for row, failure in parked], datetime.now(UTC))
+                await tx.execute(_DELETE, ids=[row["id"] for row, _ in parked])
+        self._tell(page)
+        return page
+
+    async def _carry_freed(self, tx: Tx, producer: AIOKafkaProducer) -> "_Page | None":
+        """Carry what a person let go of, and what waited behind it: from failed_jobs, before newer rows of its key."""
+        rows = await tx.fetch(_FREED, consumer=self.consumer)
+        if not rows:
+            return None
+        page = await self._send(producer, rows, set())
+        if page.done:
+            await tx.execute(_CARRIED, ids=[row["id"] for row in page.done])
+        for row, failure in page.refused:
+            await tx.execute(_REFUSED_AGAIN, id=row["id"], code=failure.code, message=failure.message)
+        self._tell(page)
+        return page
+
+    async def _send(self, producer: AIOKafkaProducer, rows: Sequence[Row], fenced: set[tuple[str, bytes]]) -> "_Page":
+        """Send rows in order and await what became of each. What follows an unsent row of its key is not sent."""
+        page = _Page()
+        try:
+            async with asyncio.timeout(self.answer_s):
+                for row in rows:
+                    if (row["topic"], row["key"]) in fenced:
+                        page.behind.append(row)
+                        continue
+                    headers = _sendable(row["headers"])
+                    try:
+                        future = await producer.send(row["topic"], row["value"], row["key"], headers=headers)
+                        page.sent.append((row, future))
+                        if len(row["value"] or b"") > self.large:
+                            await asyncio.wait((future,))
+                            if future.exception() is not None:
+                                break  # its sequence has a hole now: the rest is for a new producer
+                    except _REFUSED as error:
+                        page.failed(row, error)
+                        if row["key"] is not None:
+                            fenced.add((row["topic"], row["key"]))
+                    except (KafkaError, OSError) as error:
+                        page.failed(row, error)
+                        break
+                await producer.flush()
+        except TimeoutError:
+            page.error = KafkaTimeoutError(f"no acknowledgement within {self.answer_s:.0f} s")
+            await stop_producer(producer)  # nothing may be sent behind our back: the rows are read again
         await page.finish()
-        await self._settle(tx, page.done, page.refused)
+        return page
+
+    def _tell(self, page: "_Page") -> None:
+        if page.done:
+            metrics.RELAYED.labels(self._service).inc(len(page.done))
+        for row, failure in page.refused:
+            about = {"topic": row["topic"], "code": failure.code, "reason": failure.message}
+            _log.error("kafka_refused", extra=self._about | about)
         if page.error is not None:
             metrics.RELAY_ERRORS.labels(self._service).inc()
             raise page.error
-        return len(rows)
 
-    async def _settle(self, tx: Tx, done: Sequence[Row], refused: Sequence[tuple[Row, Failure]]) -> None:
-        if done:
-            await tx.execute(_DELETE, ids=[row["id"] for row in done])
-            metrics.RELAYED.labels(self._service).inc(len(done))
-        if refused:
-            parked = [
-                Parked(
-                    Record(row["topic"], -1, row["id"], row["key"], row["value"], unpack_headers(row["headers"])),
-                    failure,
-                    "outbox",
-                    None,
-                )
-                for row, failure in refused
-            ]
-            async with tx.connection.transaction():
-                await park(tx, self.consumer, parked, datetime.now(UTC))
-                await tx.execute(_DELETE, ids=[row["id"] for row, _ in refused])
-            _log.error(
-                "kafka_refused",
-                extra=self._about | {"rows": len(refused), "code": refused[0][1].code, "reason": refused[0][1].message},
-            )
-
-    async def _housekeeping(self, tx: Tx) -> None:
+    async def _measure(self, tx: Tx, producer: AIOKafkaProducer) -> None:
+        """Look after the gauges, and whether Kafka answers when there is nothing to send."""
         if time.monotonic() - self._measured_at < self.poll_s:
             return
         self._measured_at = time.monotonic()
-        await tx.execute(_FREE, consumer=self.consumer)
-        if await tx.execute(_AGAIN, consumer=self.consumer):
-            _log.info("refused_rows_tried_again", extra=self._about)
-            self._woken.set()
         row = await tx.fetchrow(_OLDEST)
         metrics.OUTBOX_ROWS.labels(self._service).set(row["rows"] if row else 0)
         metrics.OUTBOX_AGE_SECONDS.labels(self._service).set(float(row["age"] or 0) if row else 0)
+        try:
+            async with asyncio.timeout(self.answer_s / 2):
+                answered = await producer.client.force_metadata_update()
+        except TimeoutError:
+            answered = False
+        self._trouble = None if answered else "Kafka does not answer"
 
 
+_BEHIND: Final = Failure("waiting", BEHIND, "waits behind a refused row of its key")
 _REFUSED: Final = (MessageSizeTooLargeError, InvalidTopicError)
 
 
@@ -232,6 +279,7 @@ class _Page:
 
     sent: list[tuple[Row, asyncio.Future[Any]]] = field(default_factory=list[tuple[Row, "asyncio.Future[Any]"]])
     done: list[Row] = field(default_factory=list[Row])
+    behind: list[Row] = field(default_factory=list[Row])
     refused: list[tuple[Row, Failure]] = field(default_factory=list[tuple[Row, Failure]])
     error: BaseException | None = None
 
@@ -244,14 +292,18 @@ class _Page:
             else:
                 self.done.append(row)
 
-    def failed(self, row: Row, error: BaseException) -> bool:
-        """Note an error; True when Kafka will never take this row, False when the page must be sent again."""
+    def failed(self, row: Row, error: BaseException) -> None:
+        """Note an error: Kafka will never take this row, or the page must be sent again."""
         if isinstance(error, _REFUSED):
-            refusal = Failure("held", type(error).__name__, f"Kafka refuses this record for ever: {error}")
+            refusal = Failure("held", type(error).__name__, clean(f"Kafka refuses this record for ever: {error}"))
             self.refused.append((row, refusal))
-            return True
-        self.error = error
-        return False
+        else:
+            self.error = self.error or error
+
+
+def _parked(row: Row, failure: Failure) -> Parked:
+    record = Record(row["topic"], -1, row["id"], row["key"], row["value"], unpack_headers(row["headers"]))
+    return Parked(record, failure, "outbox", None)
 
 
 def _sendable(packed: bytes) -> list[tuple[str, bytes | None]]:

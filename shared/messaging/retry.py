@@ -9,13 +9,16 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
+from math import inf
 from random import Random
+from time import monotonic
 from typing import Final
 
 from sqlalchemy import text
 
+from shared import telemetry
 from shared.clock import Clock
 from shared.db import Database, Row, Tx, is_rerun
 from shared.errors import Permanent
@@ -24,7 +27,7 @@ from shared.messaging.consumer import Consumer
 from shared.messaging.decode import Item, decode
 from shared.messaging.failed import Failure, dead_letter, error_entry, fingerprint, judge
 from shared.messaging.fuse import Fuse
-from shared.messaging.lane import LOCK_LANE, Lanes, handle, lane_space
+from shared.messaging.lane import LOCK_LANE, Lanes, cut_off, handle, happens, lane_space
 from shared.messaging.outbox import Outbox
 from shared.messaging.record import Record, lane_of, record_from_row
 
@@ -44,7 +47,8 @@ _OLDEST: Final = text(
 )
 _COUNTS: Final = text(
     """
-    select status, count(*) as rows from failed_jobs
+    select status, count(*) as rows, count(due_at) as due, count(*) filter (where error_code = 'GAP') as gaps
+    from failed_jobs
     where consumer = :consumer and status in ('waiting', 'held', 'dead') group by status
     """
 )
@@ -56,7 +60,7 @@ _OF_KEY: Final = text(
     order by record_offset limit :limit for update
     """
 )
-_BY_ID: Final = text("select * from failed_jobs where id = :id and status = 'waiting' for update")
+_BY_ID: Final = text("select * from failed_jobs where id = :id and status = 'waiting' and due_at <= :by for update")
 _RESOLVE: Final = text(
     """
     update failed_jobs set status = 'resolved', due_at = null, updated_at = :now, attempts = attempts + 1,
@@ -82,6 +86,7 @@ FREE_NEXT: Final = text(
     ) and status = 'waiting'
     """
 )
+_NOT_DUE: Final = text("update failed_jobs set due_at = null where id = :id and status = 'waiting'")
 _RELEASE_KNOWN: Final = text(
     """
     update failed_jobs set status = 'waiting', due_at = now(), updated_at = now()
@@ -119,7 +124,7 @@ class Retries:
         self._random = random
         self._woken = asyncio.Event()
         self._never = asyncio.Event()
-        self._counted_at: datetime | None = None
+        self._counted_at = -inf
         self._about = {"consumer": consumer.name}
         lanes.parked = self._woken.set
 
@@ -130,25 +135,30 @@ class Retries:
             self._woken.clear()
             await self._lanes.rerun(self.turn, self._never)
             pause_s = await self._lanes.rerun(self._pause, self._never)
-            try:
-                async with asyncio.timeout(pause_s):
-                    await self._woken.wait()
-            except TimeoutError:
-                continue
+            await happens(self._woken, pause_s)
 
     async def turn(self) -> None:
         """Run what is due now, lanes at once; while the fuse is open, at most one probe."""
         await self._count()
         async with self._db.read() as tx:
-            if self._fuse.is_open:
-                oldest = await tx.fetchrow(_OLDEST, consumer=self._consumer.name)
-                due = [oldest] if oldest is not None and self._fuse.take_probe() else []
-            else:
+            if not self._fuse.is_open:
                 due = await tx.fetch(_DUE, consumer=self._consumer.name, now=self._clock())
+            elif self._fuse.take_probe():
+                due = await tx.fetch(_OLDEST, consumer=self._consumer.name)
+            else:
+                due = []
+        probe = self._fuse.is_open
+        if probe and not due:
+            self._fuse.unspent()
         lanes: defaultdict[tuple[str, int, int], list[Row]] = defaultdict(list)
         for row in due:
             lanes[row["topic"], row["partition"], _lane(row)].append(row)
-        await asyncio.gather(*(self._run_lane(rows, probe=self._fuse.is_open) for rows in lanes.values()))
+        outcomes = await asyncio.gather(
+            *(self._run_lane(rows, probe=probe) for rows in lanes.values()), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
 
     async def _pause(self) -> float:
         """Return how long to wait: until the next due time, 20 ms at least, a second at most."""
@@ -185,18 +195,26 @@ class Retries:
         """
         claimed: list[Row] = []
         try:
-            async with asyncio.timeout(Lanes.deadline_s), self._db.transaction() as tx:
+            async with cut_off(self._db, self._lanes.deadline_s) as turn, self._db.transaction() as tx:
                 claimed = await self._claim(tx, row, size, probe=probe)
                 if not claimed:
+                    if probe:
+                        self._fuse.unspent()
                     return None
                 now = self._clock()
-                events = await handle(tx, [self._item(one) for one in claimed])
+                turn.handling = True
+                items = [self._item(one) for one in claimed]
+                with telemetry.processing(self._consumer.name, [item.record for item in items]):
+                    events = await handle(tx, items)
+                turn.handling = False
                 await tx.execute(_RESOLVE, ids=[one["id"] for one in claimed], now=now)
                 if row["key"] is not None:
                     await self._free_next(tx, row, now)
                 await self._outbox.add(tx, events)
         except Exception as error:
             if is_rerun(error) or not claimed:
+                if probe:
+                    self._fuse.unspent()
                 raise
             if len(claimed) > 1:
                 return False
@@ -207,7 +225,7 @@ class Retries:
                 late_s = max(0.0, (now - one["due_at"]).total_seconds())
                 metrics.RETRY_DELAY_ERROR_SECONDS.labels(self._consumer.name).observe(late_s)
         metrics.RETRIES.labels(self._consumer.name, "done").inc(len(claimed))
-        self._fuse.succeeded()
+        self._fuse.succeeded(len(claimed))
         return True
 
     async def _claim(self, tx: Tx, row: Row, size: int, *, probe: bool) -> list[Row]:
@@ -215,12 +233,15 @@ class Retries:
         name, topic, partition = self._consumer.name, row["topic"], row["partition"]
         await tx.execute(LOCK_LANE, space=lane_space(name, topic, partition), lane=_lane(row))
         if row["key"] is None:
-            return await tx.fetch(_BY_ID, id=row["id"])
+            return await tx.fetch(_BY_ID, id=row["id"], by=row["due_at"] if probe else self._clock())
         rows = await tx.fetch(_OF_KEY, consumer=name, topic=topic, partition=partition, key=row["key"], limit=size)
-        if not rows or rows[0]["status"] != "waiting":
+        if not rows:
             return []
-        due = rows[0]["due_at"]
-        if (due is None or due > self._clock()) and not probe:
+        head = rows[0]
+        ready = head["due_at"] is None or head["due_at"] <= self._clock() or probe
+        if head["status"] != "waiting" or not ready:
+            if head["id"] != row["id"]:  # only a head has a due time: an older row of the key came back
+                await tx.execute(_NOT_DUE, id=row["id"])
             return []
         waiting: list[Row] = []
         for one in rows:
@@ -242,7 +263,10 @@ class Retries:
     async def _fail(self, row: Row, error: Exception, *, probe: bool) -> None:
         now = self._clock()
         attempts = row["attempts"]
-        failure = judge(error, attempts, self._consumer.policy, now, self._random.uniform(-1, 1))
+        policy = self._consumer.policy
+        paused = probe or self._fuse.is_open  # then an attempt does not count
+        counted = min(attempts, len(policy.delays_s) - 1) if paused and policy.delays_s else attempts
+        failure = judge(error, counted, policy, now, self._random.uniform(-1, 1))
         if isinstance(error, _StillBroken) and error.held:
             failure = replace(failure, status="held")
         record = record_from_row(row)
@@ -254,7 +278,7 @@ class Retries:
             )
             if still != attempts:
                 return  # somebody else dealt with it meanwhile
-            if probe and failure.status == "waiting":
+            if paused and failure.status == "waiting":
                 failure = replace(failure, attempts=attempts)
             await tx.execute(
                 _FAIL,
@@ -298,13 +322,16 @@ class Retries:
             _log.info("held_versions_released", extra=self._about | {"rows": released})
 
     async def _count(self) -> None:
-        now = self._clock()
-        if self._counted_at is not None and now - self._counted_at < timedelta(seconds=2):
+        now = monotonic()
+        if now - self._counted_at < self.idle_s:
             return
         self._counted_at = now
         async with self._db.read() as tx:
-            rows = {row["status"]: row["rows"] for row in await tx.fetch(_COUNTS, consumer=self._consumer.name)}
+            found = await tx.fetch(_COUNTS, consumer=self._consumer.name)
+        rows = {row["status"]: row["rows"] for row in found}
         self._lanes.waiting = rows.get("waiting", 0)
+        self._lanes.due = sum(row["due"] for row in found if row["status"] == "waiting")
+        self._lanes.gaps = sum(row["gaps"] for row in found)
         for status in ("waiting", "held", "dead"):
             metrics.FAILED_JOBS.labels(self._consumer.name, status).set(rows.get(status, 0))
 

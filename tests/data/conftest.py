@@ -6,8 +6,8 @@ import pytest_asyncio
 
 from services.data.adapters.simulator import load_closes
 from services.data.adapters.xnys import load_sessions
+from services.data.domain.columns import Floats
 from services.data.domain.sessions import Sessions
-from services.data.domain.symbols import Floats
 from shared.db import Database
 from tests import conftest as common
 from tests.data.fake_cboe import FakeCboe

@@ -3,7 +3,7 @@ from datetime import date
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.data.adapters.cboe import FIELDS
@@ -92,6 +92,7 @@ _ROWS = st.lists(
 )
 
 
+@settings(deadline=None, max_examples=100)
 @given(_ROWS)
 def test_whatever_comes_the_table_is_clean_and_every_row_is_accounted_for(rows: list[Any]) -> None:
     table, dropped = clean_chain(rows, FIELDS, SESSION)

@@ -13,8 +13,9 @@ from services.data.adapters.cboe import CboeSource
 from services.data.adapters.replay import ReplaySource
 from services.data.adapters.simulator import SimulatorSource
 from services.data.domain.chain import Snapshot, Validators
+from services.data.domain.columns import Floats
 from services.data.domain.sessions import Sessions
-from services.data.domain.symbols import Floats, occ_columns
+from services.data.domain.symbols import occ_columns
 from services.data.ports import ChainSource, Ended, Unchanged
 from shared.clock import new_id
 from shared.contracts.data import CHAIN_SCHEMA, ChainCollected

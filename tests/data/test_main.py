@@ -11,6 +11,7 @@ import services.data
 from services.data.adapters.cboe import CboeSource
 from services.data.adapters.replay import ReplaySource
 from services.data.adapters.simulator import SimulatorSource
+from services.data.domain.sessions import Sessions
 from services.data.domain.symbols import parse_symbol
 from services.data.main import build, choose_source
 from services.data.settings import DataSettings
@@ -34,27 +35,29 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_auto_takes_the_recordings_then_cboe_then_the_simulator(cboe: FakeCboe, folder: Path) -> None:
+async def test_auto_takes_the_recordings_then_cboe_then_the_simulator(
+    cboe: FakeCboe, folder: Path, sessions: Sessions
+) -> None:
     for given, kind in (
         (settings(replay_dir=folder, cboe_base_url=cboe.url), ReplaySource),
         (settings(cboe_base_url=cboe.url), CboeSource),
         (settings(), SimulatorSource),
     ):
-        source = await choose_source(given, lambda: NOW)
+        source = await choose_source(given, lambda: NOW, sessions)
         assert isinstance(source, kind)
         await source.aclose()
 
 
-async def test_a_named_source_is_taken_whatever_else_is_there(cboe: FakeCboe, folder: Path) -> None:
+async def test_a_named_source_is_taken_whatever_else_is_there(cboe: FakeCboe, folder: Path, sessions: Sessions) -> None:
     for name, kind in (("cboe", CboeSource), ("replay", ReplaySource), ("simulator", SimulatorSource)):
-        source = await choose_source(settings(source=name, replay_dir=folder), lambda: NOW)
+        source = await choose_source(settings(source=name, replay_dir=folder), lambda: NOW, sessions)
         assert isinstance(source, kind)
         await source.aclose()
 
 
-async def test_a_replay_without_a_folder_is_refused() -> None:
+async def test_a_replay_without_a_folder_is_refused(sessions: Sessions) -> None:
     with pytest.raises(Invalid):
-        await choose_source(settings(source="replay"), lambda: NOW)
+        await choose_source(settings(source="replay"), lambda: NOW, sessions)
 
 
 def test_symbols_come_comma_separated_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +82,27 @@ def test_the_card_names_what_the_service_publishes() -> None:
     assert all(event.topic.owner == services.data.OWNS for event in services.data.PUBLISHES)
 
 
-def test_importing_the_service_loads_no_pandas_and_starts_nothing() -> None:
-    program = "import sys, services.data.main; print('pandas' in sys.modules, 'exchange_calendars' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+def test_reading_keeping_and_showing_a_chain_never_loads_pandas() -> None:
+    """It would stay, 45 MB of it. pyarrow imports it behind one's back."""
+    program = """
+import json, sys
+from datetime import UTC, datetime
+import services.data.main
+from services.data.adapters.cboe import parse_answer
+from services.data.domain.sessions import Sessions, TradingSession
+from services.data.routes import as_answer
+from services.data.service import LastGood
+from shared.clock import new_id
+from shared.contracts.data import ChainCollected
+day = datetime(2026, 7, 24, tzinfo=UTC)
+sessions = Sessions([TradingSession(day.date(), day.replace(hour=13), day.replace(hour=20))])
+found = parse_answer(sys.stdin.buffer.read(), source="cboe", sessions=sessions)
+event = ChainCollected(id=new_id(), time=day, header=found.header, contracts=found.contracts)
+read = ChainCollected.from_bytes(event.to_bytes(), id=event.id, time=day)
+print(as_answer(LastGood(read.header, read.contracts, 0.0, 0)).count)
+print("pandas" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(answer()), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["2", "False"]

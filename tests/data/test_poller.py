@@ -16,8 +16,8 @@ import stamina
 from services.data.adapters.cboe import CboeSource
 from services.data.adapters.replay import ReplaySource
 from services.data.adapters.simulator import SimulatorSource
+from services.data.domain.columns import Floats
 from services.data.domain.sessions import Sessions
-from services.data.domain.symbols import Floats
 from services.data.ports import ChainSource
 from services.data.service import DataService
 from services.data.store import SnapshotStore

@@ -2,8 +2,8 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
+import httpx
 import pytest
-from litestar.testing import AsyncTestClient
 
 from services.data.adapters.cboe import parse_answer
 from services.data.domain.sessions import Sessions
@@ -28,15 +28,21 @@ async def served(database_url: str, sessions: Sessions) -> AsyncIterator[Service
     body = json.dumps(answer(rows=[row(CALL), row("AAPL260821P00330000", iv=0, bid=None)])).encode()
     snapshot = parse_answer(body, source="cboe", sessions=sessions)
     data = DataService(SnapshotStore(), service.clock)
-    await service.door.publish(lambda tx: data.record(snapshot, tx))
+    async with service.db.transaction() as tx:
+        await data.record(snapshot, tx)
     yield service
     await service.db.close()
+
+
+def client_of(served: Service) -> httpx.AsyncClient:
+    """Return a client in this loop, where the database's connections live."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(served.app), base_url="http://data")  # pyright: ignore[reportArgumentType]
 
 
 async def get(served: Service, path: str) -> tuple[int, dict]:
     signer = Signer(served.settings.identity_secret.get_secret_value(), served.clock)
     token = signer.sign(Identity(new_id(), "user"), audience="data", request_id="r1")
-    async with AsyncTestClient(served.app) as client:
+    async with client_of(served) as client:
         response = await client.get(path, headers={HEADER: token})
     return response.status_code, response.json()
 
@@ -100,11 +106,12 @@ async def test_what_cannot_be_answered_says_why(served: Service, path: str, stat
 
 async def test_every_failed_fetch_since_is_told(served: Service) -> None:
     data = DataService(SnapshotStore(), served.clock)
-    await served.door.publish(lambda tx: data.record_failure("AAPL", "cboe", Transient("down"), tx))
+    async with served.db.transaction() as tx:
+        await data.record_failure("AAPL", "cboe", Transient("down"), tx)
     _, told = await get(served, "/realtime-options/AAPL")
     assert told["failures"] == 1
 
 
 async def test_strangers_are_not_served(served: Service) -> None:
-    async with AsyncTestClient(served.app) as client:
+    async with client_of(served) as client:
         assert (await client.get("/realtime-options/AAPL")).status_code == 401

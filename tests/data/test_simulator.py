@@ -4,22 +4,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.data.adapters.simulator import SimulatorSource
 from services.data.domain.chain import Snapshot, Validators
+from services.data.domain.columns import Floats
 from services.data.domain.pricing import black_scholes
 from services.data.domain.sessions import Sessions
 from services.data.domain.simulation import chain_at, expirations_after, moment_of, plan_session, spot_at, unusual_at
-from services.data.domain.symbols import Floats, occ_columns
+from services.data.domain.symbols import occ_columns
 
 NOW = datetime(2026, 11, 22, 6, 0, 1, 500_000, tzinfo=UTC)  # a Sunday: the simulated market does not mind
 
 
-def simulator(closes: dict[str, Floats], sessions: Sessions, now: datetime = NOW, **settings: Any) -> SimulatorSource:
-    settings = {"seed": 1, "unusual": 40, "session_s": 86_400.0, "tick_s": 2.0} | settings
-    return SimulatorSource(closes=closes, sessions=sessions, clock=lambda: now, **settings)
+def simulator(
+    closes: dict[str, Floats], sessions: Sessions, now: datetime = NOW, **fields_given: Any
+) -> SimulatorSource:
+    fields: dict[str, Any] = {"seed": 1, "unusual": 40, "session_s": 86_400.0, "tick_s": 2.0} | fields_given
+    return SimulatorSource(closes=closes, sessions=sessions, clock=lambda: now, **fields)
 
 
 async def chain_of(source: SimulatorSource, symbol: str = "AAPL") -> Snapshot:
@@ -47,6 +50,7 @@ def test_the_closes_are_read_without_importing_the_package(closes: dict[str, Flo
         assert np.abs(np.diff(np.log(prices))).max() < 0.25, f"{name}: an unadjusted split"
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31), st.dates(date(2025, 1, 1), date(2029, 12, 31)), st.floats(0, 1, exclude_max=True))
 def test_the_rule_finds_the_injected_prints_and_nothing_else(
     sessions: Sessions, closes: dict[str, Floats], seed: int, day: date, done: float

@@ -4,8 +4,8 @@ import pytest
 
 from services.data.adapters.simulator import SimulatorSource
 from services.data.domain.chain import Quote, Snapshot, Validators
+from services.data.domain.columns import Floats
 from services.data.domain.sessions import Sessions
-from services.data.domain.symbols import Floats
 from services.data.service import DataService
 from services.data.store import SnapshotStore
 from shared.contracts.data import ChainCollected, QuoteTaken, Source

@@ -160,6 +160,7 @@ GOOD = row(strike=200.0)
         ({"right": "X", "contract": occ()}, "not_a_contract"),
         ({"strike": nan, "contract": occ()}, "not_a_contract"),
         ({"contract": "AAPL\n260821C00110000"}, "not_a_contract"),
+        ({"contract": "AAPL260821C00110000\n"}, "not_a_contract"),
         ({"contract": "'; drop table activity"}, "not_a_contract"),
         ({"contract": ""}, "not_a_contract"),
     ],

@@ -15,7 +15,7 @@ from services.detector.service import BoardRules, Detector
 from services.detector.store import DetectorStore
 from shared.contracts.data import ChainCollected
 from shared.contracts.detector import ActivityDetected, LeaderboardChanged
-from shared.db import Database
+from shared.db import Database, Row
 from shared.errors import Invalid, NotFound
 from tests.detector.chains import AS_OF, SESSION, collected, header, occ, row
 
@@ -48,9 +48,11 @@ async def activity(db: Database, symbol="AAPL", session=None):
         return await detector().activity(symbol, session, 100, tx)
 
 
-async def board(db: Database, session=None, at=None):
+async def board(db: Database, session=None, at=None) -> Row:
     async with db.read() as tx:
-        return await detector().board(session, at, tx)
+        found = await detector().board(session, at, tx)
+    assert found is not None
+    return found
 
 
 def named(symbol: str, volume: float = 2_000, **fields):
@@ -213,6 +215,19 @@ async def test_the_board_is_the_same_in_whatever_order_minutes_and_batches_arriv
     assert len(seen[0]) == 4
 
 
+async def test_candidates_beyond_the_places_of_the_board_are_forgotten_after_their_minute(db):
+    rules = {"size": 2}
+    for minute in range(3):
+        for symbol in ("AAA", "BBB"):
+            await scan(
+                db, collected(header(symbol, minute=minute), [named(symbol), named(symbol)]), by=detector(**rules)
+            )
+        await refresh(db, detector(**rules))
+    async with db.read() as tx:
+        kept = await tx.fetch(text("select count(*) from candidates group by minute order by minute"))
+    assert [each["count"] for each in kept] == [2, 2, 4]
+
+
 async def test_only_one_replica_makes_the_board_at_a_time(db):
     await scan(db, collected(header(), [row()]))
     async with db.transaction() as first, db.transaction() as second:
@@ -221,7 +236,8 @@ async def test_only_one_replica_makes_the_board_at_a_time(db):
 
 
 async def test_before_the_first_scan_there_is_no_board_and_an_unknown_one_is_not_found(db):
-    assert await board(db) is None
+    async with db.read() as tx:
+        assert await detector().board(None, None, tx) is None
     for question in ({"session": SESSION}, {"at": AS_OF}):
         with pytest.raises(NotFound):
             await board(db, **question)

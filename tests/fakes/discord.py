@@ -90,7 +90,9 @@ class FakeDiscord:
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))
         self.base = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        config = uvicorn.Config(self._app, lifespan="off", log_config=None, access_log=False, ws="none")
+        config = uvicorn.Config(
+            self._app, interface="asgi3", lifespan="off", log_config=None, access_log=False, ws="none"
+        )
         config.timeout_graceful_shutdown = 1
         server = _Server(config)
         self._thread = threading.Thread(target=server.run, args=([listening],), name="discord", daemon=True)

@@ -8,6 +8,13 @@ from shared.messaging.kafka import KafkaAddress
 from tests.messaging.harness import Probe, make_schema, probing
 
 
+@pytest.fixture(autouse=True)
+def only_on_apache(request: pytest.FixtureRequest) -> None:
+    """Skip what the embedded broker cannot do."""
+    if request.node.get_closest_marker("apache") and request.getfixturevalue("kafka").kind == "embedded":
+        pytest.skip("needs Apache Kafka")
+
+
 @pytest.fixture
 async def probe_url(postgres: str) -> AsyncGenerator[str]:
     """A fresh database with the probe's schema alone."""

@@ -141,9 +141,8 @@ class Probe:
         return replica
 
     def make(self, account: str, n: int, **envelope: Any) -> Deposited:
-        return self.event(
-            **{"id": uuid.uuid4(), "time": datetime.now(UTC), "account": account, "n": n} | envelope
-        )
+        fields: dict[str, Any] = {"id": uuid.uuid4(), "time": datetime.now(UTC), "account": account, "n": n}
+        return self.event(**fields | envelope)
 
     async def send(self, event: Deposited, headers: Headers | None = None, **changes: Any) -> tuple[int, int]:
         """Put an event into Kafka as the relay would; return (partition, offset)."""

@@ -184,7 +184,7 @@ async def test_bad_input_is_parked_with_its_reason_and_the_consumer_goes_on(prob
     async with probe.db.read() as tx:
         shown = await probe.failed_jobs.show(tx, job["id"])
     assert shown["headers"] == [
-        [name.decode(), value.decode("utf-8", "backslashreplace")] for name, value in headers.items()
+        [name.decode(), (value or b"").decode("utf-8", "backslashreplace")] for name, value in headers.items()
     ]
     if "value" in change:
         assert shown["value_bytes"] == (None if change["value"] is None else len(change["value"]))

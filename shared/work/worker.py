@@ -1,28 +1,4 @@
-"""Claimed rows: effects on the outside world, each told apart from a crash around it.
-
-    pending -> claimed -> started -> done | failed | unknown
-       ^__________________________|  (tried again later)
-
-A handler writes a row with `due_at`; a `Worker` claims it (lease and token), commits `started` right before
-the effect, performs it, and records the outcome where the token is still its own. So a crash tells what it
-left: a lease that ran out in `claimed` means the effect never began and the row is simply claimed again; one
-that ran out in `started` means nobody knows: it is counted, and the work's stated policy decides:
-
-    resend    perform again; the row's `uncertain` is true, so the effect can say that it may repeat itself
-    look_up   ask the other side first; only what it does not know is performed again
-    leave     the row ends as `unknown` and a person decides
-
-How an effect ends (`perform` raises, see shared.errors):
-
-    returns                    done
-    Transient(retry_after_s)   again, after the backoff or what was asked for, whichever is longer
-    Busy(retry_after_s)        again then, at no cost in attempts; the lane (or everyone) is left alone
-    Permanent                  failed, with the reason
-    OutcomeUnknown, any other  as a lease that ran out in `started`
-
-A `lane` is a destination with at most one effect in flight, whatever the number of replicas. Replicas need
-clocks that agree to within a fraction of the lease.
-"""
+"""Claims rows of one kind, performs them, and records what came of it."""
 
 import asyncio
 import contextlib
@@ -31,120 +7,21 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid4
 
-from prometheus_client import Counter, Gauge, Histogram
-from sqlalchemy import text
 from sqlalchemy.sql.elements import TextClause
 
 from shared.clock import Clock, utc_now
 from shared.contracts.base import Event
 from shared.db import Row, Tx, is_rerun
-from shared.errors import OpenbellError, Permanent, Transient
+from shared.errors import OpenbellError, Transient
 from shared.messaging.door import Door
+from shared.work import table
+from shared.work.metrics import IN_FLIGHT, LOST, RETRIED, SETTLED, TOOK, UNKNOWN, WAITED
+from shared.work.rules import Busy, Decision, OnUnknown, OutcomeUnknown, Policy, Status, decide, explain
 
 log = logging.getLogger(__name__)
-
-OnUnknown = Literal["resend", "look_up", "leave"]
-Status = Literal["pending", "done", "failed", "unknown"]
-
-UNKNOWN = Counter("openbell_work_unknown_total", "Effects whose outcome nobody knows", ["kind"])
-SETTLED = Counter("openbell_work_settled_total", "Rows that reached their end", ["kind", "status"])
-RETRIED = Counter("openbell_work_retried_total", "Attempts that are made again later", ["kind"])
-LOST = Counter("openbell_work_lost_total", "Rows whose lease went to another worker meanwhile", ["kind"])
-IN_FLIGHT = Gauge("openbell_work_in_flight", "Effects being performed now", ["kind"])
-WAITED = Histogram(
-    "openbell_work_wait_seconds",
-    "From due to started",
-    ["kind"],
-    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300),
-)
-TOOK = Histogram("openbell_work_seconds", "One effect, from started to its outcome", ["kind"])
-
-COLUMNS = """
-    status text not null default 'pending'
-        check (status in ('pending', 'claimed', 'started', 'done', 'failed', 'unknown')),
-    due_at timestamptz not null,
-    lane text,
-    lease_until timestamptz,
-    token uuid,
-    attempts integer not null default 0,
-    uncertain boolean not null default false,
-    last_error text,
-    created_at timestamptz not null,
-    settled_at timestamptz
-"""
-"""The columns of every table of claimed rows, besides `id uuid` and the service's own."""
-
-_INDEXES = (
-    "create index {table}_due on {table} (due_at, id) where status = 'pending'",
-    "create index {table}_leased on {table} (lease_until) where status in ('claimed', 'started')",
-)
-_SERIALISE = "select pg_advisory_xact_lock(hashtextextended('work/' || current_schema() || '/{table}', 0))"
-_CLAIMABLE = """
-    select * from {table}
-    where status = 'pending' and due_at <= :now and {only}
-      and (lane is null or lane <> all(cast(:paused as text[]) || array(
-            select lane from {table} where status in ('claimed', 'started') and lane is not null)))
-    order by due_at, id limit :candidates for update skip locked"""
-_CLAIM = "update {table} set status = 'claimed', token = :token, lease_until = :until where id = any(:ids)"
-_NEXT_DUE = "select min(due_at) from {table} where status = 'pending' and due_at > :now and {only}"
-_START = """
-    update {table} set status = 'started', lease_until = :until
-    where id = :id and token = :token and status = 'claimed'"""
-_RENEW = """
-    update {table} set lease_until = :until
-    from unnest(cast(:ids as uuid[]), cast(:tokens as uuid[])) as mine (id, token)
-    where {table}.id = mine.id and {table}.token = mine.token and {table}.status in ('claimed', 'started')"""
-_RELEASE = """
-    update {table} set status = 'pending', token = null, lease_until = null
-    where id = :id and token = :token and status = 'claimed'"""
-_RELEASE_EXPIRED = """
-    update {table} set status = 'pending', token = null, lease_until = null
-    where status = 'claimed' and lease_until < :now and {only}"""
-_EXPIRED = """
-    select * from {table} where status = 'started' and lease_until < :now and {only}
-    order by id limit 100 for update skip locked"""
-_SETTLE = """
-    update {table} set status = :status, due_at = :due_at, attempts = :attempts, uncertain = :uncertain,
-        last_error = cast(:error as text), settled_at = cast(:settled_at as timestamptz),
-        token = null, lease_until = null
-    where id = :id and token = :token and status in ('claimed', 'started')"""
-
-
-class OutcomeUnknown(OpenbellError):
-    """The effect may or may not have happened."""
-
-    code = "OUTCOME_UNKNOWN"
-
-
-class Busy(Transient):
-    """The destination asks to be left alone for a while."""
-
-    code = "BUSY"
-
-    def __init__(self, message: str = "", /, *, retry_after_s: float, everyone: bool = False) -> None:
-        super().__init__(message, retry_after_s=retry_after_s)
-        self.everyone = everyone
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How a kind of effect is claimed and tried again.
-
-    Waits grow from `base_s` by doubling up to `cap_s`, each drawn from its upper half. A row that has had
-    `max_attempts` attempts, or is `max_age_s` old, is not tried again.
-    """
-
-    concurrency: int = 16
-    lease_s: float = 30.0
-    poll_s: float = 1.0
-    base_s: float = 1.0
-    cap_s: float = 300.0
-    max_attempts: int = 8
-    max_age_s: float = 86_400.0
-    stop_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,60 +64,6 @@ class Work:
     policy: Policy = field(default_factory=Policy)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What becomes of a row after an attempt."""
-
-    status: Status
-    due_at: datetime
-    attempts: int
-    uncertain: bool
-    reason: str
-    unknown: bool = False
-
-    @property
-    def final(self) -> bool:
-        """Whether the row has reached its end."""
-        return self.status != "pending"
-
-
-def backoff_s(policy: Policy, attempts: int, draw: float) -> float:
-    """Return the wait after `attempts` attempts; `draw` is a random number in [0, 1)."""
-    longest = min(policy.cap_s, policy.base_s * 2.0 ** min(attempts - 1, 62))
-    return longest * (0.5 + draw / 2)
-
-
-def decide(
-    policy: Policy,
-    on_unknown: OnUnknown,
-    error: Exception | None,
-    *,
-    attempts: int,
-    uncertain: bool,
-    created_at: datetime,
-    now: datetime,
-    draw: float,
-) -> Decision:
-    """Decide what becomes of a row whose attempt ended with `error`; `attempts` are those before this one."""
-    if error is None:
-        return Decision("done", now, attempts + 1, uncertain=False, reason="")
-    reason = explain(error)
-    if isinstance(error, Permanent):
-        return Decision("failed", now, attempts + 1, uncertain=uncertain, reason=reason)
-    unknown = not isinstance(error, Transient)
-    tried = attempts if isinstance(error, Busy) else attempts + 1
-    asked = (error.retry_after_s or 0.0) if isinstance(error, Transient) else 0.0
-    due_at = now + timedelta(seconds=max(backoff_s(policy, max(tried, 1), draw), asked))
-    if isinstance(error, Busy):
-        due_at = now + timedelta(seconds=asked)
-    spent = tried >= policy.max_attempts or due_at > created_at + timedelta(seconds=policy.max_age_s)
-    if (unknown and on_unknown == "leave") or (spent and (unknown or uncertain)):
-        return Decision("unknown", now, tried, uncertain=True, reason=reason, unknown=unknown)
-    if spent:
-        return Decision("failed", now, tried, uncertain=False, reason=f"gave up: {reason}")
-    return Decision("pending", due_at, tried, uncertain=uncertain or unknown, reason=reason, unknown=unknown)
-
-
 def choose(rows: Sequence[Row], free: int) -> list[Row]:
     """Take the first `free` rows, at most one of each lane."""
     chosen: list[Row] = []
@@ -255,17 +78,6 @@ def choose(rows: Sequence[Row], free: int) -> list[Row]:
             lanes.add(lane)
         chosen.append(row)
     return chosen
-
-
-def explain(error: Exception) -> str:
-    """Return a reason fit for the record: our own errors speak, foreign ones may carry secrets."""
-    return error.message if isinstance(error, OpenbellError) else f"unexpected {type(error).__name__}"
-
-
-def create_indexes(op: Any, table: str) -> None:
-    """Create what the worker's queries need on a table that has COLUMNS (for Alembic's `op`)."""
-    for statement in _INDEXES:
-        op.execute(statement.replace("{table}", table))
 
 
 class Worker:
@@ -295,23 +107,28 @@ class Worker:
         self._paused_all: datetime | None = None
         self._keep_at: datetime | None = None
         self._stopping = False
-        self._serialise = self._sql(_SERIALISE)
-        self._claimable = self._sql(_CLAIMABLE)
-        self._claim_rows = self._sql(_CLAIM)
-        self._next_due = self._sql(_NEXT_DUE)
-        self._start_row = self._sql(_START)
-        self._renew_rows = self._sql(_RENEW)
-        self._release_row = self._sql(_RELEASE)
-        self._release_expired = self._sql(_RELEASE_EXPIRED)
-        self._expired = self._sql(_EXPIRED)
-        self._settle_row = self._sql(_SETTLE)
+        self._trouble = ""
+        self._serialise = self._sql(table.SERIALISE)
+        self._claimable = self._sql(table.CLAIMABLE)
+        self._claim_rows = self._sql(table.CLAIM)
+        self._next_due = self._sql(table.NEXT_DUE)
+        self._start_row = self._sql(table.START)
+        self._renew_rows = self._sql(table.RENEW)
+        self._release_row = self._sql(table.RELEASE)
+        self._release_expired = self._sql(table.RELEASE_EXPIRED)
+        self._expired = self._sql(table.EXPIRED)
+        self._settle_row = self._sql(table.SETTLE)
 
     def _sql(self, template: str) -> TextClause:
-        return text(template.replace("{table}", self._work.table).replace("{only}", f"({self._work.only})"))
+        return table.statement(template, self._work.table, self._work.only)
 
     def wake(self) -> None:
         """Look for rows now instead of at the next poll."""
         self._wake.set()
+
+    def health(self) -> tuple[bool, str]:
+        """Return whether rows are being claimed, and what hinders or how much is in flight."""
+        return not self._trouble, self._trouble or f"{len(self._flights)} in flight"
 
     async def run(self) -> None:
         """Work until cancelled; then finish what is in flight, within `stop_s`."""
@@ -321,9 +138,11 @@ class Worker:
                 self._wake.clear()
                 try:
                     wait_s = await self.turn()
+                    self._trouble = ""
                 except Exception as error:
                     if not is_rerun(error):
                         raise
+                    self._trouble = explain(error)
                     log.warning("work.database", extra={"kind": self._work.kind, "error": explain(error)})
                     await asyncio.sleep(self._policy.poll_s)
                     continue

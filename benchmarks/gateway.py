@@ -1,0 +1,228 @@
+"""The gateway's point read against raw asyncpg through the same fair pool, 64 callers each, on the same machine.
+
+    python -m benchmarks.gateway
+
+The read is GET /api/user/{id}/settings with an API key, limits, metrics and request ids, over real sockets; the server
+is a process of its own, and so is the raw loop. Rounds alternate; the ratio is the median of the rounds' ratios.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
+from typing import Any, Final, cast
+from uuid import UUID
+
+import uvloop
+
+CONNECTIONS: Final = 64
+ROUNDS: Final = 3
+ROUND_S: Final = 3.0
+BAR: Final = 0.20
+GOAL: Final = 0.45
+_QUERY: Final = (
+    "select user_id, timezone, alerts_enabled, min_score, min_premium_usd from user_settings where user_id = $1"
+)
+
+
+async def run() -> list[dict[str, Any]]:
+    """Return the figures: requests a second and their ratio to raw reads, and the slow end of the latencies."""
+    from shared import migrate
+    from tests.infra import postgres_server
+
+    with postgres_server() as dsn:
+        await migrate.upgrade_all(dsn)
+        users = await _sign_up(dsn)
+        async with _server(dsn) as port:
+            await _load(port, users, 1.0)
+            rounds = [(await _raw(dsn, users), await _load(port, users, ROUND_S)) for _ in range(ROUNDS)]
+    raw = statistics.median(raw for raw, _ in rounds)
+    rate = statistics.median(rate for _, (rate, _) in rounds)
+    ratio = statistics.median(rate / raw for raw, (rate, _) in rounds)
+    p99 = statistics.median(p99 for _, (_, p99) in rounds)
+    return [
+        {
+            "metric": "gateway point read, 64 connections",
+            "value": round(rate),
+            "unit": "requests/s",
+            "baseline": f"{raw:.0f} raw asyncpg reads/s",
+            "ratio": round(ratio, 3),
+            "bar": BAR,
+            "goal": GOAL,
+            "holds": ratio >= BAR,
+        },
+        {
+            "metric": "gateway point read, p99",
+            "value": round(p99 * 1000, 1),
+            "unit": "ms",
+            "baseline": None,
+            "ratio": None,
+            "bar": None,
+            "goal": None,
+            "holds": True,
+        },
+    ]
+
+
+async def _sign_up(dsn: str) -> list[tuple[UUID, str]]:
+    from services.api.main import build
+    from services.api.service import By, Keys, Users
+    from services.api.settings import ApiSettings
+    from shared.clock import new_id
+    from shared.service import Environment
+    from shared.settings import SharedSettings
+
+    gateway = build(Environment(SharedSettings(database_url=dsn)))
+    keys = Keys(ApiSettings().key_secret.get_secret_value(), forget=lambda _: None)
+    by = By("system", datetime.now(UTC), new_id)
+    found: list[tuple[UUID, str]] = []
+    for number in range(CONNECTIONS):
+        address = f"user{number}@example.com"
+        done = await gateway.door.run(lambda tx, address=address: Users(keys).sign_up(tx, by, address))
+        found.append((done.user.id, keys.show(done.key_id)))
+    await gateway.stop()
+    return found
+
+
+@contextlib.asynccontextmanager
+async def _server(dsn: str) -> AsyncGenerator[int]:
+    env = {**os.environ, "OPENBELL_DATABASE_URL": dsn, "OPENBELL_API_USER_QUOTA": "100000000"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.gateway", "serve", env=env, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        yield int(await process.stdout.readline())
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def _raw(dsn: str, users: list[tuple[UUID, str]]) -> float:
+    env = {**os.environ, "OPENBELL_DATABASE_URL": dsn}
+    ids = ",".join(str(user_id) for user_id, _ in users)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.gateway", "raw", ids, env=env, stdout=subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    return float(out)
+
+
+class _Connection(asyncio.Protocol):
+    """Asks again as soon as it is answered; one request in flight."""
+
+    def __init__(self, request: bytes, latencies: list[float], until: float) -> None:
+        self._request = request
+        self._latencies = latencies
+        self._until = until
+        self._buffer = b""
+        self._sent = 0.0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._ask()
+
+    def _ask(self) -> None:
+        self._sent = time.perf_counter()
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        data = self._buffer + data if self._buffer else data
+        head, found, rest = data.partition(b"\r\n\r\n")
+        at = head.find(b"content-length: ")
+        if not found or len(rest) < int(head[at + 16 : head.find(b"\r", at) if b"\r" in head[at:] else None]):
+            self._buffer = data
+            return
+        self._buffer = b""
+        if not head.startswith(b"HTTP/1.1 200"):
+            self.done.set_exception(RuntimeError(data[:500].decode()))
+            self._transport.close()
+            return
+        now = time.perf_counter()
+        self._latencies.append(now - self._sent)
+        if now < self._until:
+            self._ask()
+        else:
+            self._transport.close()
+            self.done.set_result(None)
+
+
+async def _load(port: int, users: list[tuple[UUID, str]], seconds: float) -> tuple[float, float]:
+    """Return (requests a second, 99th percentile in seconds)."""
+    loop = asyncio.get_running_loop()
+    latencies: list[float] = []
+    began = time.perf_counter()
+    connections: list[_Connection] = []
+    for user_id, key in users:
+        request = (
+            f"GET /api/user/{user_id}/settings HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n"
+            "accept: application/json\r\nuser-agent: bench\r\n\r\n"
+        ).encode()
+        connection = _Connection(request, latencies, began + seconds)
+        connections.append(connection)
+        await loop.create_connection(lambda connection=connection: connection, "127.0.0.1", port)
+    await asyncio.gather(*(connection.done for connection in connections))
+    took = time.perf_counter() - began
+    return len(latencies) / took, sorted(latencies)[int(len(latencies) * 0.99)]
+
+
+async def _serve() -> None:
+    from services.api.main import build
+    from shared.service import Environment, http_server
+
+    gateway = build(Environment())
+    server = http_server(gateway.app, "127.0.0.1", 0)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+    await serving
+
+
+async def _read_raw(ids: list[UUID]) -> float:
+    from shared.service import Environment, Service
+
+    pool = Service("api", Environment()).db.pool
+    until = time.perf_counter() + ROUND_S
+
+    async def caller(start: int) -> int:
+        count = 0
+        for user_id in itertools.islice(itertools.cycle(ids), start, None):
+            connection = await pool.acquire()
+            try:
+                assert await connection.fetchrow(_QUERY, user_id)
+            finally:
+                pool.release(connection)
+            count += 1
+            if time.perf_counter() > until:
+                break
+        return count
+
+    began = time.perf_counter()
+    counts = await asyncio.gather(*(caller(number) for number in range(CONNECTIONS)))
+    rate = sum(counts) / (time.perf_counter() - began)
+    await pool.close()
+    return rate
+
+
+def main() -> None:
+    """Run what the first argument says: a server, the raw loop, or the benchmark."""
+    match sys.argv[1:]:
+        case ["serve"]:
+            uvloop.run(_serve())
+        case ["raw", ids]:
+            print(uvloop.run(_read_raw([UUID(one) for one in ids.split(",")])))
+        case _:
+            for line in uvloop.run(run()):
+                print(line)
+
+
+if __name__ == "__main__":
+    main()

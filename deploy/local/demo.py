@@ -1,0 +1,53 @@
+"""The demo: two users with keys that stay the same from start to start, and watched symbols that always have news.
+
+Seeded through the public API, as anybody would do it; the keys lie in `.openbell/demo.json`.
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from services.api.main import create_admin
+from shared.service import Service
+
+SYMBOLS: Final = ("AAPL", "GOOG", "IBM", "MSFT")
+OK: Final = 200
+CONFLICT: Final = 409
+FILE: Final = "demo.json"
+
+Demo = dict[str, str]
+
+
+async def seed(home: Path, http: httpx.AsyncClient, new_admin: Callable[[], Awaitable[str]]) -> Demo:
+    """Return the demo users' ids and keys, made at the first start."""
+    file = home / FILE
+    if file.exists():
+        demo: Demo = json.loads(file.read_text())
+        if await _works(http, demo):
+            return demo
+    answer = await http.post("/api/users", json={"email": "demo@openbell.example"})
+    if answer.status_code == CONFLICT:
+        raise RuntimeError(f"the demo user exists but {file} with its key is gone; `make clean` begins anew")
+    body = answer.raise_for_status().json()
+    demo = {"user_id": body["user"]["id"], "api_key": body["api_key"], "admin_key": await new_admin()}
+    auth = {"authorization": f"Bearer {demo['api_key']}"}
+    onboarding = {"investing_style": "trader", "tickers": list(SYMBOLS)}
+    path = f"/api/user/{demo['user_id']}/onboarding"
+    (await http.post(path, json=onboarding, headers=auth)).raise_for_status()
+    file.write_text(json.dumps(demo, indent=2) + "\n")
+    file.chmod(0o600)
+    return demo
+
+
+async def _works(http: httpx.AsyncClient, demo: Demo) -> bool:
+    auth: dict[str, Any] = {"authorization": f"Bearer {demo['api_key']}"}
+    answer = await http.get(f"/api/user/{demo['user_id']}/settings", headers=auth)
+    return answer.status_code == OK
+
+
+def admin_maker(gateway: Service) -> Callable[[], Awaitable[str]]:
+    """Return what makes the demo's administrator."""
+    return lambda: create_admin(gateway, "admin@openbell.example")

@@ -1,0 +1,29 @@
+"""alerts: turns activity into alerts for the users whose watchlist or rule matches, and tells them.
+
+Owns     schema `alerts`: users and watchlists as the gateway tells them, rules, channels, contracts of the
+         session, alerts, deliveries
+Reads    detector.activity (ActivityDetected), api.users (UserSignedUp, UserSettingsChanged),
+         api.watchlists (StockAdded, StockRemoved)
+Publishes alerts.alerts (AlertRaised, AlertUpdated), alerts.deliveries (DeliverySettled), api.audit (ActionAudited)
+Serves   /api/alerts/{user_id}: the alerts, opened, stats, channels, rules
+
+An alert is one for (user, rule, symbol, session). It rings on the user's channels at first and again when the
+score rises by a set step.
+"""
+
+from typing import Final
+
+from shared.contracts.alerts import AlertRaised, AlertUpdated, DeliverySettled
+from shared.contracts.api import ActionAudited, StockAdded, StockRemoved, UserSettingsChanged, UserSignedUp
+from shared.contracts.base import Event
+from shared.contracts.detector import ActivityDetected
+
+OWNS: Final = "alerts"
+READS: Final[tuple[type[Event], ...]] = (
+    ActivityDetected,
+    UserSignedUp,
+    UserSettingsChanged,
+    StockAdded,
+    StockRemoved,
+)
+PUBLISHES: Final[tuple[type[Event], ...]] = (AlertRaised, AlertUpdated, DeliverySettled, ActionAudited)

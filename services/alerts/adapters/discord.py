@@ -1,0 +1,136 @@
+"""Discord, by webhook URL.
+
+Discord's webhooks know no idempotency key, so a message whose outcome is unknown is sent again, with a line that
+says so: a missed alert is worse than a doubled one. Limits are the documented ones (docs/resources/channel,
+"embed limits"; docs/topics/rate-limits): what is too long is cut, a 429 is obeyed to the millisecond, and an
+answer that says the bucket is empty asks for the pause before the next message.
+
+What would surprise you: the URL is a secret and httpx logs URLs at INFO, so its logger is raised to WARNING.
+"""
+
+import logging
+from typing import Any, Final, cast
+
+import httpx
+
+from services.alerts.domain.text import Message
+from services.alerts.ports import ChannelGone, Sent
+from shared.errors import Permanent, Transient
+from shared.work import Busy, OutcomeUnknown
+
+CONTENT_MAX: Final = 2_000
+TITLE_MAX: Final = 256
+DESCRIPTION_MAX: Final = 3_500  # documented: 4,096, and 6,000 for all of an embed
+FOOTER_MAX: Final = 2_000  # documented: 2,048
+
+_GONE: Final = {
+    401: "Discord refuses the webhook's token",
+    403: "Discord forbids this webhook",
+    404: "the webhook does not exist any more",
+}
+_WAIT: Final = 429
+_THEIR_FAULT: Final = 500
+_REAL: Final = 0x2E7D32
+_SIMULATED: Final = 0x9E9E9E
+
+
+class Discord:
+    """Sends messages to webhooks, over pooled connections."""
+
+    def __init__(self, *, connections: int = 32, timeout_s: float = 10.0) -> None:
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        self._timeout = httpx.Timeout(timeout_s, pool=30.0)
+        self._limits = httpx.Limits(max_connections=connections, keepalive_expiry=60.0)
+        self._http: httpx.AsyncClient | None = None
+
+    async def send(self, message: Message) -> Sent:
+        """Post the message; see services.alerts.ports for how it may end."""
+        try:
+            answer = await self._client().post(message.target, params={"wait": "true"}, json=payload(message))
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise Transient(f"Discord is not reachable: {type(error).__name__}") from None
+        except httpx.HTTPError as error:
+            raise OutcomeUnknown(f"Discord did not answer: {type(error).__name__}") from None
+        if answer.is_success:
+            return Sent(str(_json(answer).get("id", "")), pause_s=_pause_s(answer))
+        raise _refusal(answer)
+
+    async def close(self) -> None:
+        """Close the connections; another send opens new ones."""
+        client, self._http = self._http, None
+        if client is not None:
+            await client.aclose()
+
+    def _client(self) -> httpx.AsyncClient:
+        if self._http is None:
+            headers = {"user-agent": "Openbell (alerts)"}
+            self._http = httpx.AsyncClient(timeout=self._timeout, limits=self._limits, headers=headers)
+        return self._http
+
+
+def payload(message: Message) -> dict[str, Any]:
+    """Return the webhook's JSON: the title as content, the rest as one embed; nobody is mentioned."""
+    return {
+        "content": clip(message.title, CONTENT_MAX),
+        "embeds": [
+            {
+                "title": clip(message.title, TITLE_MAX),
+                "description": clip("\n".join(message.lines), DESCRIPTION_MAX),
+                "footer": {"text": clip("\n".join(message.notes), FOOTER_MAX)},
+                "timestamp": message.at.isoformat(),
+                "color": _SIMULATED if message.simulated else _REAL,
+            }
+        ],
+        "allowed_mentions": {"parse": []},
+    }
+
+
+def clip(text: str, longest: int) -> str:
+    """Return the text, cut with an ellipsis; counted in UTF-16 units, the stricter of two ways to count."""
+    if _units(text) <= longest:
+        return text
+    while _units(text) >= longest:
+        text = text[: -max(1, (_units(text) - longest) // 2)]
+    return text + "…"
+
+
+def _units(text: str) -> int:
+    return len(text.encode("utf-16-le")) // 2
+
+
+def _refusal(answer: httpx.Response) -> Exception:
+    status = answer.status_code
+    if status == _WAIT:
+        body = _json(answer)
+        everyone = bool(body.get("global")) or "via" not in answer.headers  # without: Cloudflare's ban of our address
+        wait_s = _seconds(body.get("retry_after")) or _seconds(answer.headers.get("retry-after")) or 1.0
+        return Busy("Discord asks to wait", retry_after_s=wait_s, everyone=everyone)
+    if status in _GONE:
+        return ChannelGone(_GONE[status])
+    if status >= _THEIR_FAULT:
+        retry_after_s = _seconds(answer.headers.get("retry-after"))
+        return Transient(f"Discord answered {status}", retry_after_s=retry_after_s)
+    return Permanent(f"Discord refused the message: {status}, code {_json(answer).get('code', 'none')}")
+
+
+def _pause_s(answer: httpx.Response) -> float:
+    if answer.headers.get("x-ratelimit-remaining") != "0":
+        return 0.0
+    return _seconds(answer.headers.get("x-ratelimit-reset-after")) or 0.0
+
+
+def _json(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        body = answer.json()
+    except ValueError:
+        return {}
+    return cast("dict[str, Any]", body) if isinstance(body, dict) else {}
+
+
+def _seconds(value: object) -> float | None:
+    """Return a wait in seconds, decimals included; None for what is not one."""
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        return None
+    return seconds if 0.0 <= seconds < 86_400.0 else None  # noqa: PLR2004 - a day: more is a mistake

@@ -1,0 +1,136 @@
+"""E-mail, by SMTP.
+
+A message whose outcome is unknown (the server fell silent after the text) is sent again with the same
+Message-ID, which is made of the delivery's id: servers and readers can tell that it is the same message.
+
+What would surprise you: each step of the SMTP conversation is ours, because what an error means depends on where
+it happens; before DATA nothing was sent, after it nobody knows.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from email.message import EmailMessage
+from email.policy import SMTP as SMTP_POLICY
+from email.utils import format_datetime, parseaddr
+from typing import Final
+
+import aiosmtplib
+from jinja2 import Environment, StrictUndefined
+
+from services.alerts.domain.text import Message
+from services.alerts.ports import ChannelGone, Sent
+from shared.errors import Permanent, Transient
+from shared.work import OutcomeUnknown
+
+NO_SUCH_MAILBOX: Final = frozenset({550, 551, 553})
+
+_POLICY: Final = SMTP_POLICY.clone(cte_type="7bit")
+_HTML: Final = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title></head>
+<body style="font-family: sans-serif">
+<h2>{{ title }}</h2>
+<ul>{% for line in lines %}<li>{{ line }}</li>{% endfor %}</ul>
+{% for note in notes %}<p style="color: #555">{{ note }}</p>{% endfor %}
+</body></html>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SmtpServer:
+    """Where mail is handed in."""
+
+    host: str
+    port: int
+    sender: str
+    user: str | None = None
+    password: str | None = None
+    starttls: bool = True
+    timeout_s: float = 20.0
+
+
+class Smtp:
+    """Sends messages, each over a connection of its own."""
+
+    def __init__(self, server: SmtpServer) -> None:
+        self._server = server
+        self._html = Environment(autoescape=True, undefined=StrictUndefined).from_string(_HTML)
+
+    async def send(self, message: Message) -> Sent:
+        """Hand the message in; see services.alerts.ports for how it may end."""
+        mail = self._mail(message)
+        client = await self._connect()
+        try:
+            await self._envelope(client, message.target)
+            answer = await self._data(client, mail)
+        finally:
+            with contextlib.suppress(aiosmtplib.SMTPException, OSError):
+                await client.quit(timeout=2.0)
+            client.close()
+        return Sent(answer)
+
+    async def close(self) -> None:
+        """Nothing is kept open."""
+
+    async def _connect(self) -> aiosmtplib.SMTP:
+        server = self._server
+        client = aiosmtplib.SMTP(
+            hostname=server.host,
+            port=server.port,
+            username=server.user,
+            password=server.password,
+            start_tls=server.starttls,
+            timeout=server.timeout_s,
+        )
+        try:
+            await client.connect()
+        except (aiosmtplib.SMTPException, OSError) as error:
+            client.close()
+            raise Transient(f"the mail server does not let us in: {_reason(error)}") from None
+        return client
+
+    async def _envelope(self, client: aiosmtplib.SMTP, recipient: str) -> None:
+        try:
+            await client.mail(parseaddr(self._server.sender)[1])
+            await client.rcpt(recipient)
+        except aiosmtplib.SMTPRecipientRefused as error:
+            if error.code in NO_SUCH_MAILBOX:
+                raise ChannelGone(f"the mail server knows no such mailbox ({error.code})") from None
+            raise _by_code(error) from None
+        except aiosmtplib.SMTPResponseException as error:
+            raise _by_code(error) from None
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise Transient(f"the mail server went away: {_reason(error)}") from None
+
+    async def _data(self, client: aiosmtplib.SMTP, mail: EmailMessage) -> str:
+        try:
+            return (await client.data(mail.as_bytes(policy=_POLICY))).message
+        except aiosmtplib.SMTPResponseException as error:
+            raise _by_code(error) from None
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise OutcomeUnknown(f"the mail server fell silent after the text: {_reason(error)}") from None
+
+    def _mail(self, message: Message) -> EmailMessage:
+        domain = parseaddr(self._server.sender)[1].rpartition("@")[2]
+        mail = EmailMessage(policy=_POLICY)
+        mail["From"] = self._server.sender
+        mail["To"] = message.target
+        mail["Subject"] = message.title
+        mail["Date"] = format_datetime(message.at)
+        mail["Message-ID"] = f"<{message.delivery_id}@{domain}>"
+        mail["Auto-Submitted"] = "auto-generated"
+        mail.set_content("\n".join([message.title, "", *message.lines, "", *message.notes, ""]))
+        html = self._html.render(title=message.title, lines=message.lines, notes=message.notes)
+        mail.add_alternative(html, subtype="html")
+        return mail
+
+
+def _by_code(error: aiosmtplib.SMTPResponseException) -> Exception:
+    if 400 <= error.code < 500:  # noqa: PLR2004 - RFC 5321: 4yz is transient
+        return Transient(f"the mail server answered {error.code}")
+    return Permanent(f"the mail server refused the message: {error.code}")
+
+
+def _reason(error: Exception) -> str:
+    code = getattr(error, "code", None)
+    return f"{type(error).__name__}{f' {code}' if code else ''}"

@@ -1,0 +1,21 @@
+"""Door 1, Kafka: what is handled, and by what."""
+
+from services.alerts.service import Alerts
+from shared.contracts.api import StockAdded, StockRemoved, UserSettingsChanged, UserSignedUp
+from shared.contracts.detector import ActivityDetected
+from shared.messaging.consumer import Consumer
+
+
+def tables(alerts: Alerts) -> tuple[Consumer, ...]:
+    """Return the service's consumers."""
+    activity = Consumer("alerts.activity")
+    activity.on_batch(ActivityDetected, alerts.raise_alerts)
+
+    users = Consumer("alerts.users")
+    users.on(UserSignedUp, alerts.note_user)
+    users.on(UserSettingsChanged, alerts.note_settings)
+
+    watchlists = Consumer("alerts.watchlists")
+    watchlists.on(StockAdded, alerts.watch)
+    watchlists.on(StockRemoved, alerts.unwatch)
+    return activity, users, watchlists

@@ -1,0 +1,56 @@
+"""Where alerts go besides the app: which targets are acceptable, and how to show one without giving it away."""
+
+import hashlib
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+from pydantic import EmailStr, TypeAdapter
+
+from shared.contracts.alerts import Channel
+from shared.errors import Invalid
+
+_HOSTS: Final = frozenset({"discord.com", "discordapp.com", "canary.discord.com", "ptb.discord.com"})
+_WEBHOOK: Final = re.compile(r"/api(?:/v[0-9]{1,2})?/webhooks/([0-9]{1,20})/([A-Za-z0-9_-]{20,128})", re.ASCII)
+_ADDRESS: Final = TypeAdapter[str](EmailStr)
+
+
+def checked_target(channel: Channel, target: str, *, extra_base: str | None) -> str:
+    """Return the target as it is stored; raises Invalid."""
+    if channel == "discord":
+        return _webhook(target, extra_base)
+    if not target.isascii():
+        raise Invalid("an address outside ASCII is not supported")
+    try:
+        return _ADDRESS.validate_python(target)
+    except ValueError as error:
+        raise Invalid("this is not an e-mail address") from error
+
+
+def _webhook(url: str, extra_base: str | None) -> str:
+    wanted = "a Discord webhook looks like https://discord.com/api/webhooks/<id>/<token>"
+    try:
+        parts = urlsplit(url)
+        has_port = parts.port is not None
+    except ValueError as error:
+        raise Invalid(wanted) from error
+    origin = f"{parts.scheme}://{parts.netloc}"
+    at_home = parts.scheme == "https" and parts.netloc.lower() in _HOSTS and not has_port
+    if not (at_home or (extra_base is not None and origin == extra_base.rstrip("/"))):
+        raise Invalid(wanted)
+    if _WEBHOOK.fullmatch(parts.path) is None or url != origin + parts.path:
+        raise Invalid(wanted)
+    return url
+
+
+def lane_of(channel: Channel, target: str) -> str:
+    """Return the name of the destination that gives nothing of it away."""
+    return f"{channel}/{hashlib.sha256(target.encode()).hexdigest()[:32]}"
+
+
+def masked(channel: Channel, target: str) -> str:
+    """Return what may be shown of a target: a webhook's URL is a secret, an address is not."""
+    if channel == "email":
+        return target
+    found = _WEBHOOK.search(urlsplit(target).path)
+    return f"https://{urlsplit(target).netloc}/api/webhooks/…{found[1][-4:] if found else ''}/…"

@@ -1,0 +1,76 @@
+"""Wires the alerts service."""
+
+from services.alerts import consumers, routes
+from services.alerts.adapters.discord import Discord
+from services.alerts.adapters.smtp import Smtp, SmtpServer
+from services.alerts.ports import Sender
+from services.alerts.service import Alerts, Options
+from services.alerts.settings import AlertsSettings
+from services.alerts.store.alerts import AlertsStore
+from services.alerts.store.audience import AudienceStore, Defaults
+from services.alerts.workers import Delivery, DeliveryWorker, Retention
+from shared.clock import new_id
+from shared.contracts.alerts import Channel
+from shared.schedule import Job
+from shared.service import Environment, Service
+from shared.work import Worker
+
+
+def build(env: Environment) -> Service:
+    """Build the service; nothing is opened before it starts."""
+    settings = AlertsSettings()
+    service = Service("alerts", env)
+    store = AlertsStore()
+    audience = AudienceStore(Defaults(settings.default_min_score, settings.default_min_premium_usd))
+
+    workers: list[Worker] = []
+    offered = _senders(settings)
+    for channel, (sender, concurrency) in offered.items():
+        delivery = Delivery(channel, sender, store, service.door)
+        worker = Worker(delivery.work(concurrency), service.door, service.clock, draw=env.random.random)
+        workers.append(worker)
+        service.work(DeliveryWorker(worker, sender))
+
+    def wake() -> None:
+        for worker in workers:
+            worker.wake()
+
+    options = Options(
+        best_few=settings.best_few,
+        notify_step=settings.notify_step,
+        max_rules=settings.max_rules,
+        offered=tuple(offered),
+        discord_base=settings.discord_base,
+    )
+    alerts = Alerts(store, audience, options, clock=service.clock, new_id=new_id, wake=wake)
+    for consumer in consumers.tables(alerts):
+        service.consume(consumer)
+    retention = Retention(
+        store,
+        service.door,
+        alerts_months=settings.keep_alerts_months,
+        deliveries_months=settings.keep_deliveries_months,
+        contracts_days=settings.keep_contracts_days,
+    )
+    service.schedule(Job("retention", "20 5 * * *", retention.run))
+    service.serve(routes.handlers(alerts, store, audience, service.door))
+    return service
+
+
+def _senders(settings: AlertsSettings) -> dict[Channel, tuple[Sender, int]]:
+    """Return each channel that is set up, with how many messages may be on their way at once."""
+    senders: dict[Channel, tuple[Sender, int]] = {
+        "discord": (Discord(connections=settings.discord_concurrency), settings.discord_concurrency)
+    }
+    if settings.smtp_host is not None:
+        password = settings.smtp_password.get_secret_value() if settings.smtp_password else None
+        server = SmtpServer(
+            host=settings.smtp_host,
+            port=settings.smtp_port,
+            sender=settings.smtp_from,
+            user=settings.smtp_user,
+            password=password,
+            starttls=settings.smtp_starttls,
+        )
+        senders["email"] = (Smtp(server), settings.smtp_concurrency)
+    return senders

@@ -1,0 +1,38 @@
+"""What a channel's sender must do; tests/alerts/test_senders.py holds every adapter to it.
+
+How a send ends (see shared.work): it returns; `Transient` means not sent, try again; `Busy` names the wait
+that the other side asked for; `Permanent` means that this message is refused; `ChannelGone` that every message
+will be; `OutcomeUnknown` that it may have been sent.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.alerts.domain.text import Message
+from shared.errors import Permanent
+
+
+class ChannelGone(Permanent):
+    """The destination does not exist any more, or refuses us for good."""
+
+    code = "CHANNEL_GONE"
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The other side took the message: the id it gave, and how long it wants to be left alone."""
+
+    provider_id: str
+    pause_s: float = 0.0
+
+
+class Sender(Protocol):
+    """Sends a message to its target."""
+
+    async def send(self, message: Message) -> Sent:
+        """Send; return once the other side has taken the message."""
+        ...
+
+    async def close(self) -> None:
+        """Give up connections."""
+        ...

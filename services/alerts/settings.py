@@ -1,0 +1,38 @@
+"""What the alerts service needs to know, from the environment (prefix OPENBELL_ALERTS_)."""
+
+from decimal import Decimal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class AlertsSettings(BaseSettings):
+    """Thresholds, channels and retention."""
+
+    model_config = SettingsConfigDict(env_prefix="OPENBELL_ALERTS_", env_file=".env", extra="ignore")
+
+    default_min_score: float = Field(default=60.0, ge=0, le=100)
+    """For users whose settings have not arrived."""
+    default_min_premium_usd: Decimal = Field(default=Decimal(25_000), ge=0)
+    notify_step: float = Field(default=10.0, gt=0)
+    """An alert rings again when its score rose by so many points."""
+    best_few: int = Field(default=5, ge=1, le=20)
+    """How many contracts an alert shows."""
+    max_rules: int = Field(default=50, ge=0)
+
+    discord_base: str | None = None
+    """An origin besides Discord's own that webhooks may have (http://127.0.0.1:8900); for development."""
+    discord_concurrency: int = Field(default=32, ge=1)
+
+    smtp_host: str | None = None
+    """Without it there is no e-mail channel."""
+    smtp_port: int = 587
+    smtp_user: str | None = None
+    smtp_password: SecretStr | None = None
+    smtp_starttls: bool = True
+    smtp_from: str = "Openbell <alerts@openbell.invalid>"
+    smtp_concurrency: int = Field(default=4, ge=1)
+
+    keep_alerts_months: int = Field(default=13, ge=1)
+    keep_deliveries_months: int = Field(default=3, ge=1)
+    keep_contracts_days: int = Field(default=10, ge=1)

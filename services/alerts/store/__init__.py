@@ -1,0 +1,7 @@
+"""Tables and queries of the schema `alerts`.
+
+users, watched      what the gateway told; either may come first
+rules, channels     what users set here
+contracts           the unusual contracts of a (symbol, session), each once
+alerts, deliveries  partitioned by the month of the session; deliveries are claimed rows (shared.work)
+"""

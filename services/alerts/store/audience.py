@@ -1,0 +1,161 @@
+"""Who is to hear of what: users, watchlists, rules and channels.
+
+A channel's target is a secret: it leaves by `AlertsStore.delivery` only.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import text
+
+from services.alerts.domain.channels import lane_of
+from services.alerts.domain.matching import Rule, watchlist_rule_id
+from shared.contracts.alerts import Channel
+from shared.db import Row, Tx
+
+WATCHLIST: Final = "watchlist"
+
+_USER = text("""
+    insert into users (user_id, email) values (:user_id, :email)
+    on conflict (user_id) do update set email = excluded.email""")
+_SETTINGS = text("""
+    insert into users (user_id, alerts_enabled, min_score, min_premium_usd)
+    values (:user_id, :alerts_enabled, :min_score, :min_premium_usd)
+    on conflict (user_id) do update set alerts_enabled = excluded.alerts_enabled,
+        min_score = excluded.min_score, min_premium_usd = excluded.min_premium_usd""")
+_EMAIL = text("select email from users where user_id = :user_id")
+_WATCH = text("insert into watched (user_id, symbol) values (:user_id, :symbol) on conflict do nothing")
+_UNWATCH = text("delete from watched where user_id = :user_id and symbol = :symbol")
+_RULES_FOR = text("""
+    select w.symbol, w.user_id, null as rule_id, null as name,
+        coalesce(u.min_score, :min_score) as min_score,
+        coalesce(u.min_premium_usd, cast(:min_premium_usd as numeric)) as min_premium_usd
+    from watched w left join users u using (user_id)
+    where w.symbol = any(cast(:symbols as text[])) and coalesce(u.alerts_enabled, true)
+    union all
+    select s.symbol, r.user_id, r.rule_id, r.name, r.min_score, r.min_premium_usd
+    from rules r
+    join unnest(cast(:symbols as text[])) s (symbol) on r.symbols = '{}' or s.symbol = any(r.symbols)
+    left join users u using (user_id)
+    where (r.symbols = '{}' or r.symbols && cast(:symbols as text[])) and r.enabled
+      and coalesce(u.alerts_enabled, true)""")
+
+_CHANNEL_LIST = text("select * from channels where user_id = :user_id order by channel")
+_SET_CHANNEL = text("""
+    insert into channels (user_id, channel, target, lane, enabled, created_at, updated_at)
+    values (:user_id, :channel, :target, :lane, true, :now, :now)
+    on conflict (user_id, channel) do update set target = excluded.target, lane = excluded.lane, enabled = true,
+        reason = null, updated_at = excluded.updated_at
+    returning *""")
+_REMOVE_CHANNEL = text("delete from channels where user_id = :user_id and channel = :channel")
+_RULE_LIST = text("select * from rules where user_id = :user_id order by created_at, rule_id")
+_LOCK_RULES = text("select pg_advisory_xact_lock(hashtextextended('alerts/rules/' || :user_id, 0))")
+_ADD_RULE = text("""
+    insert into rules (rule_id, user_id, name, symbols, min_score, min_premium_usd, enabled, created_at)
+    values (:rule_id, :user_id, :name, cast(:symbols as text[]), :min_score, :min_premium_usd, true, :now)
+    returning *""")
+_REMOVE_RULE = text("delete from rules where user_id = :user_id and rule_id = :rule_id")
+_THRESHOLDS = text("""
+    select min_score, min_premium_usd, alerts_enabled from users where user_id = :user_id""")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """The thresholds of a user whose settings have not arrived."""
+
+    min_score: float
+    min_premium_usd: Decimal
+
+
+class AudienceStore:
+    """Reads and writes users, watched, rules and channels, always inside the caller's transaction."""
+
+    def __init__(self, defaults: Defaults) -> None:
+        self.defaults = defaults
+
+    async def put_user(self, tx: Tx, user_id: UUID, email: str) -> None:
+        """Keep a user's address."""
+        await tx.execute(_USER, user_id=user_id, email=email)
+
+    async def put_settings(
+        self, tx: Tx, user_id: UUID, *, enabled: bool, min_score: float, min_premium_usd: Decimal
+    ) -> None:
+        """Keep a user's settings."""
+        await tx.execute(
+            _SETTINGS,
+            user_id=user_id,
+            alerts_enabled=enabled,
+            min_score=min_score,
+            min_premium_usd=min_premium_usd,
+        )
+
+    async def watch(self, tx: Tx, user_id: UUID, symbol: str) -> None:
+        """Keep that a user watches a symbol."""
+        await tx.execute(_WATCH, user_id=user_id, symbol=symbol)
+
+    async def unwatch(self, tx: Tx, user_id: UUID, symbol: str) -> None:
+        """Keep that a user no longer does."""
+        await tx.execute(_UNWATCH, user_id=user_id, symbol=symbol)
+
+    async def email(self, tx: Tx, user_id: UUID) -> str | None:
+        """Return the address a user signed up with, as far as it is known here."""
+        return await tx.fetchval(_EMAIL, user_id=user_id)
+
+    async def rules_for(self, tx: Tx, symbols: Iterable[str]) -> dict[str, list[Rule]]:
+        """Return the rules that look at each symbol, the watchlists' first."""
+        rows = await tx.fetch(
+            _RULES_FOR,
+            symbols=sorted(set(symbols)),
+            min_score=self.defaults.min_score,
+            min_premium_usd=self.defaults.min_premium_usd,
+        )
+        found: dict[str, list[Rule]] = defaultdict(list)
+        for row in rows:
+            rule_id = row["rule_id"] or watchlist_rule_id(row["user_id"])
+            name = row["name"] or WATCHLIST
+            rule = Rule(row["user_id"], rule_id, name, row["min_score"], row["min_premium_usd"])
+            found[row["symbol"]].append(rule)
+        return found
+
+    async def channels(self, tx: Tx, user_id: UUID) -> list[Row]:
+        """Return a user's channels."""
+        return await tx.fetch(_CHANNEL_LIST, user_id=user_id)
+
+    async def set_channel(self, tx: Tx, user_id: UUID, channel: Channel, target: str, now: datetime) -> Row | None:
+        """Set where a channel goes, and enable it."""
+        lane = lane_of(channel, target)
+        return await tx.fetchrow(_SET_CHANNEL, user_id=user_id, channel=channel, target=target, lane=lane, now=now)
+
+    async def remove_channel(self, tx: Tx, user_id: UUID, channel: Channel) -> bool:
+        """Remove a channel; False when there was none."""
+        return bool(await tx.execute(_REMOVE_CHANNEL, user_id=user_id, channel=channel))
+
+    async def rules(self, tx: Tx, user_id: UUID) -> list[Row]:
+        """Return a user's own rules."""
+        return await tx.fetch(_RULE_LIST, user_id=user_id)
+
+    async def lock_rules(self, tx: Tx, user_id: UUID) -> None:
+        """Keep others from counting this user's rules until the end of the transaction."""
+        await tx.execute(_LOCK_RULES, user_id=str(user_id))
+
+    async def add_rule(self, tx: Tx, fields: Mapping[str, Any]) -> Row | None:
+        """Add a rule."""
+        return await tx.fetchrow(_ADD_RULE, **fields)
+
+    async def remove_rule(self, tx: Tx, user_id: UUID, rule_id: UUID) -> bool:
+        """Remove a rule; False when there was none."""
+        return bool(await tx.execute(_REMOVE_RULE, user_id=user_id, rule_id=rule_id))
+
+    async def watchlist_rule(self, tx: Tx, user_id: UUID) -> tuple[Rule, bool]:
+        """Return the rule every user has, and whether alerts are on."""
+        row = await tx.fetchrow(_THRESHOLDS, user_id=user_id)
+        score = row["min_score"] if row and row["min_score"] is not None else self.defaults.min_score
+        premium = row["min_premium_usd"] if row else None
+        premium = self.defaults.min_premium_usd if premium is None else premium
+        enabled = bool(row["alerts_enabled"]) if row else True
+        return Rule(user_id, watchlist_rule_id(user_id), WATCHLIST, score, premium), enabled

@@ -1,0 +1,151 @@
+"""Door 3, claimed rows and the clock: deliveries go out, old months are dropped.
+
+A delivery tells the alert as it is when it goes out, so one that waited tells the latest.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import uuid5
+
+from services.alerts.domain.text import Message, body, notes
+from services.alerts.ports import ChannelGone, Sender
+from services.alerts.store.alerts import AlertsStore, lines_of
+from services.alerts.store.months import roll
+from shared import idempotency
+from shared.contracts.alerts import Channel, DeliverySettled, DeliveryStatus
+from shared.contracts.base import Event
+from shared.db import Row, Tx
+from shared.errors import Permanent
+from shared.messaging.door import Door
+from shared.work import Performed, Policy, Settled, Status, Work, Worker
+
+_STATUS: Final[Mapping[Status, DeliveryStatus]] = {
+    "done": "delivered",
+    "failed": "failed",
+    "unknown": "unknown",
+}
+
+
+class Delivery:
+    """Performs the deliveries of one channel."""
+
+    def __init__(self, channel: Channel, sender: Sender, store: AlertsStore, door: Door) -> None:
+        self._channel: Channel = channel
+        self._sender = sender
+        self._store = store
+        self._door = door
+
+    def work(self, concurrency: int) -> Work:
+        """Return the work: what is unknown is sent again (each adapter says why)."""
+        return Work(
+            kind=self._channel,
+            table="deliveries",
+            only=f"channel = '{self._channel}'",
+            perform=self.perform,
+            on_unknown="resend",
+            settled=self.settled,
+            policy=Policy(concurrency=concurrency, max_attempts=10, max_age_s=6 * 3600.0),
+        )
+
+    async def perform(self, row: Row) -> Performed:
+        """Send one delivery."""
+        async with self._door.read() as tx:
+            found = await self._store.delivery(tx, row["id"], row["session"])
+        if found is None or found["target"] is None:
+            raise Permanent("the channel was removed")
+        if not found["enabled"] or not found["same"]:
+            raise Permanent("the channel was disabled or changed")
+        sent = await self._sender.send(_message(found, repeat=row["uncertain"]))
+        return Performed({"provider_id": sent.provider_id}, pause_s=sent.pause_s)
+
+    async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:
+        """Tell how a delivery ended; a channel that is gone is disabled, and what waits for it fails with it."""
+        row = settled.row
+        if settled.status == "done" and settled.result:
+            provider_id: str = settled.result["provider_id"]
+            await self._store.delivered(tx, row["id"], row["session"], provider_id)
+        events = [_settled(row, settled)]
+        if isinstance(settled.error, ChannelGone):
+            reason = settled.detail
+            for other in await self._store.disable_channel(tx, row, reason, settled.at):
+                also = Settled(other, "failed", other["attempts"], settled.error, reason, {}, settled.at)
+                events.append(_settled(other, also))
+        return events
+
+
+class DeliveryWorker:
+    """Runs one channel's deliveries, and gives up its sender's connections at the end."""
+
+    def __init__(self, worker: Worker, sender: Sender) -> None:
+        self.name = worker.name
+        self._worker = worker
+        self._sender = sender
+
+    def health(self) -> tuple[bool, str]:
+        """Return (works, detail)."""
+        return self._worker.health()
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        try:
+            await self._worker.run()
+        finally:
+            await self._sender.close()
+
+
+class Retention:
+    """Makes the months to come and drops those that are over."""
+
+    def __init__(
+        self, store: AlertsStore, door: Door, *, alerts_months: int, deliveries_months: int, contracts_days: int
+    ) -> None:
+        self._store = store
+        self._door = door
+        self._months = {"alerts": alerts_months, "deliveries": deliveries_months}
+        self._contracts_days = contracts_days
+
+    async def run(self, at: datetime) -> None:
+        """Run once; running again changes nothing."""
+        today = at.date()
+        for table, keep in self._months.items():
+            async with self._door.transaction() as tx:
+                await roll(tx, table, today, keep)
+        async with self._door.transaction() as tx:
+            await self._store.forget_contracts(tx, today - timedelta(days=self._contracts_days))
+            await idempotency.forget(tx, at)
+
+
+def _message(found: Row, *, repeat: bool) -> Message:
+    return Message(
+        delivery_id=found["id"],
+        target=found["target"],
+        title=found["title"],
+        lines=body(found["symbol"], lines_of(found), found["contract_count"]),
+        notes=notes(
+            rule_name=found["rule_name"],
+            session=found["session"],
+            as_of=found["as_of"],
+            delay_s=found["delay_s"],
+            source=found["source"],
+            premium_usd=found["premium_usd"],
+            simulated=found["simulated"],
+            repeat=repeat,
+        ),
+        simulated=found["simulated"],
+        at=found["as_of"],
+    )
+
+
+def _settled(row: Row, settled: Settled) -> DeliverySettled:
+    return DeliverySettled(
+        id=uuid5(row["id"], "settled"),
+        time=settled.at,
+        delivery_id=row["id"],
+        alert_id=row["alert_id"],
+        user_id=row["user_id"],
+        channel=row["channel"],
+        status=_STATUS[settled.status],
+        attempts=settled.attempts,
+        detail=settled.detail,
+    )

@@ -1,0 +1,31 @@
+"""The gateway: the one address that people and programs call.
+
+Owns      users, their settings, API keys, watchlists, the audit log, rate limits (schema `api`).
+Reads     api.audit (the audit log), alerts.alerts (when a stock last alerted).
+Publishes api.users, api.watchlists, api.audit.
+Forwards  every other public path to the service that owns it, with an identity that it signed.
+"""
+
+from typing import Final
+
+from shared.contracts.alerts import AlertRaised, AlertUpdated
+from shared.contracts.api import (
+    ActionAudited,
+    StockAdded,
+    StockRemoved,
+    UserOnboarded,
+    UserSettingsChanged,
+    UserSignedUp,
+)
+from shared.contracts.base import Event
+
+OWNS: Final = "api"
+READS: Final[tuple[type[Event], ...]] = (ActionAudited, AlertRaised, AlertUpdated)
+PUBLISHES: Final[tuple[type[Event], ...]] = (
+    UserSignedUp,
+    UserOnboarded,
+    UserSettingsChanged,
+    StockAdded,
+    StockRemoved,
+    ActionAudited,
+)

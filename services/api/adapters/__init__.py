@@ -1,0 +1,1 @@
+"""Other people's APIs and the way to the other services."""

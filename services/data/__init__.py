@@ -1,0 +1,16 @@
+"""data: collects option chains and tells what they are.
+
+Owns     schema `data`: the last good answer of each symbol and source
+Reads    nothing from Kafka; the exchange's answers come through `adapters/`
+Publishes data.chains (ChainCollected), data.quotes (QuoteTaken)
+Serves   GET /realtime-options/{symbol}
+"""
+
+from typing import Final
+
+from shared.contracts.base import Event
+from shared.contracts.data import ChainCollected, QuoteTaken
+
+OWNS: Final = "data"
+READS: Final[tuple[type[Event], ...]] = ()
+PUBLISHES: Final[tuple[type[Event], ...]] = (ChainCollected, QuoteTaken)

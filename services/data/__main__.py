@@ -1,0 +1,5 @@
+from services.data.main import build
+from shared.service import main
+
+if __name__ == "__main__":
+    main(build)

@@ -1,0 +1,103 @@
+"""The schema `data`: the last good answer of each symbol and source, and how asking for it goes.
+
+`chain` is the Arrow stream as the event carries it, its header included. A symbol may have one row a source,
+for a simulated answer must never overwrite a real one; what was recorded last is what is shown.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import text
+
+from services.data.domain.chain import Validators
+from shared.contracts.data import ChainCollected, Source
+from shared.db import Tx
+
+_KEEP: Final = text(
+    """
+    insert into snapshots as kept
+        (symbol, source, as_of, session, simulated, chain, etag, last_modified, recorded_at, checked_at)
+    values (:symbol, :source, :as_of, :session, :simulated, :chain, :etag, :last_modified, :now, :now)
+    on conflict (symbol, source) do update set
+        as_of = excluded.as_of, session = excluded.session, simulated = excluded.simulated,
+        chain = excluded.chain, etag = excluded.etag, last_modified = excluded.last_modified,
+        recorded_at = excluded.recorded_at, checked_at = excluded.checked_at, failures = 0, last_error = null
+    where kept.as_of is null or kept.as_of < excluded.as_of
+    returning true
+    """
+)
+_CHECKED: Final = text(
+    """
+    update snapshots set checked_at = :now, failures = 0, last_error = null
+    where symbol = :symbol and source = :source
+    """
+)
+_FAILED: Final = text(
+    """
+    insert into snapshots as kept (symbol, source, checked_at, failures, last_error)
+    values (:symbol, :source, :now, 1, :error)
+    on conflict (symbol, source) do update set
+        checked_at = excluded.checked_at, failures = kept.failures + 1, last_error = excluded.last_error
+    """
+)
+_LATEST: Final = text(
+    """
+    select chain, recorded_at, checked_at, failures from snapshots
+    where symbol = :symbol and chain is not null
+    order by recorded_at desc limit 1
+    """
+)
+_VALIDATORS: Final = text(
+    "select symbol, etag, last_modified from snapshots where source = :source and chain is not null"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A last good answer: the Arrow stream, and how many fetches have failed since."""
+
+    chain: bytes
+    recorded_at: datetime
+    checked_at: datetime
+    failures: int
+
+
+class SnapshotStore:
+    """Reads and writes `data.snapshots`."""
+
+    async def keep(self, event: ChainCollected, validators: Validators, now: datetime, tx: Tx) -> bool:
+        """Keep the chain if it is newer than the one of its symbol and source; say whether it was."""
+        header = event.header
+        kept = await tx.fetchval(
+            _KEEP,
+            symbol=header.symbol,
+            source=header.source,
+            as_of=header.as_of,
+            session=header.session,
+            simulated=header.simulated,
+            chain=event.to_bytes(),
+            etag=validators.etag,
+            last_modified=validators.last_modified,
+            now=now,
+        )
+        return kept is not None
+
+    async def checked(self, symbol: str, source: Source, now: datetime, tx: Tx) -> None:
+        """Note that the source has nothing newer."""
+        await tx.execute(_CHECKED, symbol=symbol, source=source, now=now)
+
+    async def failed(self, symbol: str, source: Source, error: str, now: datetime, tx: Tx) -> None:
+        """Note a failed fetch; the last good answer stays."""
+        await tx.execute(_FAILED, symbol=symbol, source=source, error=error, now=now)
+
+    async def latest(self, symbol: str, tx: Tx) -> Kept | None:
+        """Return the answer of `symbol` that was recorded last, from any source."""
+        row = await tx.fetchrow(_LATEST, symbol=symbol)
+        return None if row is None else Kept(**dict(row))
+
+    async def validators(self, source: Source, tx: Tx) -> Mapping[str, Validators]:
+        """Return, by symbol, what makes the next request to `source` conditional."""
+        rows = await tx.fetch(_VALIDATORS, source=source)
+        return {row["symbol"]: Validators(row["etag"], row["last_modified"]) for row in rows}

@@ -1,0 +1,57 @@
+"""Claimed rows: effects on the outside world, each told apart from a crash around it.
+
+    pending -> claimed -> started -> done | failed | unknown
+       ^__________________________|  (tried again later)
+
+A handler writes a row with `due_at`; a `Worker` claims it (lease and token), commits `started` right before
+the effect, performs it, and records the outcome where the token is still its own. So a crash tells what it
+left: a lease that ran out in `claimed` means the effect never began and the row is simply claimed again; one
+that ran out in `started` means nobody knows: it is counted, and the work's stated policy decides:
+
+    resend    perform again; the row's `uncertain` is true, so the effect can say that it may repeat itself
+    look_up   ask the other side first; only what it does not know is performed again
+    leave     the row ends as `unknown` and a person decides
+
+How an effect ends (`perform` raises, see shared.errors):
+
+    returns                    done
+    Transient(retry_after_s)   again, after the backoff or what was asked for, whichever is longer
+    Busy(retry_after_s)        again then, at no cost in attempts; the lane (or everyone) is left alone
+    Permanent                  failed, with the reason
+    OutcomeUnknown, any other  as a lease that ran out in `started`
+
+A `lane` is a destination with at most one effect in flight, whatever the number of replicas. Replicas need
+clocks that agree to within a fraction of the lease.
+"""
+
+from shared.work.rules import (
+    Busy,
+    Decision,
+    OnUnknown,
+    OutcomeUnknown,
+    Policy,
+    Status,
+    backoff_s,
+    decide,
+    explain,
+)
+from shared.work.table import COLUMNS, create_indexes
+from shared.work.worker import Performed, Settled, Work, Worker
+
+__all__ = [
+    "COLUMNS",
+    "Busy",
+    "Decision",
+    "OnUnknown",
+    "OutcomeUnknown",
+    "Performed",
+    "Policy",
+    "Settled",
+    "Status",
+    "Work",
+    "Worker",
+    "backoff_s",
+    "create_indexes",
+    "decide",
+    "explain",
+]

@@ -1,0 +1,67 @@
+"""The columns of a table of claimed rows, and every statement of its life. `{table}` and `{only}` are filled in."""
+
+from typing import Any, Final
+
+from sqlalchemy import text
+from sqlalchemy.sql.elements import TextClause
+
+COLUMNS: Final = """
+    status text not null default 'pending'
+        check (status in ('pending', 'claimed', 'started', 'done', 'failed', 'unknown')),
+    due_at timestamptz not null,
+    lane text,
+    lease_until timestamptz,
+    token uuid,
+    attempts integer not null default 0,
+    uncertain boolean not null default false,
+    last_error text,
+    created_at timestamptz not null,
+    settled_at timestamptz
+"""
+"""The columns of every table of claimed rows, besides `id uuid` and the service's own."""
+
+INDEXES = (
+    "create index {table}_due on {table} (due_at, id) where status = 'pending'",
+    "create index {table}_leased on {table} (lease_until) where status in ('claimed', 'started')",
+)
+SERIALISE: Final = "select pg_advisory_xact_lock(hashtextextended('work/' || current_schema() || '/{table}', 0))"
+CLAIMABLE: Final = """
+    select * from {table}
+    where status = 'pending' and due_at <= :now and {only}
+      and (lane is null or lane <> all(cast(:paused as text[]) || array(
+            select lane from {table} where status in ('claimed', 'started') and lane is not null)))
+    order by due_at, id limit :candidates for update skip locked"""
+CLAIM: Final = "update {table} set status = 'claimed', token = :token, lease_until = :until where id = any(:ids)"
+NEXT_DUE: Final = "select min(due_at) from {table} where status = 'pending' and due_at > :now and {only}"
+START: Final = """
+    update {table} set status = 'started', lease_until = :until
+    where id = :id and token = :token and status = 'claimed'"""
+RENEW: Final = """
+    update {table} set lease_until = :until
+    from unnest(cast(:ids as uuid[]), cast(:tokens as uuid[])) as mine (id, token)
+    where {table}.id = mine.id and {table}.token = mine.token and {table}.status in ('claimed', 'started')"""
+RELEASE: Final = """
+    update {table} set status = 'pending', token = null, lease_until = null
+    where id = :id and token = :token and status = 'claimed'"""
+RELEASE_EXPIRED: Final = """
+    update {table} set status = 'pending', token = null, lease_until = null
+    where status = 'claimed' and lease_until < :now and {only}"""
+EXPIRED: Final = """
+    select * from {table} where status = 'started' and lease_until < :now and {only}
+    order by id limit 100 for update skip locked"""
+SETTLE: Final = """
+    update {table} set status = :status, due_at = :due_at, attempts = :attempts, uncertain = :uncertain,
+        last_error = cast(:error as text), settled_at = cast(:settled_at as timestamptz),
+        token = null, lease_until = null
+    where id = :id and token = :token and status in ('claimed', 'started')"""
+
+
+def create_indexes(op: Any, table: str) -> None:
+    """Create what the worker's queries need on a table that has COLUMNS (for Alembic's `op`)."""
+    for statement in INDEXES:
+        op.execute(statement.replace("{table}", table))
+
+
+def statement(template: str, table: str, only: str) -> TextClause:
+    """Return a statement for one table, narrowed to the rows that `only` names."""
+    return text(template.replace("{table}", table).replace("{only}", f"({only})"))

@@ -1,0 +1,164 @@
+"""The alerts service's parts on a real database, with what detector and gateway would tell it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+
+from services.alerts.domain.text import Message
+from services.alerts.ports import Sent
+from services.alerts.service import Actor, Alerts, Options
+from services.alerts.store.alerts import AlertsStore
+from services.alerts.store.audience import AudienceStore, Defaults
+from services.alerts.workers import Delivery
+from shared.clock import new_id
+from shared.contracts.api import StockAdded, UserSettingsChanged, UserSignedUp
+from shared.contracts.base import Event
+from shared.contracts.detector import ActivityDetected, ScoreParts, UnusualContract
+from shared.db import Database, Row
+from shared.messaging.door import Door
+from shared.messaging.outbox import Outbox
+from shared.work import Worker
+from tests.conftest import ManualClock
+
+NOW = datetime(2025, 6, 2, 14, 30, tzinfo=UTC)
+ACTOR = Actor("tester")
+SESSION = date(2025, 6, 2)
+WEBHOOK = "https://discord.com/api/webhooks/123456789012345678/" + "s3cret-" * 9
+
+
+def contract(name: str = "AAPL250620C00200000", score: float = 80.0, premium: int = 100_000) -> UnusualContract:
+    return UnusualContract(
+        contract=name,
+        right="C",
+        expiration=date(2025, 6, 20),
+        strike=Decimal("200.00"),
+        bid=Decimal("1.90"),
+        ask=Decimal("2.10"),
+        last=Decimal("2.05"),
+        volume=5_000,
+        open_interest=400,
+        volume_oi_ratio=12.5,
+        volume_change=5_000,
+        premium_usd=Decimal(premium),
+        dte=18,
+        otm_pct=3.2,
+        iv=0.31,
+        side="ask",
+        score=score,
+        parts=ScoreParts(volume_oi=30, premium=20, otm=10, dte=10, side=5, change=5),
+    )
+
+
+def activity(
+    *contracts: UnusualContract,
+    symbol: str = "AAPL",
+    session: date = SESSION,
+    as_of: datetime = NOW,
+    simulated: bool = False,
+) -> ActivityDetected:
+    return ActivityDetected(
+        id=uuid4(),
+        time=as_of,
+        symbol=symbol,
+        session=session,
+        as_of=as_of,
+        source="cboe",
+        simulated=simulated,
+        delay_s=900,
+        underlying_usd=Decimal("195.10"),
+        contracts=contracts or (contract(),),
+    )
+
+
+@dataclass
+class FakeSender:
+    """A sender that does what it is told."""
+
+    sent: list[Message] = field(default_factory=list[Message])
+    errors: list[Exception | None] = field(default_factory=list[Exception | None])
+
+    async def send(self, message: Message) -> Sent:
+        self.sent.append(message)
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
+        return Sent(f"id-{len(self.sent)}")
+
+    async def close(self) -> None:
+        pass
+
+
+class Bench:
+    """Alerts, wired as main does, with fake senders and a clock that moves when told."""
+
+    def __init__(self, database: Database, clock: ManualClock) -> None:
+        self.database = database
+        self.clock = clock
+        self.door = Door(database, Outbox("alerts", lambda: None))
+        self.store = AlertsStore()
+        self.audience = AudienceStore(Defaults(60.0, Decimal(25_000)))
+        self.discord, self.email = FakeSender(), FakeSender()
+        self.wakes = 0
+        self.alerts = Alerts(
+            self.store,
+            self.audience,
+            Options(offered=("discord", "email"), best_few=3, max_rules=3),
+            clock=clock,
+            new_id=new_id,
+            wake=self._woken,
+        )
+        deliveries = [
+            Delivery("discord", self.discord, self.store, self.door),
+            Delivery("email", self.email, self.store, self.door),
+        ]
+        self.workers = [Worker(one.work(8), self.door, clock, draw=lambda: 0.5) for one in deliveries]
+
+    def _woken(self) -> None:
+        self.wakes += 1
+
+    async def handle(self, use_case: Callable[..., Any], event: Any) -> Sequence[Event]:
+        async with self.database.transaction() as tx:
+            return await use_case(event, tx)
+
+    async def tell(self, *events: ActivityDetected) -> Sequence[Event]:
+        return await self.handle(self.alerts.raise_alerts, events)
+
+    async def user(self, *symbols: str, settings: dict[str, Any] | None = None) -> UUID:
+        user_id = uuid4()
+        about: dict[str, Any] = {"id": uuid4(), "time": NOW, "user_id": user_id}
+        signed_up = UserSignedUp(**about, email=f"{user_id.hex[:8]}@example.org", role="user")
+        await self.handle(self.alerts.note_user, signed_up)
+        if settings is not None:
+            chosen: dict[str, Any] = {
+                "alerts_enabled": True,
+                "min_score": 60.0,
+                "min_premium_usd": Decimal(0),
+                **settings,
+            }
+            await self.handle(self.alerts.note_settings, UserSettingsChanged(**about, timezone="UTC", **chosen))
+        for symbol in symbols:
+            await self.handle(self.alerts.watch, StockAdded(**about, symbol=symbol))
+        return user_id
+
+    async def channel(self, user_id: UUID, channel: Any = "discord", target: str | None = WEBHOOK) -> Row:
+        return await self.door.run(lambda tx: self.alerts.set_channel(ACTOR, user_id, channel, target, tx))
+
+    async def deliver(self) -> None:
+        for worker in self.workers:
+            await worker.turn()
+            await worker.idle()
+
+    async def rows(self, table: str) -> list[Row]:
+        async with self.database.read() as tx:
+            return await tx.fetch(text(f"select * from {table}"))
+
+
+@pytest.fixture
+def bench(open_database: Callable[[str], Database]) -> Bench:
+    return Bench(open_database("alerts"), ManualClock(NOW))

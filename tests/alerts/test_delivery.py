@@ -1,0 +1,99 @@
+"""Workers, real adapters and the stand-ins together, in real time."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import pytest
+
+from services.alerts.adapters.discord import Discord
+from services.alerts.service import Alerts, Options
+from services.alerts.workers import Delivery, DeliveryWorker
+from shared.clock import new_id, utc_now
+from shared.db import Database
+from shared.work import Worker
+from tests.alerts.conftest import Bench, activity, contract
+from tests.conftest import ManualClock, eventually
+from tests.fakes.discord import Answer, FakeDiscord
+
+
+@asynccontextmanager
+async def delivering(bench: Bench, server: FakeDiscord) -> AsyncGenerator[None]:
+    sender = Discord()
+    work = Delivery("discord", sender, bench.store, bench.door).work(8)
+    worker = Worker(work, bench.door, utc_now, draw=lambda: 0.0)
+    bench.alerts = Alerts(
+        bench.store,
+        bench.audience,
+        Options(discord_base=server.base),
+        clock=utc_now,
+        new_id=new_id,
+        wake=worker.wake,
+    )
+    running = asyncio.create_task(DeliveryWorker(worker, sender).run())
+    try:
+        yield
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture
+def bench(open_database: Callable[[str], Database]) -> Bench:
+    return Bench(open_database("alerts"), ManualClock(utc_now()))
+
+
+async def watcher(bench: Bench, url: str, *symbols: str) -> UUID:
+    user_id = await bench.user(*symbols)
+    await bench.channel(user_id, "discord", url)
+    return user_id
+
+
+async def test_a_burst_to_one_webhook_keeps_to_its_bucket_and_meets_no_429(bench: Bench) -> None:
+    with FakeDiscord(limit=2, window_s=0.2) as server:
+        async with delivering(bench, server):
+            symbols = [f"S{n}" for n in range(7)]
+            await watcher(bench, server.webhook(), *symbols)
+            await bench.tell(*(activity(symbol=symbol) for symbol in symbols))
+            await eventually(lambda: len(server.posts) == 7)
+    assert {post.status for post in server.requests} == {200}
+
+
+async def test_a_503_then_a_429_then_it_arrives_once(bench: Bench) -> None:
+    with FakeDiscord() as server:
+        async with delivering(bench, server):
+            url = server.webhook()
+            server.answer(url, Answer(503), Answer(429, {"retry_after": 0.35}, {"Via": "1.1 google"}))
+            await watcher(bench, url, "AAPL")
+            await bench.tell(activity())
+
+            async def done() -> bool:
+                return [row["status"] for row in await bench.rows("deliveries")] == ["done"]
+
+            await eventually(done)
+    assert [post.status for post in server.requests] == [503, 429, 200]
+    times = [post.at for post in server.requests]
+    assert times[1] - times[0] >= 0.5
+    assert times[2] - times[1] >= 0.35
+
+
+async def test_a_webhook_that_does_not_answer_hinders_no_other(bench: Bench) -> None:
+    with FakeDiscord() as server:
+        async with delivering(bench, server):
+            stuck, well = server.webhook(), server.webhook()
+            server.answer(stuck, Answer(503, headers={"Retry-After": "3600"}))
+            await watcher(bench, stuck, "AAPL")
+            await watcher(bench, well, "AAPL")
+            await bench.tell(activity())
+            await bench.tell(activity(contract(score=99)))
+            try:
+                await eventually(lambda: sum(post.url == well for post in server.posts) == 2, 5)
+            except TimeoutError:
+                for r in await bench.rows("deliveries"): print(dict(r))
+                for p in server.requests: print(p.url[-5:], p.status)
+                for r in await bench.rows("alerts"): print(r["notifications"], r["top_score"], r["user_id"])
+                for r in await bench.rows("channels"): print(dict(r))
+                raise
+            await eventually(lambda: sum(post.url == well for post in server.posts) == 2)
+    assert sum(post.url == stuck for post in server.posts) <= 1

@@ -1,0 +1,202 @@
+"""One hand-made event of every type: what the golden files are written from, and what round trips are tried with.
+
+Every optional field is filled somewhere, so that a golden file shows all of its version.
+"""
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Final
+from uuid import UUID
+
+import pyarrow as pa
+
+from shared.contracts.alerts import AlertRaised, AlertUpdated, DeliverySettled
+from shared.contracts.api import (
+    ActionAudited,
+    StockAdded,
+    StockRemoved,
+    UserOnboarded,
+    UserSettingsChanged,
+    UserSignedUp,
+)
+from shared.contracts.base import Event
+from shared.contracts.data import CHAIN_SCHEMA, ChainCollected, ChainHeader, QuoteTaken
+from shared.contracts.detector import (
+    ActivityDetected,
+    LeaderboardChanged,
+    LeaderboardEntry,
+    ScoreParts,
+    UnusualContract,
+)
+
+ID: Final = UUID("01980000-0000-7000-8000-000000000001")
+TIME: Final = datetime(2026, 7, 24, 15, 32, 10, 250_000, UTC)
+AS_OF: Final = datetime(2026, 7, 24, 15, 17, 9, tzinfo=UTC)
+SESSION: Final = date(2026, 7, 24)
+USER: Final = UUID("01980000-0000-7000-8000-0000000000aa")
+ALERT: Final = UUID("0198aaaa-0000-5000-8000-000000000001")
+
+_HEADER: Final = ChainHeader(
+    symbol="AAPL",
+    session=SESSION,
+    as_of=AS_OF,
+    source="cboe",
+    simulated=False,
+    delay_s=900.0,
+    close=213.88,
+    bid=213.87,
+    ask=213.9,
+)
+_ROWS: Final = [
+    {
+        "contract": "AAPL260821C00220000",
+        "expiration": date(2026, 8, 21),
+        "right": "C",
+        "strike": 220.0,
+        "bid": 3.1,
+        "ask": 3.2,
+        "last": 3.2,
+        "volume": 18_450.0,
+        "open_interest": 2_310.0,
+        "iv": 0.284,
+        "delta": 0.361,
+        "gamma": 0.024,
+        "theta": -0.11,
+        "vega": 0.22,
+    },
+    {  # what a source may leave out is null
+        "contract": "AAPL260821P00110000",
+        "expiration": date(2026, 8, 21),
+        "right": "P",
+        "strike": 110.0,
+        "bid": None,
+        "ask": 0.01,
+        "last": None,
+        "volume": 0.0,
+        "open_interest": 12.0,
+        "iv": None,
+        "delta": None,
+        "gamma": None,
+        "theta": None,
+        "vega": None,
+    },
+]
+_UNUSUAL: Final = UnusualContract(
+    contract="AAPL260821C00220000",
+    right="C",
+    expiration=date(2026, 8, 21),
+    strike=Decimal("220.0"),
+    bid=Decimal("3.1"),
+    ask=Decimal("3.2"),
+    last=Decimal("3.2"),
+    volume=18_450,
+    open_interest=2_310,
+    volume_oi_ratio=7.987,
+    volume_change=1_200,
+    premium_usd=Decimal("5904000.0"),
+    dte=28,
+    otm_pct=2.86,
+    iv=0.284,
+    side="ask",
+    score=81.4,
+    parts=ScoreParts(volume_oi=24.1, premium=25.0, otm=6.3, dte=8.0, side=10.0, change=8.0),
+)
+_ALERT: Final = {
+    "id": ID,
+    "time": TIME,
+    "alert_id": ALERT,
+    "user_id": USER,
+    "rule_id": UUID("0198bbbb-0000-5000-8000-000000000001"),
+    "symbol": "AAPL",
+    "session": SESSION,
+    "as_of": AS_OF,
+    "title": "AAPL: 3 unusual contracts, score 81",
+    "top_score": 81.4,
+    "contract_count": 3,
+    "premium_usd": Decimal("7120500.00"),
+    "simulated": False,
+    "notified": True,
+}
+
+EXAMPLES: Final[tuple[Event, ...]] = (
+    ChainCollected(id=ID, time=TIME, header=_HEADER, contracts=pa.Table.from_pylist(_ROWS, schema=CHAIN_SCHEMA)),
+    QuoteTaken(
+        id=ID,
+        time=TIME,
+        symbol="AAPL",
+        as_of=AS_OF,
+        source="cboe",
+        simulated=False,
+        close=213.88,
+        bid=213.87,
+        ask=213.9,
+    ),
+    ActivityDetected(
+        id=ID,
+        time=TIME,
+        symbol="AAPL",
+        session=SESSION,
+        as_of=AS_OF,
+        source="cboe",
+        simulated=False,
+        delay_s=900.0,
+        underlying_usd=Decimal("213.88"),
+        contracts=(_UNUSUAL,),
+    ),
+    LeaderboardChanged(
+        id=ID,
+        time=TIME,
+        session=SESSION,
+        as_of=datetime(2026, 7, 24, 15, 18, tzinfo=UTC),
+        symbols_scanned=20,
+        entries=(
+            LeaderboardEntry(
+                rank=1,
+                contract="AAPL260821C00220000",
+                symbol="AAPL",
+                score=81.4,
+                premium_usd=Decimal("5904000.0"),
+                volume=18_450,
+                open_interest=2_310,
+                simulated=False,
+            ),
+        ),
+    ),
+    AlertRaised.model_validate(_ALERT),
+    AlertUpdated.model_validate({**_ALERT, "contract_count": 4, "notified": False}),
+    DeliverySettled(
+        id=ID,
+        time=TIME,
+        delivery_id=UUID("0198cccc-0000-5000-8000-000000000001"),
+        alert_id=ALERT,
+        user_id=USER,
+        channel="discord",
+        status="delivered",
+        attempts=2,
+        detail="",
+    ),
+    UserSignedUp(id=ID, time=TIME, user_id=USER, email="ada@example.com", role="user"),
+    UserOnboarded(id=ID, time=TIME, user_id=USER, investing_style="trader"),
+    UserSettingsChanged(
+        id=ID,
+        time=TIME,
+        user_id=USER,
+        timezone="America/New_York",
+        alerts_enabled=True,
+        min_score=70.0,
+        min_premium_usd=Decimal("50000.00"),
+    ),
+    StockAdded(id=ID, time=TIME, user_id=USER, symbol="BRK.B"),
+    StockRemoved(id=ID, time=TIME, user_id=USER, symbol="BRK.B"),
+    ActionAudited(
+        id=ID,
+        time=TIME,
+        service="detector",
+        actor=str(USER),
+        action="discard.failed_job",
+        subject="failed_job/01980000-0000-7000-8000-0000000000ff",
+        at=TIME,
+        request_id="01980000000070008000000000000001",
+        details={"consumer": "detector.chains", "reason": "sent by hand"},
+    ),
+)
