@@ -21,6 +21,15 @@ from uuid import UUID
 
 import uvloop
 
+from services.api.main import build
+from services.api.service import By, Keys, Users
+from services.api.settings import ApiSettings
+from shared import migrate
+from shared.clock import new_id
+from shared.service import Environment, Service, http_server
+from shared.settings import SharedSettings
+from tests.infra import postgres_server
+
 CONNECTIONS: Final = 64
 ROUNDS: Final = 3
 ROUND_S: Final = 3.0
@@ -33,9 +42,6 @@ _QUERY: Final = (
 
 async def run() -> list[dict[str, Any]]:
     """Return the figures: requests a second and their ratio to raw reads, and the slow end of the latencies."""
-    from shared import migrate
-    from tests.infra import postgres_server
-
     with postgres_server() as dsn:
         await migrate.upgrade_all(dsn)
         users = await _sign_up(dsn)
@@ -71,12 +77,6 @@ async def run() -> list[dict[str, Any]]:
 
 
 async def _sign_up(dsn: str) -> list[tuple[UUID, str]]:
-    from services.api.main import build
-    from services.api.service import By, Keys, Users
-    from services.api.settings import ApiSettings
-    from shared.clock import new_id
-    from shared.service import Environment
-    from shared.settings import SharedSettings
 
     gateway = build(Environment(SharedSettings(database_url=dsn)))
     keys = Keys(ApiSettings().key_secret.get_secret_value(), forget=lambda _: None)
@@ -174,20 +174,17 @@ async def _load(port: int, users: list[tuple[UUID, str]], seconds: float) -> tup
 
 
 async def _serve() -> None:
-    from services.api.main import build
-    from shared.service import Environment, http_server
 
     gateway = build(Environment())
     server = http_server(gateway.app, "127.0.0.1", 0)
     serving = asyncio.create_task(server.serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers nothing to wait for
         await asyncio.sleep(0.01)
     print(server.servers[0].sockets[0].getsockname()[1], flush=True)
     await serving
 
 
 async def _read_raw(ids: list[UUID]) -> float:
-    from shared.service import Environment, Service
 
     pool = Service("api", Environment()).db.pool
     until = time.perf_counter() + ROUND_S

@@ -314,7 +314,8 @@ async def _roll_back(connection: Connection) -> None:
     if connection.is_closed():
         return
     try:
-        await asyncio.wait_for(connection.execute("rollback"), timeout=5)
+        async with asyncio.timeout(5):
+            await connection.execute("rollback")
     except Exception:  # noqa: BLE001 - whatever it is, the connection is not to be trusted
         connection.terminate()
 

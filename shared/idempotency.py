@@ -21,11 +21,12 @@ from typing import Any, ClassVar, Final, Protocol, cast
 
 import msgspec
 from litestar import Request, Response
+from litestar.status_codes import HTTP_204_NO_CONTENT
 from sqlalchemy import text
 
 from shared.db import Tx
 from shared.errors import Conflict, Invalid, Permanent
-from shared.http.json import encode, plain_model
+from shared.http.json import encode
 from shared.identity import Identity
 from shared.messaging.door import Done, Door
 
@@ -42,7 +43,7 @@ _CREATE: Final = (
         key text not null,
         fingerprint bytea not null,
         status_code integer not null,
-        value jsonb,
+        value bytea not null,
         created_at timestamptz not null,
         primary key (caller, key)
     )
@@ -60,7 +61,7 @@ _FIND: Final = text(
 _STORE: Final = text(
     """
     insert into idempotency_keys (caller, key, fingerprint, status_code, value, created_at)
-    values (:caller, :key, :fingerprint, :status_code, cast(:value as jsonb), :now)
+    values (:caller, :key, :fingerprint, :status_code, :value, :now)
     on conflict (caller, key) do update
         set fingerprint = excluded.fingerprint, status_code = excluded.status_code, value = excluded.value,
             created_at = excluded.created_at
@@ -123,10 +124,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was answered, first or again."""
+    """What was answered, first or again. `value` is JSON, to the byte the same each time."""
 
     status_code: int
-    value: Any
+    value: bytes
     replayed: bool
 
 
@@ -179,7 +180,7 @@ async def run_once(
                     raise KeyReused
                 return Done(Outcome(found["status_code"], found["value"], replayed=True))
         done = await use_case(tx)
-        value = plain(done.value)
+        value = encode(done.value)
         if call is not None:
             await tx.execute(
                 _STORE,
@@ -208,15 +209,7 @@ async def answer_once(
     now = request.app.state["service"].clock()
     outcome = await run_once(door, await call_of(request, caller), use_case, status_code=status_code, now=now)
     headers: Mapping[str, str] = {REPLAYED_HEADER: "true"} if outcome.replayed else {}
-    shown = show(outcome.value) if show else outcome.value
-    return Response(
-        b"" if shown is None and outcome.status_code == 204 else encode(shown),  # noqa: PLR2004
-        status_code=outcome.status_code,
-        headers=headers,
-        media_type="application/json",
-    )
-
-
-def plain(value: Any) -> Any:
-    """Return JSON data for a Struct, a dataclass, a pydantic model or data that holds dates, decimals and ids."""
-    return msgspec.to_builtins(value, enc_hook=plain_model)
+    body = encode(show(msgspec.json.decode(outcome.value))) if show else outcome.value
+    if outcome.status_code == HTTP_204_NO_CONTENT:
+        body = b""
+    return Response(body, status_code=outcome.status_code, headers=headers, media_type="application/json")

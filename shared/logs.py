@@ -12,6 +12,8 @@ from typing import Any, Final
 import orjson
 from opentelemetry import trace
 
+from shared.identity import REQUEST_ID
+
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -27,6 +29,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             **{name: value for name, value in vars(record).items() if name not in _STANDARD},
         }
+        if (request_id := REQUEST_ID.get()) is not None:
+            line["request_id"] = request_id
         context = trace.get_current_span().get_span_context()
         if context.is_valid:
             line["trace_id"] = format(context.trace_id, "032x")
@@ -40,8 +44,11 @@ def configure(level: str, file: Path | None = None) -> None:
     handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "uvicorn.access", "alembic", "asyncio"):
+    for noisy in ("httpx", "httpcore", "uvicorn", "alembic", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger(
+        "uvicorn.access"
+    ).propagate = False  # it speaks whenever it finds a handler, whatever its settings
     logging.getLogger("aiokafka").setLevel(
         logging.CRITICAL
     )  # each rebalance is an error to it; our loop tells what matters

@@ -237,7 +237,8 @@ class Scheduler:
                     log.warning("schedule.database", extra={"error": explain(error)})
                     wait_s = POLL_S
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):  # wait_for loses a cancellation that meets a wake-up
+                        await self._wake.wait()
         finally:
             await self.stop()
 

@@ -39,6 +39,7 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Final, Protocol, runtime_checkable
 
+import asyncpg
 import uvicorn
 import uvloop
 from litestar import Litestar
@@ -51,6 +52,7 @@ from shared.contracts.topics import TOPICS, dead_letter_topic
 from shared.db import Database, Tx, is_rerun
 from shared.errors import Invalid
 from shared.http import build_app
+from shared.lean import keep_pandas_out
 from shared.messaging import inbox
 from shared.messaging.consumer import Consumer
 from shared.messaging.delivery import Delivery
@@ -212,7 +214,10 @@ class Service:
         Raises SchemaTooOld; DatabaseUnavailable, KafkaError, TimeoutError while those are away.
         """
         async with self.db.read() as tx:
-            revision = await tx.fetchval(_REVISION)
+            try:
+                revision = await tx.fetchval(_REVISION)
+            except asyncpg.UndefinedTableError:
+                revision = None
         if revision is None or revision < head(self.name):
             raise SchemaTooOld(f"{self.name} is at {revision}, this code needs {head(self.name)}; run `make migrate`")
         await self._roll_inbox(self.clock())
@@ -317,6 +322,7 @@ def http_server(app: Callable[..., object], host: str, port: int) -> HttpServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # the gateway decides whom to believe (OPENBELL_API_TRUSTED_PROXIES)
             timeout_graceful_shutdown=10,
         )
     )
@@ -364,6 +370,7 @@ def main(build: Callable[[Environment], Service]) -> None:
     """Run a service as a process of its own, or `replay ...` for one of its consumers."""
     env = Environment()
     logs.configure(env.settings.log_level)
+    keep_pandas_out()
 
     async def start() -> int:
         service = build(env)

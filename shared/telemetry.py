@@ -10,6 +10,7 @@ from shared.messaging.record import Record
 from shared.settings import SharedSettings
 
 _tracer: Final = trace.get_tracer("openbell")
+_exporting = False
 
 
 def configure(settings: SharedSettings, service: str) -> None:
@@ -28,11 +29,47 @@ def configure(settings: SharedSettings, service: str) -> None:
     )
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")))
     trace.set_tracer_provider(provider)
+    global _exporting  # noqa: PLW0603 - a process exports or it does not
+    _exporting = True
+
+
+def exporting() -> bool:
+    """Whether traces go anywhere; hot paths make no spans otherwise."""
+    return _exporting
+
+
+def headers() -> list[tuple[str, str]]:
+    """Return the headers that carry the current trace to somebody else."""
+    carrier: dict[str, str] = {}
+    if _exporting:
+        propagate.inject(carrier)
+    return list(carrier.items())
+
+
+@contextlib.contextmanager
+def working(name: str) -> Generator[None]:
+    """Trace a piece of work that nothing from outside began: a clock, a poller, a worker."""
+    if not _exporting:
+        yield
+        return
+    with _tracer.start_as_current_span(name):
+        yield
+
+
+@contextlib.contextmanager
+def serving(name: str, traceparent: bytes | None) -> Generator[None]:
+    """Trace the answer to an HTTP request, as a child of its caller's trace."""
+    parent = propagate.extract({"traceparent": traceparent.decode("ascii", "replace")}) if traceparent else None
+    with _tracer.start_as_current_span(name, parent, trace.SpanKind.SERVER):
+        yield
 
 
 @contextlib.contextmanager
 def processing(consumer: str, records: Sequence[Record]) -> Generator[None]:
     """Trace the handling of records: a child of a single record's trace, linked to each of several."""
+    if not _exporting:
+        yield
+        return
     contexts = [
         propagate.extract({"traceparent": header.decode("ascii", "replace")})
         for record in records

@@ -36,8 +36,8 @@ def postgres_server() -> Generator[str]:
 
 
 @contextlib.contextmanager
-def kafka_server() -> Generator[str]:
-    """Yields the bootstrap address of a Kafka without topics (unless it is a cluster of yours)."""
+def kafka_server() -> Generator[kafka.RunningKafka]:
+    """Yields a Kafka without topics (unless it is a cluster of yours)."""
     chosen = os.environ.get("OPENBELL_KAFKA") or os.environ.get("OPENBELL_KAFKA_BOOTSTRAP")
     if not chosen and _docker_has(KAFKA_IMAGE):
         with _kafka_container() as bootstrap:

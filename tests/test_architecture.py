@@ -22,7 +22,7 @@ from services.api.openapi import offline
 from shared.contracts.api import ActionAudited
 from shared.contracts.base import Event
 from shared.contracts.topics import TOPICS
-from shared.migrate import SERVICES
+from shared.schema import SERVICES
 from shared.service import Environment, Service
 from shared.settings import SharedSettings
 
@@ -63,6 +63,7 @@ def test_a_service_publishes_to_its_own_topics_and_the_audit_trail(name: str):
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_card_publishes_what_its_code_makes(name: str):
     made = {event for path in _sources(f"services/{name}") for event in _made_in(ast.parse(path.read_text()))}
+    made.add(ActionAudited)  # the operations that every service has are audited
     assert _names(_card(name).PUBLISHES) == _names(made)
 
 

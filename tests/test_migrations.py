@@ -10,10 +10,10 @@ import asyncpg
 import pytest
 from alembic.script import ScriptDirectory
 
-from shared import migrate
+from shared import migrate, schema
 from shared.db import Database
 from shared.messaging import inbox
-from shared.migrate import SERVICES
+from shared.schema import SERVICES
 from shared.service import Environment, SchemaTooOld
 from shared.settings import SharedSettings
 
@@ -88,6 +88,16 @@ def _revisions(service: str) -> list[str]:
 
 def _role_url(url: str, service: str) -> str:
     return SharedSettings(database_url=url).service_database_url(service)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_revisions_are_numbers_in_order_and_their_files_begin_with_them(service: str):
+    """A service compares the newest file's number with its schema's, as text (shared.schema)."""
+    revisions = _revisions(service)
+    files = sorted(path.name for path in schema.migrations(service).glob("versions/*.py"))
+    assert revisions == sorted(revisions) == [name.partition("_")[0] for name in files]
+    assert {len(revision) for revision in revisions} == {4}
+    assert schema.head(service) == revisions[-1]
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -30,6 +30,7 @@ from deploy.local.stack import Stack
 from services.api.main import Gateway
 from services.api.main import build as build_gateway
 from shared import logs, telemetry
+from shared.lean import keep_pandas_out
 from shared.schema import SERVICES
 from shared.service import Environment, Service, http_server, until_signal
 
@@ -62,6 +63,7 @@ async def _one_process(below: Stack, home: Path, port: int, began: float) -> Non
     settings = below.settings(http_port=port)
     logs.configure(settings.log_level, home / LOG)
     telemetry.configure(settings, "local")
+    keep_pandas_out()
     env = Environment(settings)
     async with contextlib.AsyncExitStack() as running:
         with stack.step(_say, "Services"):

@@ -3,7 +3,7 @@
 Owns     schema `alerts`: users and watchlists as the gateway tells them, rules, channels, contracts of the
          session, alerts, deliveries
 Reads    detector.activity (ActivityDetected), api.users (UserSignedUp, UserSettingsChanged),
-         api.watchlists (StockAdded, StockRemoved)
+         api.watchlists (StockAdded, StockSettingsChanged, StockRemoved)
 Publishes alerts.alerts (AlertRaised, AlertUpdated), alerts.deliveries (DeliverySettled), api.audit (ActionAudited)
 Serves   /api/alerts/{user_id}: the alerts, opened, stats, channels, rules
 
@@ -14,7 +14,14 @@ score rises by a set step.
 from typing import Final
 
 from shared.contracts.alerts import AlertRaised, AlertUpdated, DeliverySettled
-from shared.contracts.api import ActionAudited, StockAdded, StockRemoved, UserSettingsChanged, UserSignedUp
+from shared.contracts.api import (
+    ActionAudited,
+    StockAdded,
+    StockRemoved,
+    StockSettingsChanged,
+    UserSettingsChanged,
+    UserSignedUp,
+)
 from shared.contracts.base import Event
 from shared.contracts.detector import ActivityDetected
 
@@ -24,6 +31,7 @@ READS: Final[tuple[type[Event], ...]] = (
     UserSignedUp,
     UserSettingsChanged,
     StockAdded,
+    StockSettingsChanged,
     StockRemoved,
 )
 PUBLISHES: Final[tuple[type[Event], ...]] = (AlertRaised, AlertUpdated, DeliverySettled, ActionAudited)

@@ -1,7 +1,7 @@
 """Door 1, Kafka: what is handled, and by what."""
 
 from services.alerts.service import Alerts
-from shared.contracts.api import StockAdded, StockRemoved, UserSettingsChanged, UserSignedUp
+from shared.contracts.api import StockAdded, StockRemoved, StockSettingsChanged, UserSettingsChanged, UserSignedUp
 from shared.contracts.detector import ActivityDetected
 from shared.messaging.consumer import Consumer
 
@@ -17,5 +17,6 @@ def tables(alerts: Alerts) -> tuple[Consumer, ...]:
 
     watchlists = Consumer("alerts.watchlists")
     watchlists.on(StockAdded, alerts.watch)
+    watchlists.on(StockSettingsChanged, alerts.watch)
     watchlists.on(StockRemoved, alerts.unwatch)
     return activity, users, watchlists

@@ -33,7 +33,7 @@ HttpRequest = Request[Any, Any, Any]
 _CURSOR: Final = re.compile(r"(?P<at>[0-9T:.+Z-]{20,40})~(?P<id>[0-9a-f-]{36})", re.ASCII)
 
 Symbol = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9.\-]{0,9}$", to_upper=True, strip_whitespace=True)
+    str, StringConstraints(pattern=r"^_?[A-Za-z][A-Za-z0-9.\-]{0,9}$", to_upper=True, strip_whitespace=True)
 ]
 
 

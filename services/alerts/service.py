@@ -19,7 +19,14 @@ from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore
 from shared.clock import Clock, NewId
 from shared.contracts.alerts import AlertRaised, AlertUpdated, Channel
-from shared.contracts.api import ActionAudited, StockAdded, StockRemoved, UserSettingsChanged, UserSignedUp
+from shared.contracts.api import (
+    ActionAudited,
+    StockAdded,
+    StockRemoved,
+    StockSettingsChanged,
+    UserSettingsChanged,
+    UserSignedUp,
+)
 from shared.contracts.base import Event
 from shared.contracts.detector import ActivityDetected
 from shared.db import Row, Tx
@@ -102,9 +109,12 @@ class Alerts:
         )
         return ()
 
-    async def watch(self, event: StockAdded, tx: Tx) -> Sequence[Event]:
-        """Keep that a user watches a symbol; the user's own event may still be on its way."""
-        await self._audience.watch(tx, event.user_id, event.symbol)
+    async def watch(self, event: StockAdded | StockSettingsChanged, tx: Tx) -> Sequence[Event]:
+        """Keep that a user watches a symbol, unless they muted it; the user's own event may still be on its way."""
+        if event.alerts_enabled:
+            await self._audience.watch(tx, event.user_id, event.symbol)
+        else:
+            await self._audience.unwatch(tx, event.user_id, event.symbol)
         return ()
 
     async def unwatch(self, event: StockRemoved, tx: Tx) -> Sequence[Event]:

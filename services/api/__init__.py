@@ -8,11 +8,12 @@ Forwards  every other public path to the service that owns it, with an identity 
 
 from typing import Final
 
-from shared.contracts.alerts import AlertRaised, AlertUpdated
+from shared.contracts.alerts import AlertRaised
 from shared.contracts.api import (
     ActionAudited,
     StockAdded,
     StockRemoved,
+    StockSettingsChanged,
     UserOnboarded,
     UserSettingsChanged,
     UserSignedUp,
@@ -20,12 +21,13 @@ from shared.contracts.api import (
 from shared.contracts.base import Event
 
 OWNS: Final = "api"
-READS: Final[tuple[type[Event], ...]] = (ActionAudited, AlertRaised, AlertUpdated)
+READS: Final[tuple[type[Event], ...]] = (ActionAudited, AlertRaised)
 PUBLISHES: Final[tuple[type[Event], ...]] = (
     UserSignedUp,
     UserOnboarded,
     UserSettingsChanged,
     StockAdded,
     StockRemoved,
+    StockSettingsChanged,
     ActionAudited,
 )

@@ -21,18 +21,17 @@ class Coalescer(Generic[K, V]):
 
     def __init__(self, read_many: Callable[[list[K]], Awaitable[Mapping[K, V]]]) -> None:
         self._read_many = read_many
-        self._waiting: dict[K, asyncio.Future[V | None]] = {}
+        self._waiting: dict[K, list[asyncio.Future[V | None]]] = {}
         self._reads: set[asyncio.Task[None]] = set()
 
     async def get(self, key: K) -> V | None:
         """Return the value, or None when there is none; raises what the read raises."""
-        future = self._waiting.get(key)
-        if future is None:
-            loop = asyncio.get_running_loop()
-            if not self._waiting:
-                loop.call_soon(self._send)
-            future = self._waiting[key] = loop.create_future()
-        return await asyncio.shield(future)  # one caller who leaves must not cancel the others' read
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[V | None] = loop.create_future()  # one's own: who leaves cancels nobody else's
+        if not self._waiting:
+            loop.call_soon(self._send)
+        self._waiting.setdefault(key, []).append(future)
+        return await future
 
     def _send(self) -> None:
         while self._waiting and len(self._reads) < UNDER_WAY:
@@ -46,15 +45,17 @@ class Coalescer(Generic[K, V]):
         self._reads.discard(read)
         self._send()
 
-    async def _read(self, batch: dict[K, asyncio.Future[V | None]]) -> None:
+    async def _read(self, batch: dict[K, list[asyncio.Future[V | None]]]) -> None:
         try:
             found = await self._read_many(list(batch))
         except BaseException as error:  # noqa: BLE001 - it belongs to those who wait
-            for future in batch.values():
-                if not future.done():
-                    future.set_exception(error)
-                    future.exception()  # whoever left will not look
+            for futures in batch.values():
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(error)
             return
-        for key, future in batch.items():
-            if not future.done():
-                future.set_result(found.get(key))
+        for key, futures in batch.items():
+            value = found.get(key)
+            for future in futures:
+                if not future.done():
+                    future.set_result(value)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from services.api.ports import Answer, Headers, Outgoing, Upstream, UpstreamUnavailable
+from shared import telemetry
 from shared.clock import Clock
 from shared.errors import NotFound
 from shared.http import Caller
@@ -39,6 +40,8 @@ _KEPT_HERE: Final = HOP_HEADERS | {
     b"expect",
     b"forwarded",
     b"host",
+    b"traceparent",
+    b"tracestate",
     b"x-api-key",
     b"x-real-ip",
     b"x-request-id",
@@ -90,6 +93,7 @@ class Forwarder:
         if upstream is None:
             raise NotFound(f"there is no service {service!r} here")
         headers = [*headers_for_service(request.headers), (b"x-request-id", request_id.encode())]
+        headers += [(name.encode(), value.encode()) for name, value in telemetry.headers()]
         if identity is not None:
             token = self._signer.sign(identity, audience=service, request_id=request_id)
             headers.append((HEADER.encode(), token.encode()))

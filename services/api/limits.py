@@ -13,6 +13,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Final
 
 from sqlalchemy import text
@@ -46,7 +47,7 @@ _TAKE: Final = text(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Policy:
     """`quota` requests in `window_s` seconds, evenly refilled. `name` is told to the caller."""
 
@@ -54,7 +55,7 @@ class Policy:
     quota: int
     window_s: int
 
-    @property
+    @cached_property
     def header(self) -> bytes:
         """The RateLimit-Policy field of the IETF draft (form of draft 10)."""
         return f'"{self.name}";q={self.quota};w={self.window_s}'.encode()

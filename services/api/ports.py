@@ -1,4 +1,4 @@
-"""What has more than one implementation here: the way to a service (in memory, over HTTP)."""
+"""What may be done in more than one way: reaching a service (in memory, over HTTP), trusting a token."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,4 +40,20 @@ class Upstream(Protocol):
 
     async def send(self, request: Outgoing) -> Answer:
         """Return its answer, whatever the status; raises UpstreamUnavailable when there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whom a foreign token speaks of, and until when (Unix time)."""
+
+    name: str
+    expires: float
+
+
+class Tokens(Protocol):
+    """Verifies somebody else's tokens: services.api.adapters.tokens, or a fake."""
+
+    async def verify(self, token: str) -> Subject:
+        """Return the subject; raises Unauthenticated."""
         ...

@@ -7,33 +7,18 @@ one replica may work on another for that long (`principal_ttl_s`); on the replic
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 from uuid import UUID
 
 from services.api import store
 from services.api.domain import parse_key, same_digest
+from services.api.ports import Tokens
 from shared.clock import Clock
 from shared.db import Database
 from shared.errors import Unauthenticated
 from shared.identity import Identity
 
 REMEMBERED: Final = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """Whom a foreign token speaks of, and until when (Unix time)."""
-
-    name: str
-    expires: float
-
-
-class Tokens(Protocol):
-    """Verifies somebody else's tokens: services.api.adapters.jwt, or a fake."""
-
-    async def verify(self, token: str) -> Subject:
-        """Return the subject; raises Unauthenticated."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,12 @@ _KEEP_STOCK_SETTINGS: Final = text(
     on conflict do nothing
     """
 )
+_STOCKS_THAT_ALERT: Final = text(
+    """
+    select symbol, alerts_enabled from stock_settings
+    where user_id = :user_id and symbol = any(cast(:symbols as text[])) order by symbol
+    """
+)
 _UNWATCH: Final = text("delete from watchlist where user_id = :user_id and symbol = :symbol")
 _WATCHED: Final = text(
     """
@@ -185,11 +191,12 @@ async def delete_key(tx: Tx, user_id: UUID, key_id: UUID, now: datetime) -> bool
     return await tx.execute(_DELETE_KEY, id=key_id, user_id=user_id, now=now) > 0
 
 
-async def watch(tx: Tx, user_id: UUID, symbols: Sequence[str], now: datetime) -> list[str]:
-    """Watch symbols; return those that were not watched. Their earlier settings apply again."""
-    added = await tx.fetch(_WATCH, user_id=user_id, symbols=symbols, now=now)
+async def watch(tx: Tx, user_id: UUID, symbols: Sequence[str], now: datetime) -> dict[str, bool]:
+    """Watch symbols; return those that were not watched, with whether they alert: earlier settings apply again."""
+    added = [row["symbol"] for row in await tx.fetch(_WATCH, user_id=user_id, symbols=symbols, now=now)]
     await tx.execute(_KEEP_STOCK_SETTINGS, user_id=user_id, symbols=symbols, now=now)
-    return sorted(row["symbol"] for row in added)
+    rows = await tx.fetch(_STOCKS_THAT_ALERT, user_id=user_id, symbols=added)
+    return {row["symbol"]: row["alerts_enabled"] for row in rows}
 
 
 async def count_watched(tx: Tx, user_id: UUID) -> int:

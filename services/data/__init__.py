@@ -2,15 +2,16 @@
 
 Owns     schema `data`: the last good answer of each symbol and source
 Reads    nothing from Kafka; the exchange's answers come through `adapters/`
-Publishes data.chains (ChainCollected), data.quotes (QuoteTaken)
+Publishes data.chains (ChainCollected), data.quotes (QuoteTaken), api.audit (ActionAudited)
 Serves   GET /realtime-options/{symbol}
 """
 
 from typing import Final
 
+from shared.contracts.api import ActionAudited
 from shared.contracts.base import Event
 from shared.contracts.data import ChainCollected, QuoteTaken
 
 OWNS: Final = "data"
 READS: Final[tuple[type[Event], ...]] = ()
-PUBLISHES: Final[tuple[type[Event], ...]] = (ChainCollected, QuoteTaken)
+PUBLISHES: Final[tuple[type[Event], ...]] = (ChainCollected, QuoteTaken, ActionAudited)

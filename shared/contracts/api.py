@@ -65,9 +65,19 @@ class _WatchlistFact(Event):
 
 
 class StockAdded(_WatchlistFact):
-    """A user watches a symbol."""
+    """A user watches a symbol, with the settings that they had for it before."""
 
     type: ClassVar[str] = "api.watchlist.stock_added.v1"
+
+    alerts_enabled: bool = True
+
+
+class StockSettingsChanged(_WatchlistFact):
+    """The settings of a watched stock as they are now, as far as others need them."""
+
+    type: ClassVar[str] = "api.watchlist.stock_settings_changed.v1"
+
+    alerts_enabled: bool
 
 
 class StockRemoved(_WatchlistFact):

@@ -78,7 +78,9 @@ def build_app(service: Served, *, gate: Gate | None = None, operations: bool = T
             title=f"Openbell {service.name}",
             version="1",
             use_handler_docstrings=True,
-            openapi_router=Router("/ops/schema", route_handlers=[], opt={"caller": Caller.PUBLIC}),
+            openapi_router=Router(
+                "/ops/schema", route_handlers=[], opt={"caller": Caller.PUBLIC}, include_in_schema=False
+            ),
             render_plugins=[Document()],
         ),
         logging_config=None,

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from shared import telemetry
 from shared.contracts.base import Event
 from shared.db import Database, Tx
 from shared.messaging.outbox import Outbox
@@ -35,9 +36,10 @@ class Door:
 
     async def run(self, use_case: Callable[[Tx], Awaitable[Done[T]]]) -> T:
         """Run the use case in a transaction, publish its events with it, and return its answer."""
-        async with self._db.transaction() as tx:
-            done = await use_case(tx)
-            await self._outbox.add(tx, done.events)
+        with telemetry.working("door"):
+            async with self._db.transaction() as tx:
+                done = await use_case(tx)
+                await self._outbox.add(tx, done.events)
         return done.value
 
     async def publish(self, use_case: Callable[[Tx], Awaitable[Sequence[Event]]]) -> None:

@@ -71,12 +71,18 @@ async def stop_producer(producer: AIOKafkaProducer) -> None:
     """
     sender: Any = producer._sender  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - aiokafka has no public way to give up
     batches: Any = producer._message_accumulator  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    if sender is not None and sender.sender_task is not None:
-        sender.sender_task.cancel()
+    sending: asyncio.Task[None] | None = sender.sender_task if sender is not None else None
+    if sending is not None:
+        sending.cancel()
     await producer.client.close()
     batches.fail_all(KafkaConnectionError("the producer was given up"))
+    for _ in range(20):  # it waits for each of its requests in turn, and each may wait for a broker
+        if sending is None or sending.done():
+            break
+        await asyncio.wait((sending,), timeout=0.1)
+        sending.cancel()
     with contextlib.suppress(KafkaError, TimeoutError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(2):
             await producer.stop()
 
 

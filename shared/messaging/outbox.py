@@ -8,9 +8,9 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from opentelemetry.propagate import inject
 from sqlalchemy import text
 
+from shared import telemetry
 from shared.contracts.base import Event
 from shared.db import Tx
 from shared.messaging.record import Headers, bucket, headers_of, pack_headers
@@ -47,10 +47,8 @@ class Outbox:
 
         Raises TypeError for an event whose topic this service may not publish to.
         """
-        trace: dict[str, str] = {}
-        if events:
-            inject(trace)
-        await self._insert(tx, [*(self._message(event, tuple(trace.items())) for event in events), *letters])
+        trace = tuple(telemetry.headers()) if events else ()
+        await self._insert(tx, [*(self._message(event, trace) for event in events), *letters])
 
     def _message(self, event: Event, trace: tuple[tuple[str, str], ...]) -> Message:
         if event.topic.owner != self._service and event.topic.name != "api.audit":

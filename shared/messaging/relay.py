@@ -30,10 +30,11 @@ from shared.messaging.record import Record, unpack_headers
 _READ: Final = text(
     """
     select id, topic, key, value, headers from (
-        select *, sum(coalesce(octet_length(value), 0) + 100) over (order by id) as total
-        from (select * from outbox order by id limit :rows) page
+        select *, row_number() over (order by id) as n,
+               sum(coalesce(octet_length(value), 0) + 100) over (order by id) as total
+        from (select * from outbox where topic <> all(cast(:missing as text[])) order by id limit :rows) page
     ) sized
-    where total <= :bytes or id = (select min(id) from outbox)
+    where total <= :bytes or n = 1
     order by id
     """
 )
@@ -47,7 +48,7 @@ _FENCED: Final = text(
 _FREED: Final = text(
     """
     select id, topic, key, value, headers from failed_jobs f
-    where consumer = :consumer and status = 'waiting'
+    where consumer = :consumer and status = 'waiting' and topic <> all(cast(:missing as text[]))
       and not exists (select 1 from failed_jobs h where h.consumer = f.consumer and h.topic = f.topic
                       and h.key = f.key and h.status = 'held')
     order by record_offset limit 200
@@ -74,8 +75,10 @@ _OLDEST: Final = text(
     """
 )
 # A deletion lost in a crash is a duplicate, and those are absorbed. A leader that stands still (SIGSTOP) loses its
-# session and with it the lead; one that works speaks every second.
-_SETTINGS: Final = "set synchronous_commit = off; set idle_session_timeout = '{:.0f}s'"
+# session and with it the lead, wherever it stands: idle, or within a statement. One that works speaks every second.
+_SETTINGS: Final = """
+    set synchronous_commit = off; set idle_session_timeout = '{0:.0f}s'; set transaction_timeout = '{0:.0f}s'
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +90,7 @@ class Relay:
     page_bytes: Final = 8 * 1_048_576
     poll_s: Final = 1.0
     answer_s: Final = 10.0  # without acknowledgements for so long, Kafka is away
+    look_again_s: Final = 30.0
     frozen_s: Final = 30.0
     large: Final = 400_000  # bytes; such a record travels alone, and what follows it waits for its fate
     debounce_s: Final = 0.005
@@ -103,11 +107,14 @@ class Relay:
         self._unsaid = False
         self._notifying: asyncio.Task[None] | None = None
         self._trouble: str | None = None
+        self._absent: dict[str, float] = {}  # topics that Kafka does not have, until when they are left out
         self._measured_at = 0.0
         self._about = {"service": service}
 
     def health(self) -> tuple[bool, str]:
         """Return (works, what it is doing or what stops it)."""
+        if self._absent:
+            return False, f"Kafka has no topic {', '.join(sorted(self._absent))}"
         return (False, self._trouble) if self._trouble else (True, "leading" if self._leading else "standing by")
 
     def wake(self) -> None:
@@ -185,7 +192,7 @@ class Relay:
 
     async def _carry(self, tx: Tx, producer: AIOKafkaProducer) -> "_Page | None":
         """Carry one page of rows, None when there are none. Raises what made a send fail, after settling the rest."""
-        rows = await tx.fetch(_READ, rows=self.page_rows, bytes=self.page_bytes)
+        rows = await tx.fetch(_READ, rows=self.page_rows, bytes=self.page_bytes, missing=self._missing())
         if not rows:
             return None
         fenced = {(row["topic"], row["key"]) for row in await tx.fetch(_FENCED, consumer=self.consumer)}
@@ -201,7 +208,7 @@ class Relay:
 
     async def _carry_freed(self, tx: Tx, producer: AIOKafkaProducer) -> "_Page | None":
         """Carry what a person let go of, and what waited behind it: from failed_jobs, before newer rows of its key."""
-        rows = await tx.fetch(_FREED, consumer=self.consumer)
+        rows = await tx.fetch(_FREED, consumer=self.consumer, missing=self._missing())
         if not rows:
             return None
         page = await self._send(producer, rows, set())
@@ -218,6 +225,8 @@ class Relay:
         try:
             async with asyncio.timeout(self.answer_s):
                 for row in rows:
+                    if row["topic"] in self._absent or not await self._exists(producer, row["topic"]):
+                        continue
                     if (row["topic"], row["key"]) in fenced:
                         page.behind.append(row)
                         continue
@@ -240,8 +249,30 @@ class Relay:
         except TimeoutError:
             page.error = KafkaTimeoutError(f"no acknowledgement within {self.answer_s:.0f} s")
             await stop_producer(producer)  # nothing may be sent behind our back: the rows are read again
+        except asyncio.CancelledError:
+            for _, future in page.sent:  # nobody awaits them now
+                future.add_done_callback(lambda one: one.cancelled() or one.exception())
+            raise
         await page.finish()
         return page
+
+    async def _exists(self, producer: AIOKafkaProducer, topic: str) -> bool:
+        """Whether Kafka has the topic. One that it has not must not stop the others: it is left out for a while."""
+        try:
+            async with asyncio.timeout(self.answer_s / 5):
+                await producer.partitions_for(topic)
+        except TimeoutError:
+            if not await producer.client.force_metadata_update():
+                raise
+            self._absent[topic] = time.monotonic() + self.look_again_s
+            _log.error("topic_missing", extra=self._about | {"topic": topic})
+            return False
+        return True
+
+    def _missing(self) -> list[str]:
+        now = time.monotonic()
+        self._absent = {topic: until for topic, until in self._absent.items() if until > now}
+        return list(self._absent)
 
     def _tell(self, page: "_Page") -> None:
         if page.done:

@@ -108,6 +108,7 @@ class Replay:
         kafka = AIOKafkaConsumer(bootstrap_servers=self._address.bootstrap, enable_auto_commit=False)
         await kafka.start()
         try:
+            await kafka.topics()  # partitions are known only after somebody asked
             numbers = sorted(kafka.partitions_for_topic(wanted.topic) or ())
             parts = [TopicPartition(wanted.topic, one) for one in numbers if wanted.partition in {None, one}]
             if not parts:

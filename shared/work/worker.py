@@ -147,7 +147,8 @@ class Worker:
                     await asyncio.sleep(self._policy.poll_s)
                     continue
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):  # wait_for loses a cancellation that meets a wake-up
+                        await self._wake.wait()
         finally:
             await self.stop()
 

@@ -14,7 +14,7 @@ from services.alerts.ports import ChannelGone
 from services.alerts.service import Alerts, ChannelNotOffered, NewRule, Options
 from services.alerts.workers import Retention
 from shared.contracts.alerts import AlertRaised, AlertUpdated
-from shared.contracts.api import StockAdded, StockRemoved, UserSettingsChanged
+from shared.contracts.api import StockAdded, StockRemoved, StockSettingsChanged, UserSettingsChanged
 from shared.errors import Conflict, Invalid, NotFound, Permanent, Transient
 from shared.work import Busy, OutcomeUnknown
 from tests.alerts.conftest import ACTOR, NOW, SESSION, WEBHOOK, Bench, activity, contract
@@ -110,6 +110,15 @@ async def test_a_removed_symbol_raises_no_more(bench: Bench) -> None:
     removed = StockRemoved(id=uuid4(), time=NOW, user_id=user_id, symbol="AAPL")
     await bench.handle(bench.alerts.unwatch, removed)
     assert not await bench.tell(activity())
+
+
+async def test_a_muted_symbol_raises_nothing_until_it_is_unmuted(bench: Bench) -> None:
+    user_id = await bench.user("AAPL")
+    about: dict[str, Any] = {"time": NOW, "user_id": user_id, "symbol": "AAPL"}
+    await bench.handle(bench.alerts.watch, StockSettingsChanged(**about, id=uuid4(), alerts_enabled=False))
+    assert not await bench.tell(activity())
+    await bench.handle(bench.alerts.watch, StockSettingsChanged(**about, id=uuid4(), alerts_enabled=True))
+    assert await bench.tell(activity())
 
 
 async def test_an_own_rule_makes_an_alert_of_its_own(bench: Bench) -> None:

@@ -9,8 +9,12 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
+from services.api import store
+from services.api.adapters.tokens import IssuedTokens, PublishedKeys
 from services.api.main import Gateway
+from services.api.settings import ApiSettings
 from shared.clock import new_id
+from shared.errors import Transient, Unauthenticated
 from shared.http import Caller, routes
 from shared.identity import Identity, Signer
 from tests.api.conftest import Person, client_of, problem, rows
@@ -196,9 +200,6 @@ class Issuer:
 
 
 async def test_published_keys_rotate_and_never_serve_as_a_secret(join, clock, gateway: Gateway):
-    from services.api.adapters.tokens import IssuedTokens, PublishedKeys
-    from shared.errors import Transient, Unauthenticated
-
     issuer = Issuer()
     client = httpx.AsyncClient(transport=httpx.MockTransport(issuer))
     published = PublishedKeys(client, "https://issuer.example/jwks", clock)
@@ -242,8 +243,6 @@ async def test_published_keys_rotate_and_never_serve_as_a_secret(join, clock, ga
 
 
 def test_jwt_without_issuer_or_with_a_short_secret_is_a_mistake(monkeypatch: pytest.MonkeyPatch):
-    from services.api.settings import ApiSettings
-
     monkeypatch.setenv("OPENBELL_API_JWT_SECRET", JWT_SECRET)
     with pytest.raises(ValueError, match="ISSUER"):
         ApiSettings()
@@ -257,7 +256,6 @@ def test_jwt_without_issuer_or_with_a_short_secret_is_a_mistake(monkeypatch: pyt
 async def test_remembering_a_key_costs_no_query(gateway: Gateway, client: httpx.AsyncClient, ada: Person, monkeypatch):
     path = f"/api/user/{ada.id}/keys"
     await client.get(path, headers=ada.headers)
-    from services.api import store
 
     async def never(*_: object) -> None:
         raise AssertionError("the key was looked up again")

@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import httpx
 import pytest
 from litestar import Request, Response, get, post
 
@@ -45,10 +44,9 @@ class Neighbour:
             return Response(b'{"n": %d}' % len(self.seen), headers=headers, media_type="application/json")
 
         return [
-            get("/leaderboard", caller=Caller.USER)(tell),
-            get(["/activity/{symbol:str}", "/activity/{symbol:str}/deep"], caller=Caller.USER)(tell),
-            get("/api/alerts/{rest:path}", caller=Caller.USER)(tell),
-            post("/api/alerts/{rest:path}", caller=Caller.USER, status_code=201)(tell),
+            get("/leaderboard", caller=Caller.USER, operation_id="a")(tell),
+            get("/activity/{symbol:str}", caller=Caller.USER, operation_id="b")(tell),
+            post("/api/alerts/{rest:path}", caller=Caller.USER, status_code=201, operation_id="c")(tell),
         ]
 
 
@@ -56,7 +54,7 @@ class Neighbour:
 async def served(app: Any) -> AsyncGenerator[str]:
     server = http_server(app, "127.0.0.1", 0)
     serving = asyncio.create_task(server.serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers nothing to wait for
         await asyncio.sleep(0)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
@@ -130,14 +128,39 @@ async def test_errors_of_the_owner_arrive_as_they_are(pair: tuple[Gateway, Neigh
 async def test_no_path_leads_past_its_rule(pair: tuple[Gateway, Neighbour], ada: Person, admin: Person):
     gateway, detector = pair
     async with client_of(gateway.app) as client:
-        for path in ("/activity/../metrics", "/activity/%2e%2e/metrics", "/activity/x/%2E%2E/%2E%2E/metrics"):
-            request = client.build_request("GET", "/x", headers=admin.headers)
-            request.url = httpx.URL("http://gateway").copy_with(raw_path=path.encode())
-            answer = await client.send(request)
-            assert answer.status_code == 404, path
+        for path in ("/activity/../metrics", "/activity/x/../../metrics", "/activity/./x", "/activity/a\\b"):
+            assert await bare_get(gateway.app, path, admin) == 404, path  # httpx would tidy the path up
         assert (await client.post("/leaderboard", headers=ada.headers)).status_code == 405
         assert (await client.get("/leaderboard")).status_code == 401
     assert not detector.seen
+
+
+async def bare_get(app: Any, path: str, person: Person) -> int:
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": path,
+        "raw_path": b"",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"x-api-key", person.key.encode())],
+        "client": ("203.0.113.7", 1),
+        "server": None,
+    }
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    await app(scope, receive, send)
+    return statuses[0]
 
 
 async def test_the_idempotency_key_and_the_body_go_along(make_gateway, gateway: Gateway, ada: Person):
@@ -217,8 +240,9 @@ async def test_operations_of_all_services_are_one_list(make_gateway, gateway: Ga
     there = make_gateway()
     async with there.db.transaction() as tx:
         await tx.connection.execute(
-            """insert into failed_jobs (consumer, topic, partition, record_offset, headers, status, job_type, error_code)
-               values ('api.audit', 'api.audit', 0, 7, '\\x90', 'dead', 'api.action.audited.v1', 'X')"""
+            """insert into failed_jobs
+                   (consumer, topic, partition, record_offset, headers, status, job_type, error_code)
+               values ('api.audit', 'api.audit', 0, 7, '\\x90', 'dead', 'x.v1', 'X')"""
         )
     await there.scheduler.turn()
     async with client_of(there.app) as client:
@@ -267,5 +291,6 @@ async def test_the_documentation_is_one_and_needs_nobody_else(make_gateway, gate
 
 def find(part: Any, name: str) -> list[str]:
     if isinstance(part, dict):
-        return [str(part[name])] * (name in part) + [one for value in part.values() for one in find(value, name)]
+        here = [str(part[name])] if name in part else []
+        return here + [one for value in part.values() for one in find(value, name)]
     return [one for value in part for one in find(value, name)] if isinstance(part, list) else []

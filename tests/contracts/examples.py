@@ -15,6 +15,7 @@ from shared.contracts.api import (
     ActionAudited,
     StockAdded,
     StockRemoved,
+    StockSettingsChanged,
     UserOnboarded,
     UserSettingsChanged,
     UserSignedUp,
@@ -187,6 +188,7 @@ EXAMPLES: Final[tuple[Event, ...]] = (
         min_premium_usd=Decimal("50000.00"),
     ),
     StockAdded(id=ID, time=TIME, user_id=USER, symbol="BRK.B"),
+    StockSettingsChanged(id=ID, time=TIME, user_id=USER, symbol="BRK.B", alerts_enabled=False),
     StockRemoved(id=ID, time=TIME, user_id=USER, symbol="BRK.B"),
     ActionAudited(
         id=ID,

@@ -25,7 +25,7 @@ from shared.contracts.topics import TOPICS, Topic
 from shared.messaging.consumer import Consumer
 from shared.messaging.decode import decode
 from shared.messaging.record import Record, headers_of
-from shared.migrate import SERVICES
+from shared.schema import SERVICES
 from tests.contracts.examples import EXAMPLES
 from tests.contracts.golden import FOLDER, meaning, meant, record_of
 
@@ -139,7 +139,7 @@ _JSON: Final = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-st.register_type_strategy(AwareDatetime, _TIMES)
+st.register_type_strategy(AwareDatetime, _TIMES)  # pyright: ignore[reportArgumentType] - a class at run time
 st.register_type_strategy(float, _FLOATS)
 st.register_type_strategy(Decimal, st.decimals(allow_nan=False, allow_infinity=False))
 

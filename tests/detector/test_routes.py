@@ -117,7 +117,6 @@ async def test_strangers_are_not_answered(service):
 async def test_the_service_card_says_what_the_consumers_read(service):
     read = {route.event for consumer in service.consumers for route in consumer.routes.values()}
     assert read == set(card.READS)
-    assert all(event.topic.owner == card.OWNS for event in card.PUBLISHES)
 
 
 async def test_the_openapi_document_names_the_three_routes(client):

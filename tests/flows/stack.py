@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import httpx
@@ -191,7 +191,7 @@ async def flowing(
     gateway.neighbours["detector"] = detector.app
     alerts = AlertsProcess(env, folder / "alerts.log")
     admin = await asyncpg.connect(database_url)
-    transport = httpx.ASGITransport(app=gateway.app)
+    transport = httpx.ASGITransport(app=cast("Any", gateway.app))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(admin.close)
         stack.push_async_callback(alerts.stop)

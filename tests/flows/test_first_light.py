@@ -1,5 +1,6 @@
 """The main path, whole: a recorded chain goes in, one alert comes out, whatever is killed on the way."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Generator
 from datetime import UTC, datetime
@@ -86,8 +87,8 @@ async def deliveries(flow: Flow) -> dict[str, str]:
 
 async def replay_aapl(flow: Flow, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
     """Run the data service on the recorded answer, and end it when the chain is in Kafka."""
-    folder.mkdir()
-    (folder / "aapl_chain.json").symlink_to(recorded(*AAPL))
+    await asyncio.to_thread(folder.mkdir)
+    await asyncio.to_thread((folder / "aapl_chain.json").symlink_to, recorded(*AAPL))
     monkeypatch.setenv("OPENBELL_DATA_REPLAY_DIR", str(folder))
     data = build_data(Environment(flow.settings))
     flow.gateway.neighbours["data"] = data.app

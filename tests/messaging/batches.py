@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import for_code
+from aiokafka.errors import NoError, NotLeaderForPartitionError, for_code
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
 from shared.messaging.record import Headers
+from tests.conftest import eventually
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 One = tuple[bytes | None, bytes | None, Headers]
@@ -56,8 +57,17 @@ async def produce(producer: AIOKafkaProducer, topic: str, partition: int, data: 
     client: Any = producer.client
     await producer.partitions_for(topic)
     node = client.cluster.leader_for_partition(TopicPartition(topic, partition))
-    request = ProduceRequest(required_acks=-1, timeout=10_000, topics=[(topic, [(partition, data)])])
-    response = await client.send(node, request)
-    code = response.topics[0][1][0][1]
-    if code:
-        raise for_code(code)(code)
+    request = ProduceRequest(
+        transactional_id=None, required_acks=-1, timeout=10_000, topics=[(topic, [(partition, data)])]
+    )
+
+    async def accepted() -> bool:
+        response = await client.send(node, request)
+        error = for_code(response.topics[0][1][0][1])
+        if error is NotLeaderForPartitionError:  # the topic is a moment old
+            return False
+        if error is not NoError:
+            raise error
+        return True
+
+    await eventually(accepted)

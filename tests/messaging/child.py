@@ -25,7 +25,7 @@ async def lead(url: str, address: KafkaAddress) -> None:
     relay.frozen_s = 1  # type: ignore[misc]
     relay.poll_s = 0.1  # type: ignore[misc]
     task = asyncio.create_task(relay.run())
-    while relay.health()[1] != "leading":
+    while relay.health()[1] != "leading":  # noqa: ASYNC110 - a process of a test
         await asyncio.sleep(0.01)
     sys.stdout.write("leading\n")
     sys.stdout.flush()

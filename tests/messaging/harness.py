@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from shared import migrate
 from shared.contracts.base import Event
-from shared.contracts.topics import Topic, dead_letter_topic
+from shared.contracts.topics import AUDIT, Topic, dead_letter_topic
 from shared.db import Database, Tx
 from shared.messaging import inbox, tables
 from shared.messaging.consumer import Consumer, Policy
@@ -114,7 +114,7 @@ class Probe:
     async def open(self) -> None:
         async with self.db.transaction() as tx:
             await inbox.roll(tx, datetime.now(UTC))
-        await ensure_topics(self.address, [self.topic, dead_letter_topic(self.name)])
+        await ensure_topics(self.address, [self.topic, dead_letter_topic(self.name), AUDIT])
         await self.producer.start()
 
     async def close(self) -> None:
@@ -180,7 +180,7 @@ class Probe:
         await consumer.start()
         found: list[Any] = []
         try:
-            parts = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or {0})]
+            parts = [TopicPartition(topic, number) for number in await self.producer.partitions_for(topic)]
             consumer.assign(parts)
             await consumer.seek_to_beginning(*parts)
             async with asyncio.timeout(20):

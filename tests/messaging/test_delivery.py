@@ -281,4 +281,3 @@ async def _statuses(probe: Probe, expected: list[str]) -> bool:
 
 async def _jobs_with(probe: Probe, code: str) -> bool:
     return [job["error_code"] for job in await probe.jobs()] == [code]
-

@@ -116,7 +116,7 @@ async def test_the_dead_letter_of_such_a_record_is_published(probe: Probe) -> No
     assert letter.value == odd.to_bytes()
     assert ("openbell-header-name", b"\xff\xfe-name") in letter.headers
     assert ("none", None) in letter.headers
-    (job,) = [job for job in await probe.jobs("dead")]
+    (job,) = await probe.jobs("dead")
     async with probe.db.read() as tx:
         shown = await probe.failed_jobs.show(tx, job["id"])
     assert ["\\xff\\xfe-name", "v"] in shown["headers"]

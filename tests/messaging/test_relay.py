@@ -4,8 +4,6 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -25,7 +23,8 @@ from shared.messaging.kafka import KafkaAddress, ensure_topics
 from shared.messaging.outbox import Outbox
 from shared.messaging.relay import Relay
 from tests.conftest import eventually
-from tests.messaging.harness import INSERT, Deposited, Probe
+from tests.messaging.harness import INSERT, Deposited, Probe, record_effect
+from tests.messaging.processes import child
 
 PENDING = text("select count(*) from outbox")
 
@@ -111,7 +110,7 @@ async def test_one_leads_another_takes_over_and_commits_in_any_process_wake_it(p
 
 
 async def test_a_leader_that_stands_still_loses_the_lead(probe: Probe) -> None:
-    process = _child(probe, "relay")
+    process = child(probe, "relay")
     try:
         assert process.stdout is not None
         assert await asyncio.to_thread(process.stdout.readline) == b"leading\n"
@@ -127,9 +126,8 @@ async def test_a_leader_that_stands_still_loses_the_lead(probe: Probe) -> None:
 
 async def test_what_kafka_refuses_is_held_and_its_key_waits_until_a_person_decides(probe: Probe) -> None:
     async with relaying(probe) as (_, door):
-        huge = probe.make("a" + random.Random(1).randbytes(2_500_000).hex(), 1)
-        object.__setattr__(huge, "account", huge.account)
-        later = [probe.make(huge.account[:1], n) for n in (2, 3)]
+        huge = probe.make(random.Random(1).randbytes(2_500_000).hex(), 1)
+        later = [probe.make("a", n) for n in (2, 3)]
         await _insert(probe, [(b"a", huge.to_bytes()), (b"a", later[0].to_bytes()), (b"b", b"{}")])
         await eventually(lambda: _codes(probe, ["MessageSizeTooLargeError", "BEHIND"]))
         await publish(door, later[1])
@@ -145,6 +143,23 @@ async def test_what_kafka_refuses_is_held_and_its_key_waits_until_a_person_decid
         records = [record for record in await probe.read_topic(probe.topic.name, 4) if record.key == b"a"]
         assert [probe.event.from_bytes(one.value, id=uuid4(), time=datetime.now(UTC)).n for one in records] == [2, 3, 4]
         await eventually(lambda: _is_empty(probe))
+
+
+async def test_a_topic_that_is_missing_stops_only_itself_and_shows(probe: Probe) -> None:
+    async with relaying(probe) as (relay, door):
+        relay.answer_s, relay.look_again_s = 2, 1  # type: ignore[misc]
+        late = Topic(f"{probe.topic.name}-late")
+        async with probe.db.transaction() as tx:
+            await tx.execute(
+                text("insert into outbox (topic, key, value, headers) values (:topic, 'a', 'x', '\\x90')"),
+                topic=late.name,
+            )
+        await publish(door, probe.make("a", 1))
+        assert await in_topic(probe, 1) == {"a": [1]}
+        assert relay.health() == (False, f"Kafka has no topic {late.name}")
+        await ensure_topics(probe.address, [late])
+        assert [one.value for one in await probe.read_topic(late.name, 1)] == [b"x"]
+        await eventually(lambda: relay.health()[0])
 
 
 async def test_an_event_on_a_foreign_topic_raises_at_the_call(probe: Probe) -> None:
@@ -165,37 +180,36 @@ async def test_an_event_on_a_foreign_topic_raises_at_the_call(probe: Probe) -> N
 @pytest.mark.chaos
 async def test_a_kafka_that_dies_loses_nothing_and_its_absence_shows(probe: Probe, tmp_path: Path) -> None:
     broker = await asyncio.to_thread(local_kafka.resolve, tmp_path / "kafka", "apache")
-    address = KafkaAddress(broker.bootstrap)
+    probe.address = KafkaAddress(broker.bootstrap)
+    replica = None
     try:
-        await ensure_topics(address, [probe.topic])
-        async with relaying(probe, address) as (relay, door):
-            relay.answer_s = 2  # type: ignore[misc]
-            for n in range(20):
-                await publish(door, probe.make("a", n))
-            broker.kill()
-            for n in range(20, 40):
-                await publish(door, probe.make("a", n))
-            await eventually(lambda: not relay.health()[0])
-            assert await pending(probe) >= 20
-            broker = await asyncio.to_thread(local_kafka.resolve, tmp_path / "kafka", "apache")
-            await eventually(lambda: _is_empty(probe))
-            await eventually(lambda: relay.health() == (True, "leading"))
-        there = Probe.__new__(Probe)
-        there.__dict__.update(probe.__dict__ | {"address": address})
-        assert await in_topic(there, 40) == {"a": list(range(40))}
+        await ensure_topics(probe.address, [probe.topic])
+        replica = probe.start(record_effect)
+        replica.relay.answer_s, replica.delivery.answer_s = 2, 1  # type: ignore[misc]
+        door = Door(replica.db, Outbox("probe", replica.relay.wake))
+        for n in range(20):
+            await publish(door, probe.make("a", n))
+        await eventually(lambda: _effects(probe, 20))
+        broker.kill()
+        for n in range(20, 40):
+            await publish(door, probe.make("a", n))
+        await eventually(lambda: not replica.relay.health()[0], timeout_s=10)
+        await eventually(lambda: not replica.delivery.health()[0], timeout_s=10)
+        assert await pending(probe) == 20
+        broker = await asyncio.to_thread(local_kafka.resolve, tmp_path / "kafka", "apache")
+        await eventually(lambda: _effects(probe, 40))
+        assert await probe.effects("a") == list(range(40))
+        await eventually(lambda: replica.relay.health()[0] and replica.delivery.health()[0])
+        assert await pending(probe) == 0
     finally:
+        if replica is not None:
+            await replica.stop()
+            probe.replicas.remove(replica)
         broker.stop()
 
 
-def _child(probe: Probe, what: str) -> subprocess.Popen[bytes]:
-    script = Path(__file__).with_name("child.py")
-    arguments = [probe.url, probe.address.bootstrap, probe.topic.name, probe.name, str(probe.address.static_members)]
-    return subprocess.Popen(
-        [sys.executable, str(script), what, *arguments],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+async def _effects(probe: Probe, count: int) -> bool:
+    return len(await probe.effects()) >= count
 
 
 async def _kill_leader(probe: Probe) -> None:

@@ -40,7 +40,7 @@ class Shop:
         service = FakeService(self._route())
         service.door = self.door
         service.clock = clock
-        transport = httpx.ASGITransport(build_app(service), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(build_app(service), raise_app_exceptions=False)  # pyright: ignore[reportArgumentType]
         self.client = httpx.AsyncClient(transport=transport, base_url="http://demo")
 
     def _route(self) -> Any:

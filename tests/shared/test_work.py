@@ -19,7 +19,7 @@ from shared.errors import Permanent, Transient
 from shared.messaging.door import Door
 from shared.messaging.outbox import Outbox
 from shared.work import Busy, OutcomeUnknown, Performed, Policy, Settled, Work, Worker, backoff_s, decide
-from tests.conftest import ManualClock
+from tests.conftest import ManualClock, eventually
 
 NOW = datetime(2025, 6, 2, 14, 30, tzinfo=UTC)
 POLICY = Policy(concurrency=4, lease_s=30, max_attempts=3, max_age_s=3600, base_s=2, cap_s=60)
@@ -432,6 +432,20 @@ async def test_a_wake_up_right_after_the_commit_needs_no_poll(bench: Bench) -> N
     await bench.until(lambda: bool(bench.settled))
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_wake_up_at_the_moment_of_a_stop_does_not_keep_it_running(bench: Bench) -> None:
+    worker = bench.worker(Policy(poll_s=3600))
+    running = asyncio.create_task(worker.run())
+    await bench.add(None)
+    worker.wake()
+    await bench.until(lambda: bool(bench.settled))
+    await eventually(lambda: bool(worker._wake._waiters))  # it rests again
+    worker.wake()
+    running.cancel()
+    done, _ = await asyncio.wait([running], timeout=5)
+    assert done
+    assert running.cancelled()
 
 
 async def test_two_workers_share_a_heap_of_rows_without_doing_one_twice(bench: Bench) -> None:

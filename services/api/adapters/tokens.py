@@ -16,7 +16,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, OctKey
 
-from services.api.principals import Subject
+from services.api.ports import Subject
 from shared.clock import Clock
 from shared.errors import Transient, Unauthenticated
 

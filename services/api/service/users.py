@@ -66,8 +66,10 @@ class Users:
         if not await store.add_user(tx, id=user_id, email=address, external_id=external_id, role=role, now=by.now):
             raise Conflict("somebody has signed up with this address already")
         await self._keys.add(tx, user_id=user_id, key_id=key_id, name="first", role=role, now=by.now)
+        first = _settings((await store.settings(tx, [user_id]))[0])
         told: list[Event] = [
             UserSignedUp(id=by.new_id(), time=by.now, user_id=user_id, email=address, role=role),
+            _told(by, user_id, first),
             by.audit("sign_up.user", f"user/{user_id}", role=role),
             by.audit("add.key", f"key/{key_id}", user_id=str(user_id), role=role),
         ]
@@ -91,9 +93,12 @@ class Users:
         if await store.count_watched(tx, user_id) > MAX_WATCHED:
             raise Conflict(f"a watchlist holds at most {MAX_WATCHED} stocks")
         told: list[Event] = [UserOnboarded(id=by.new_id(), time=by.now, user_id=user_id, investing_style=style)]
-        told += [StockAdded(id=by.new_id(), time=by.now, user_id=user_id, symbol=symbol) for symbol in added]
-        told.append(by.audit("onboard.user", f"user/{user_id}", investing_style=style, added=added))
-        return Done(Onboarded(user_id, style, added), told)
+        told += [
+            StockAdded(id=by.new_id(), time=by.now, user_id=user_id, symbol=symbol, alerts_enabled=alerts)
+            for symbol, alerts in added.items()
+        ]
+        told.append(by.audit("onboard.user", f"user/{user_id}", investing_style=style, added=list(added)))
+        return Done(Onboarded(user_id, style, list(added)), told)
 
     async def settings(self, tx: Tx, user_ids: Sequence[UUID]) -> dict[UUID, bytes]:
         """Return the settings of several users at once, as JSON."""
@@ -108,17 +113,20 @@ class Users:
         view = _settings(row)
         if not changes:
             return Done(view)
-        told = UserSettingsChanged(
-            id=by.new_id(),
-            time=by.now,
-            user_id=user_id,
-            timezone=view.timezone,
-            alerts_enabled=view.alerts_enabled,
-            min_score=view.min_score,
-            min_premium_usd=view.min_premium_usd,
-        )
         shown = {name: str(value) for name, value in changes.items()}
-        return Done(view, [told, by.audit("change.settings", f"user/{user_id}", **shown)])
+        return Done(view, [_told(by, user_id, view), by.audit("change.settings", f"user/{user_id}", **shown)])
+
+
+def _told(by: By, user_id: UUID, view: SettingsView) -> UserSettingsChanged:
+    return UserSettingsChanged(
+        id=by.new_id(),
+        time=by.now,
+        user_id=user_id,
+        timezone=view.timezone,
+        alerts_enabled=view.alerts_enabled,
+        min_score=view.min_score,
+        min_premium_usd=view.min_premium_usd,
+    )
 
 
 def show_sign_up(show_key: Callable[[UUID], str]) -> Callable[[Any], Any]:

@@ -11,7 +11,7 @@ from services.api import store
 from services.api.domain import MAX_WATCHED
 from services.api.service.by import By
 from shared.contracts.alerts import AlertRaised
-from shared.contracts.api import StockAdded, StockRemoved
+from shared.contracts.api import StockAdded, StockRemoved, StockSettingsChanged
 from shared.contracts.base import Event
 from shared.db import Tx
 from shared.errors import Conflict, NotFound
@@ -46,12 +46,13 @@ class Watchlists:
         """Watch a stock; raises NotFound for an unknown user and Conflict when the list is full."""
         if await store.lock_user(tx, user_id) is None:
             raise NotFound("there is no such user")
-        if not await store.watch(tx, user_id, [symbol], by.now):
+        added = await store.watch(tx, user_id, [symbol], by.now)
+        if not added:
             return Done(Added(symbol, added=False))
         if await store.count_watched(tx, user_id) > MAX_WATCHED:
             raise Conflict(f"a watchlist holds at most {MAX_WATCHED} stocks")
         told = [
-            StockAdded(id=by.new_id(), time=by.now, user_id=user_id, symbol=symbol),
+            StockAdded(id=by.new_id(), time=by.now, user_id=user_id, symbol=symbol, alerts_enabled=added[symbol]),
             by.audit("add.stock", f"watchlist/{user_id}", symbol=symbol),
         ]
         return Done(Added(symbol, added=True), told)
@@ -78,8 +79,15 @@ class Watchlists:
         )
         if row is None:
             raise NotFound("this stock is not on the watchlist")
-        told = [by.audit("change.stock", f"watchlist/{user_id}", symbol=symbol, changed=sorted(changes))]
-        return Done(Stock(*row.values()), told if changes else ())
+        stock = Stock(*row.values())
+        if not changes:
+            return Done(stock)
+        now = StockSettingsChanged(
+            id=by.new_id(), time=by.now, user_id=user_id, symbol=symbol, alerts_enabled=stock.alerts_enabled
+        )
+        return Done(
+            stock, [now, by.audit("change.stock", f"watchlist/{user_id}", symbol=symbol, changed=sorted(changes))]
+        )
 
     async def record_alerts(self, events: Sequence[AlertRaised], tx: Tx) -> Sequence[Event]:
         """Remember when each stock last alerted its user."""
