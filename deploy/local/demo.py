@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import httpx
 
-from services.api.main import create_admin
 from shared.service import Service
 
 SYMBOLS: Final = ("AAPL", "GOOG", "IBM", "MSFT")
@@ -50,4 +49,6 @@ async def _works(http: httpx.AsyncClient, demo: Demo) -> bool:
 
 def admin_maker(gateway: Service) -> Callable[[], Awaitable[str]]:
     """Return what makes the demo's administrator."""
+    from services.api.main import create_admin  # noqa: PLC0415 - services are imported while Kafka starts
+
     return lambda: create_admin(gateway, "admin@openbell.example")

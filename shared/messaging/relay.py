@@ -229,21 +229,7 @@ class Relay:
                         continue
                     if (row["topic"], row["key"]) in fenced:
                         page.behind.append(row)
-                        continue
-                    headers = _sendable(row["headers"])
-                    try:
-                        future = await producer.send(row["topic"], row["value"], row["key"], headers=headers)
-                        page.sent.append((row, future))
-                        if len(row["value"] or b"") > self.large:
-                            await asyncio.wait((future,))
-                            if future.exception() is not None:
-                                break  # its sequence has a hole now: the rest is for a new producer
-                    except _REFUSED as error:
-                        page.failed(row, error)
-                        if row["key"] is not None:
-                            fenced.add((row["topic"], row["key"]))
-                    except (KafkaError, OSError) as error:
-                        page.failed(row, error)
+                    elif not await self._send_one(producer, row, page, fenced):
                         break
                 await producer.flush()
         except TimeoutError:
@@ -255,6 +241,26 @@ class Relay:
             raise
         await page.finish()
         return page
+
+    async def _send_one(
+        self, producer: AIOKafkaProducer, row: Row, page: "_Page", fenced: set[tuple[str, bytes]]
+    ) -> bool:
+        """Send a row; False when the rest of the page is for a new producer."""
+        try:
+            future = await producer.send(row["topic"], row["value"], row["key"], headers=_sendable(row["headers"]))
+        except _REFUSED as error:
+            page.failed(row, error)
+            if row["key"] is not None:
+                fenced.add((row["topic"], row["key"]))
+            return True
+        except (KafkaError, OSError) as error:
+            page.failed(row, error)
+            return False
+        page.sent.append((row, future))
+        if len(row["value"] or b"") > self.large:
+            await asyncio.wait((future,))
+            return future.exception() is None  # refused, the producer's sequence has a hole
+        return True
 
     async def _exists(self, producer: AIOKafkaProducer, topic: str) -> bool:
         """Whether Kafka has the topic. One that it has not must not stop the others: it is left out for a while."""
