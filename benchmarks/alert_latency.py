@@ -128,11 +128,10 @@ async def _through(producer: AIOKafkaProducer, discord: FakeDiscord) -> list[flo
 async def _plainly(address: KafkaAddress, producer: AIOKafkaProducer, discord: FakeDiscord) -> list[float]:
     """Consume and post, no more; return milliseconds."""
     hooks = [discord.webhook() for _ in range(USERS)]
-    consumer = AIOKafkaConsumer(bootstrap_servers=address.bootstrap, fetch_max_wait_ms=40)
+    consumer = AIOKafkaConsumer(bootstrap_servers=address.bootstrap, fetch_max_wait_ms=40, auto_offset_reset="earliest")
     await consumer.start()
     parts = [TopicPartition(BLANK.name, number) for number in range(BLANK.partitions)]
     consumer.assign(parts)
-    await consumer.seek_to_beginning(*parts)
     sent: dict[str, float] = {}
     total = RATE * 6
 

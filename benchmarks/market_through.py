@@ -81,12 +81,13 @@ async def _send(address: KafkaAddress, topic: str, messages: Sequence[Message]) 
 
 
 async def _carry(address: KafkaAddress, messages: Sequence[Message]) -> float:
-    consumer = AIOKafkaConsumer(bootstrap_servers=address.bootstrap, max_partition_fetch_bytes=4 * 1_048_576)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=address.bootstrap, max_partition_fetch_bytes=4 * 1_048_576, auto_offset_reset="earliest"
+    )
     await consumer.start()
     try:
         parts = [TopicPartition(BLANK.name, number) for number in range(BLANK.partitions)]
         consumer.assign(parts)
-        await consumer.seek_to_beginning(*parts)
         began = time.monotonic()
         sending = asyncio.create_task(_send(address, BLANK.name, messages))
         got = 0

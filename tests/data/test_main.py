@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-import services.data
 from services.data.adapters.cboe import CboeSource
 from services.data.adapters.replay import ReplaySource
 from services.data.adapters.simulator import SimulatorSource
@@ -15,7 +14,6 @@ from services.data.domain.sessions import Sessions
 from services.data.domain.symbols import parse_symbol
 from services.data.main import build, choose_source
 from services.data.settings import DataSettings
-from shared.contracts.data import ChainCollected, QuoteTaken
 from shared.errors import Invalid
 from shared.service import Environment
 from shared.settings import SharedSettings
@@ -75,11 +73,6 @@ def test_a_bad_symbol_stops_the_service_before_it_starts(monkeypatch: pytest.Mon
     monkeypatch.setenv("OPENBELL_DATA_SYMBOLS", "AAPL,../etc")
     with pytest.raises(Invalid):
         build(Environment(SharedSettings(_env_file=None)))  # pyright: ignore[reportCallIssue]
-
-
-def test_the_card_names_what_the_service_publishes() -> None:
-    assert (ChainCollected, QuoteTaken) == services.data.PUBLISHES
-    assert all(event.topic.owner == services.data.OWNS for event in services.data.PUBLISHES)
 
 
 def test_reading_keeping_and_showing_a_chain_never_loads_pandas() -> None:

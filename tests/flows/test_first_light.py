@@ -102,13 +102,12 @@ async def _end_of(flow: Flow, topic: str) -> bool:
 
 
 async def _records(flow: Flow, topic: str) -> list[Any]:
-    kafka = AIOKafkaConsumer(bootstrap_servers=flow.settings.kafka_bootstrap, enable_auto_commit=False)
+    kafka = AIOKafkaConsumer(bootstrap_servers=flow.settings.kafka_bootstrap, auto_offset_reset="earliest")
     await kafka.start()
     try:
         parts = partitions(topic)
         kafka.assign(parts)
         ends = await kafka.end_offsets(parts)
-        await kafka.seek_to_beginning(*parts)
         found: list[Any] = []
         while len(found) < sum(ends.values()):
             for records in (await kafka.getmany(timeout_ms=200)).values():

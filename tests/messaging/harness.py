@@ -176,13 +176,12 @@ class Probe:
 
     async def read_topic(self, topic: str, count: int) -> list[Any]:
         """Return the first records of a topic, all partitions, in order within each."""
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.address.bootstrap, enable_auto_commit=False)
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.address.bootstrap, auto_offset_reset="earliest")
         await consumer.start()
         found: list[Any] = []
         try:
             parts = [TopicPartition(topic, number) for number in await self.producer.partitions_for(topic)]
             consumer.assign(parts)
-            await consumer.seek_to_beginning(*parts)
             async with asyncio.timeout(20):
                 while len(found) < count:
                     for records in (await consumer.getmany(timeout_ms=200)).values():

@@ -65,6 +65,10 @@ async def pending(probe: Probe) -> int:
         return await tx.fetchval(PENDING)
 
 
+async def _drained(probe: Probe) -> bool:
+    return await pending(probe) == 0
+
+
 async def test_a_key_keeps_its_order_under_concurrent_transactions(probe: Probe) -> None:
     """Each transaction takes the account's next number under a row lock, then dawdles before it commits."""
     async with probe.db.transaction() as tx:
@@ -200,7 +204,7 @@ async def test_a_kafka_that_dies_loses_nothing_and_its_absence_shows(probe: Prob
         await eventually(lambda: _effects(probe, 40))
         assert await probe.effects("a") == list(range(40))
         await eventually(lambda: replica.relay.health()[0] and replica.delivery.health()[0])
-        assert await pending(probe) == 0
+        await eventually(lambda: _drained(probe))
     finally:
         if replica is not None:
             await replica.stop()
