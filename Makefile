@@ -36,8 +36,8 @@ UV_LINES = awk '/^[^ \#]/ {on = /^uv==/} on && !/ \#/' requirements-dev.lock
 run: $(STAMP) ## Start Postgres, Kafka and all services here (PROCS=1: a process each, with reload)
 	$(PYTHON) -m deploy.local.run $(if $(PROCS),--processes)
 
-test: $(STAMP) ## Run all tests (KAFKA=apache|embedded, ARGS=...)
-	$(PYTHON) -m pytest $(ARGS)
+test: $(STAMP) ## Run all tests and print their coverage (KAFKA=apache|embedded, ARGS=...)
+	$(PYTHON) -m pytest --cov --cov-report=term:skip-covered $(ARGS)
 
 check: $(STAMP) ## Lint, format, types and import contracts, as CI does
 	$(PYTHON) -m ruff check

@@ -24,6 +24,7 @@ from prometheus_client import Counter, Gauge
 from sqlalchemy import text
 
 from shared.clock import Clock, utc_now
+from shared.contracts.base import Event
 from shared.db import Row, Tx, is_rerun
 from shared.errors import NotFound
 from shared.messaging.door import Door
@@ -278,12 +279,16 @@ class Scheduler:
         until_next_s = (next_at - now).total_seconds() if next_at else POLL_S
         return max(0.0, min(POLL_S, until_next_s))
 
-    async def run_now(self, name: str) -> None:
-        """Ask for a run now; any replica picks it up, after a run in progress. Raises NotFound."""
-        async with self._door.transaction() as tx:
+    async def run_now(self, name: str, told: Sequence[Event] = ()) -> None:
+        """Ask for a run now, and tell so; any replica picks it up, after a run in progress. Raises NotFound."""
+
+        async def request(tx: Tx) -> Sequence[Event]:
             if name not in self._jobs or not await tx.execute(_REQUEST, name=name, now=self._clock()):
                 raise NotFound(f"there is no job {name!r} here", jobs=self._names)
             tx.after_commit(self._wake.set)
+            return told
+
+        await self._door.publish(request)
 
     async def jobs(self) -> list[JobView]:
         """Return every job with its last and its next run."""

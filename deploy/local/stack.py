@@ -13,6 +13,7 @@ import asyncpg
 
 from deploy.local import kafka, postgres
 from shared import migrate
+from shared.schema import SERVICES
 from shared.settings import SharedSettings
 
 HOME: Final = Path(".openbell")
@@ -52,6 +53,7 @@ def running(home: Path, say: Say) -> Generator[Stack]:
         say(f"  {broker.why}")
         with step(say, "Migrations"):
             asyncio.run(migrate.upgrade_all(admin_url))
+        _note_kafka(home / "kafka" / "last", broker.kind, admin_url)
         yield Stack(admin_url, broker)
 
 
@@ -62,6 +64,24 @@ def step(say: Say, name: str) -> Generator[None]:
     began = time.monotonic()
     yield
     say(f"  done in {time.monotonic() - began:.1f} s")
+
+
+def _note_kafka(file: Path, kind: str, admin_url: str) -> None:
+    """Forget where to read on when this is another Kafka than last time: its offsets mean other records.
+
+    Everything that it holds is read then, and the inbox knows what is not new.
+    """
+    if file.exists() and file.read_text() != kind:
+        asyncio.run(_forget_offsets(admin_url))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(kind)
+
+
+async def _forget_offsets(admin_url: str) -> None:
+    admin = await asyncpg.connect(admin_url)
+    for service in SERVICES:
+        await admin.execute(f"delete from {service}.consumer_offsets")  # noqa: S608 - a constant of ours
+    await admin.close()
 
 
 async def _database(dsn: str) -> str:

@@ -19,6 +19,7 @@ from services.alerts.service import Actor, Alerts, NewRule
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore
 from shared.contracts.alerts import Channel
+from shared.contracts.symbols import PATTERN
 from shared.db import Row
 from shared.errors import Invalid
 from shared.http import Caller, Who, exchange_of
@@ -32,9 +33,7 @@ HttpRequest = Request[Any, Any, Any]
 
 _CURSOR: Final = re.compile(r"(?P<at>[0-9T:.+Z-]{20,40})~(?P<id>[0-9a-f-]{36})", re.ASCII)
 
-Symbol = Annotated[
-    str, StringConstraints(pattern=r"^_?[A-Za-z][A-Za-z0-9.\-]{0,9}$", to_upper=True, strip_whitespace=True)
-]
+Symbol = Annotated[str, StringConstraints(pattern=f"^(?:{PATTERN})$", to_upper=True, strip_whitespace=True)]
 
 
 class RuleBody(BaseModel):

@@ -12,8 +12,8 @@ class AlertsSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="OPENBELL_ALERTS_", env_file=".env", extra="ignore")
 
     default_min_score: float = Field(default=60.0, ge=0, le=100)
-    """For users whose settings have not arrived."""
-    default_min_premium_usd: Decimal = Field(default=Decimal(25_000), ge=0)
+    """Until a user's settings arrive; the gateway gives new users the same."""
+    default_min_premium_usd: Decimal = Field(default=Decimal(0), ge=0)
     notify_step: float = Field(default=10.0, gt=0)
     """An alert rings again when its score rose by so many points."""
     best_few: int = Field(default=5, ge=1, le=20)

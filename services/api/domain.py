@@ -11,11 +11,11 @@ from typing import Final
 from uuid import UUID
 from zoneinfo import available_timezones
 
+from shared.contracts.symbols import SYMBOL
 from shared.errors import Invalid
 
 MAX_WATCHED: Final = 500
 
-_SYMBOL: Final = re.compile(r"[A-Z][A-Z0-9.\-]{0,9}|_[A-Z]{1,9}")
 _KEY: Final = re.compile(r"ob_(?P<id>[0-9a-f]{32})_(?P<secret>[A-Za-z0-9_-]{43})")
 
 
@@ -33,9 +33,9 @@ class KeyParts:
 
 
 def symbol(raw: str) -> str:
-    """Return the symbol in upper case: `AAPL`, `BRK.B`, `BF-B`, `_SPX`. Raises Invalid."""
+    """Return the symbol in upper case: `AAPL`, `BRK.B`, `_SPX`. Raises Invalid."""
     upper = raw.strip(" ").upper()
-    if not raw.isascii() or _SYMBOL.fullmatch(upper) is None:
+    if not raw.isascii() or SYMBOL.fullmatch(upper) is None:
         raise Invalid("this is not a symbol", problems=[{"path": "symbol", "message": "not a symbol, such as BRK.B"}])
     return upper
 

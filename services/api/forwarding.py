@@ -10,7 +10,7 @@ marked `x-openbell-stale: true` with its age. Such answers are the same for all 
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from services.api.ports import Answer, Headers, Outgoing, Upstream, UpstreamUnavailable
 from shared import telemetry
@@ -155,8 +155,3 @@ def safe_path(path: str) -> str:
     if any(segment in {".", ".."} for segment in path.split("/")) or "\\" in path or "//" in path:
         raise NotFound("There is nothing at this address.")
     return path
-
-
-def details_of(answer: Answer) -> dict[str, Any]:
-    """Return what an error report says of an answer that could not be used."""
-    return {"status": answer.status}

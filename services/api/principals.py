@@ -78,7 +78,7 @@ class Principals:
             raise Unauthenticated("tokens are not accepted here: send an API key")
         subject = await self._tokens.verify(token)
         async with self._db.read() as tx:
-            row = await store.user_by_subject(tx, subject.name, _as_uuid(subject.name))
+            row = await store.user_by_subject(tx, subject.name)
         if row is None:
             raise Unauthenticated("the token is good, but its user has not signed up here")
         until = min(subject.expires, self._clock().timestamp() + self._ttl_s)
@@ -92,10 +92,3 @@ class Principals:
             _, dropped = self._known.popitem(last=False)
             if dropped.key_id is not None:
                 self._by_key.pop(dropped.key_id, None)
-
-
-def _as_uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None

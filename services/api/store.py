@@ -18,9 +18,7 @@ _ADD_USER: Final = text(
 _ADD_SETTINGS: Final = text("insert into user_settings (user_id, updated_at) values (:id, :now)")
 _USER: Final = text("select id, email, role, investing_style, onboarded_at, created_at from users where id = :id")
 _LOCK_USER: Final = text("select id, role from users where id = :id for update")
-_USER_BY_SUBJECT: Final = text(
-    "select id, role from users where external_id = :subject or id = :id order by external_id = :subject desc limit 1"
-)
+_USER_BY_SUBJECT: Final = text("select id, role from users where external_id = :subject")
 _ONBOARD: Final = text("update users set investing_style = :style, onboarded_at = :now where id = :id")
 
 _SETTINGS: Final = text(
@@ -150,9 +148,12 @@ async def lock_user(tx: Tx, user_id: UUID) -> Row | None:
     return await tx.fetchrow(_LOCK_USER, id=user_id)
 
 
-async def user_by_subject(tx: Tx, subject: str, user_id: UUID | None) -> Row | None:
-    """Return the user that a foreign token's subject means: by external id first, else by our own id."""
-    return await tx.fetchrow(_USER_BY_SUBJECT, subject=subject, id=user_id)
+async def user_by_subject(tx: Tx, subject: str) -> Row | None:
+    """Return the user who signed up with a foreign token of this subject.
+
+    Never by our own ids: those stand in URLs, and an issuer may let people choose their subject.
+    """
+    return await tx.fetchrow(_USER_BY_SUBJECT, subject=subject)
 
 
 async def onboard(tx: Tx, user_id: UUID, style: str, now: datetime) -> None:

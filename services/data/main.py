@@ -26,7 +26,10 @@ def build(env: Environment) -> Service:
     data = DataService(SnapshotStore(), service.clock)
 
     async def open_source() -> ChainSource:
-        return await choose_source(settings, service.clock, await load_sessions())
+        production = env.settings.environment == "production"
+        source = await choose_source(settings, service.clock, await load_sessions(), production=production)
+        settings.source = source.name  # whatever happens later, real and simulated chains never alternate
+        return source
 
     service.work(
         Poller(
@@ -45,8 +48,10 @@ def build(env: Environment) -> Service:
     return service
 
 
-async def choose_source(settings: DataSettings, clock: Clock, sessions: Sessions) -> ChainSource:
-    """Open the configured source; `auto` takes the first that can be had.
+async def choose_source(
+    settings: DataSettings, clock: Clock, sessions: Sessions, *, production: bool = False
+) -> ChainSource:
+    """Open the configured source; `auto` takes the first that can be had, and in production never the simulator.
 
     A network that comes back later is not noticed before a restart: real and simulated chains must not
     alternate.
@@ -63,7 +68,7 @@ async def choose_source(settings: DataSettings, clock: Clock, sessions: Sessions
             poll_every_s=settings.poll_every_s,
             timeout_s=settings.cboe_timeout_s,
         )
-        if wanted == "cboe" or await cboe.reachable(REACHABLE_WITHIN_S):
+        if wanted == "cboe" or production or await cboe.reachable(REACHABLE_WITHIN_S):
             return cboe
         await cboe.aclose()
     if wanted == "replay":

@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.clock import new_id
 from shared.contracts.api import ActionAudited
-from shared.contracts.base import Event
-from shared.db import Tx
 from shared.http.callers import Caller, Who
 from shared.http.edge import exchange_of
 from shared.http.json import fields, json_response
@@ -106,7 +104,6 @@ def _jobs(service: Served) -> list[HTTPRouteHandler]:
     @post("/ops/jobs/{job:str}/run", caller=Caller.ADMIN, status_code=202, tags=["operations"])
     async def run_job(request: HttpRequest, identity: Who, job: FromPath[str]) -> Response[bytes]:
         """Ask for a run now; a replica picks it up, after a run in progress."""
-        await service.scheduler.run_now(job)
         now = service.clock()
         told = ActionAudited(
             id=new_id(),
@@ -118,11 +115,7 @@ def _jobs(service: Served) -> list[HTTPRouteHandler]:
             at=now,
             request_id=exchange_of(request.scope).request_id,
         )
-
-        async def tell(_: Tx) -> list[Event]:
-            return [told]
-
-        await service.door.publish(tell)
+        await service.scheduler.run_now(job, [told])
         return json_response({"service": service.name, "job": job, "requested": True}, status_code=202)
 
     return [list_jobs, list_runs, run_job]

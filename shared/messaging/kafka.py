@@ -43,7 +43,7 @@ def new_consumer(address: KafkaAddress, group: str, member: str) -> AIOKafkaCons
         session_timeout_ms=10_000,
         rebalance_timeout_ms=30_000,  # long enough to finish what is in flight
         heartbeat_interval_ms=3_000,
-        fetch_max_wait_ms=40,  # one fetch serves all partitions: a busy one waits this long for the idle ones
+        fetch_max_wait_ms=100,  # one fetch serves all partitions: a busy one waits this long for the idle ones
         max_partition_fetch_bytes=4 * 1_048_576,
         metadata_max_age_ms=30_000,
     )

@@ -94,6 +94,8 @@ class Relay:
     frozen_s: Final = 30.0
     large: Final = 400_000  # bytes; such a record travels alone, and what follows it waits for its fate
     debounce_s: Final = 0.005
+    busy_s: Final = 0.05
+    linger_s: Final = 0.02
 
     def __init__(self, service: str, db: Database, address: KafkaAddress) -> None:
         self.name = "relay"
@@ -104,6 +106,7 @@ class Relay:
         self._channel = f"openbell_{service}_outbox"
         self._woken = asyncio.Event()
         self._leading = False
+        self._carried_at = 0.0
         self._unsaid = False
         self._notifying: asyncio.Task[None] | None = None
         self._trouble: str | None = None
@@ -181,14 +184,20 @@ class Relay:
 
     async def _turn(self, tx: Tx, producer: AIOKafkaProducer) -> bool:
         """Carry a page, or wait for rows. True when the producer has had a record refused: its sequence has a hole."""
+        if time.monotonic() - self._carried_at < self.busy_s:
+            await asyncio.sleep(self.linger_s)  # one page for several commits; a lone one goes at once
         self._woken.clear()
         page = await self._carry(tx, producer)
-        if page is None:
-            page = await self._carry_freed(tx, producer) or _Page()
-            if not page.sent:
-                await self._measure(tx, producer)
-                await happens(self._woken, self.poll_s)
-        return bool(page.refused)
+        if page is not None:
+            self._carried_at = time.monotonic()
+        freed: _Page | None = None
+        if time.monotonic() - self._measured_at >= self.poll_s:
+            self._measured_at = time.monotonic()
+            freed = await self._carry_freed(tx, producer)
+            await self._measure(tx, producer)
+        if page is None or not page.more:
+            await happens(self._woken, self.poll_s)
+        return any(one is not None and one.refused for one in (page, freed))
 
     async def _carry(self, tx: Tx, producer: AIOKafkaProducer) -> "_Page | None":
         """Carry one page of rows, None when there are none. Raises what made a send fail, after settling the rest."""
@@ -197,6 +206,9 @@ class Relay:
             return None
         fenced = {(row["topic"], row["key"]) for row in await tx.fetch(_FENCED, consumer=self.consumer)}
         page = await self._send(producer, rows, fenced)
+        settled = len(page.done) + len(page.refused) + len(page.behind)
+        size = sum(len(row["value"] or b"") for row in rows)
+        page.more = settled < len(rows) or len(rows) == self.page_rows or size > self.page_bytes // 2
         if page.done:
             await tx.execute(_DELETE, ids=[row["id"] for row in page.done])
         if parked := [*page.refused, *((row, _BEHIND) for row in page.behind)]:
@@ -291,10 +303,7 @@ class Relay:
             raise page.error
 
     async def _measure(self, tx: Tx, producer: AIOKafkaProducer) -> None:
-        """Look after the gauges, and whether Kafka answers when there is nothing to send."""
-        if time.monotonic() - self._measured_at < self.poll_s:
-            return
-        self._measured_at = time.monotonic()
+        """Look after the gauges, and whether Kafka answers."""
         row = await tx.fetchrow(_OLDEST)
         metrics.OUTBOX_ROWS.labels(self._service).set(row["rows"] if row else 0)
         metrics.OUTBOX_AGE_SECONDS.labels(self._service).set(float(row["age"] or 0) if row else 0)
@@ -319,6 +328,7 @@ class _Page:
     behind: list[Row] = field(default_factory=list[Row])
     refused: list[tuple[Row, Failure]] = field(default_factory=list[tuple[Row, Failure]])
     error: BaseException | None = None
+    more: bool = False  # rows may be left that nobody will announce again
 
     async def finish(self) -> None:
         """Await every acknowledgement."""

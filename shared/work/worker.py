@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -22,6 +23,9 @@ from shared.work.metrics import IN_FLIGHT, LOST, RETRIED, SETTLED, TOOK, UNKNOWN
 from shared.work.rules import Busy, Decision, OnUnknown, OutcomeUnknown, Policy, Status, decide, explain
 
 log = logging.getLogger(__name__)
+
+BUSY_S = 0.1
+LINGER_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +137,13 @@ class Worker:
     async def run(self) -> None:
         """Work until cancelled; then finish what is in flight, within `stop_s`."""
         self._stopping = False
+        turned_at = 0.0
         try:
             while True:
+                if time.monotonic() - turned_at < BUSY_S:
+                    await asyncio.sleep(LINGER_S)  # one claim for several rows; a lone row is claimed at once
                 self._wake.clear()
+                turned_at = time.monotonic()
                 try:
                     wait_s = await self.turn()
                     self._trouble = ""
@@ -237,7 +245,7 @@ class Worker:
 
     async def _start(self, row: Row, token: UUID) -> bool:
         now = self._clock()
-        async with self._door.transaction() as tx:
+        async with self._door.read() as tx:  # one statement commits by itself
             until = now + timedelta(seconds=self._policy.lease_s)
             ours = await tx.execute(self._start_row, id=row["id"], token=token, until=until)
         if not ours:

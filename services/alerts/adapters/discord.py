@@ -106,7 +106,9 @@ def _refusal(answer: httpx.Response) -> Exception:
         wait_s = _seconds(body.get("retry_after")) or _seconds(answer.headers.get("retry-after")) or 1.0
         return Busy("Discord asks to wait", retry_after_s=wait_s, everyone=everyone)
     if status in _GONE:
-        return ChannelGone(_GONE[status])
+        if "code" in _json(answer):
+            return ChannelGone(_GONE[status])
+        return Transient(f"somebody between us and Discord answered {status}")  # Discord's own answers have a code
     if status >= _THEIR_FAULT:
         retry_after_s = _seconds(answer.headers.get("retry-after"))
         return Transient(f"Discord answered {status}", retry_after_s=retry_after_s)

@@ -1,7 +1,6 @@
 """Symbols of underlyings, and OCC contract names.
 
-A symbol goes into a URL, so nothing passes that does not match the grammar: up to six letters or digits, an
-optional share class (`BRK.B`), or Cboe's leading underscore of an index (`_SPX`).
+A symbol goes into a URL, so nothing passes that does not match the grammar of shared.contracts.symbols.
 
 A contract's root need not be its underlying's symbol: SPXW lies under _SPX, BRKB under BRK.B, and AAPL1 is an
 adjusted AAPL. All of them belong to the chain they came in.
@@ -16,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from services.data.domain.columns import Days, Flags, Floats
+from shared.contracts.symbols import SYMBOL
 from shared.errors import Invalid
 
-_SYMBOL: Final = re.compile(r"(?:_[A-Z][A-Z0-9]{0,5}|[A-Z][A-Z0-9]{0,5}(?:\.[A-Z])?)", re.ASCII)
 _OCC: Final = re.compile(r"[A-Z][A-Z0-9]{0,5}[0-9]{6}[CP][0-9]{8}", re.ASCII)
 _TAIL: Final = 15  # yymmdd, C or P, strike in thousandths of a dollar
 _NO_TAIL: Final = "000000C00000000"
@@ -27,7 +26,7 @@ _NO_TAIL: Final = "000000C00000000"
 def parse_symbol(text: str) -> str:
     """Return the symbol in upper case; raises Invalid for anything outside the grammar."""
     symbol = text.upper() if text.isascii() else ""
-    if not _SYMBOL.fullmatch(symbol):
+    if not SYMBOL.fullmatch(symbol):
         raise Invalid("that is not a symbol: letters and digits like AAPL, BRK.B or _SPX", symbol=text[:32])
     return symbol
 

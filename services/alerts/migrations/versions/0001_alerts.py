@@ -107,6 +107,7 @@ TABLES = (
 
 
 def upgrade() -> None:
+    """Create."""
     tables.create(op)
     schedule.create_tables(op)
     idempotency.create(op)
@@ -121,6 +122,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Drop."""
     for table in ("deliveries", "alerts", "contracts", "channels", "rules", "watched", "users"):
         op.execute(f"drop table {table}")
     idempotency.drop(op)
