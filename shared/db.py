@@ -58,6 +58,8 @@ _RERUN = (
 )
 
 
+# asyncpg says InternalClientError when a connection died in the middle of its own bookkeeping.
+_LOST = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 _NO_ENTRY = (asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
 
 
@@ -258,13 +260,15 @@ class Database:
         async with self._connection() as connection:
             try:
                 await connection.execute("begin")
-            except (asyncpg.InterfaceError, OSError) as error:
+            except _LOST as error:
+                connection.terminate()
                 raise DatabaseUnavailable("the connection was lost") from error
             tx = Tx(connection)
             try:
                 yield tx
-            except (asyncpg.InterfaceError, OSError) as error:
-                if connection.is_closed():
+            except _LOST as error:
+                if connection.is_closed() or isinstance(error, asyncpg.InternalClientError):
+                    connection.terminate()
                     raise DatabaseUnavailable("the connection was lost") from error
                 await _roll_back(connection)
                 raise
@@ -275,7 +279,7 @@ class Database:
                 await connection.execute("commit")
             except Exception as error:
                 connection.terminate()  # the outcome is unknown: never reuse this connection
-                if isinstance(error, (asyncpg.InterfaceError, OSError)):
+                if isinstance(error, _LOST):
                     raise DatabaseUnavailable("the connection was lost while committing") from error
                 raise
         tx.committed()
@@ -286,8 +290,9 @@ class Database:
         async with self._connection() as connection:
             try:
                 yield Tx(connection)
-            except (asyncpg.InterfaceError, OSError) as error:
-                if connection.is_closed():
+            except _LOST as error:
+                if connection.is_closed() or isinstance(error, asyncpg.InternalClientError):
+                    connection.terminate()
                     raise DatabaseUnavailable("the connection was lost") from error
                 raise
 

@@ -33,7 +33,7 @@ HttpRequest = Request[Any, Any, Any]
 
 _CURSOR: Final = re.compile(r"(?P<at>[0-9T:.+Z-]{20,40})~(?P<id>[0-9a-f-]{36})", re.ASCII)
 
-Symbol = Annotated[str, StringConstraints(pattern=f"^(?:{PATTERN})$", to_upper=True, strip_whitespace=True)]
+Symbol = Annotated[str, StringConstraints(pattern=f"^(?i:{PATTERN})$", to_upper=True, strip_whitespace=True)]
 
 
 class RuleBody(BaseModel):

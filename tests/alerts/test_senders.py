@@ -223,8 +223,17 @@ async def test_a_429_tells_how_long_and_whom(
 @pytest.mark.parametrize("status", [401, 403, 404])
 async def test_a_webhook_that_refuses_us_for_good_is_gone(discord_server: FakeDiscord, status: int) -> None:
     sender, url = Discord(), discord_server.webhook()
-    discord_server.answer(url, Answer(status))
+    discord_server.answer(url, Answer(status, {"code": 10015, "message": "Unknown Webhook"}))
     with pytest.raises(ChannelGone):
+        await sender.send(message(url))
+    await sender.close()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_refusal_that_is_not_discords_own_passes(discord_server: FakeDiscord, status: int) -> None:
+    sender, url = Discord(), discord_server.webhook()
+    discord_server.answer(url, Answer(status))
+    with pytest.raises(Transient):
         await sender.send(message(url))
     await sender.close()
 

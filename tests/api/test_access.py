@@ -141,8 +141,8 @@ async def test_a_token_of_the_trusted_issuer_means_its_user(jwt_gateway: Gateway
 
 
 async def test_a_token_that_is_not_quite_right_means_nobody(jwt_gateway: Gateway, join):
-    person = await join("a@example.com")
-    sub, now = str(person.id), int(jwt_gateway.clock().timestamp())
+    person = await join("a@example.com", external_id="auth0|7")
+    sub, now = "auth0|7", int(jwt_gateway.clock().timestamp())
     private = RSAKey.generate_key(2048, auto_kid=True)
     other = OctKey.import_key("a-secret-of-somebody-else-000000000000")
     none = "eyJhbGciOiJub25lIn0." + token(jwt_gateway, sub).split(".")[1] + "."
@@ -169,8 +169,8 @@ async def test_a_token_that_is_not_quite_right_means_nobody(jwt_gateway: Gateway
 
 
 async def test_a_good_token_ends_when_it_says(jwt_gateway: Gateway, join, clock):
-    person = await join("a@example.com")
-    headers = {"authorization": f"Bearer {token(jwt_gateway, str(person.id))}"}
+    person = await join("a@example.com", external_id="auth0|7")
+    headers = {"authorization": f"Bearer {token(jwt_gateway, 'auth0|7')}"}
     async with client_of(jwt_gateway.app) as client:
         assert (await client.get(f"/api/user/{person.id}/settings", headers=headers)).status_code == 200
         clock.advance(301)

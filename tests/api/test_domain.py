@@ -13,7 +13,7 @@ def test_a_symbol_is_read_in_any_case(raw: str, expected: str):
 
 
 @pytest.mark.parametrize(
-    "raw", ["", " ", "1A", ".A", "A B", "A/B", "ß", "\u017f", "A\n", "\tA", "_", "__A", "_A1", "A" * 11, "A%", "\uff21"]
+    "raw", ["", " ", "1A", ".A", "A B", "A/B", "ß", "\u017f", "A\n", "\tA", "_", "__A", "_1A", "A" * 11, "A%", "\uff21"]
 )
 def test_what_is_no_symbol_is_refused(raw: str):
     with pytest.raises(Invalid):
