@@ -160,7 +160,7 @@ async def test_a_topic_that_is_missing_stops_only_itself_and_shows(probe: Probe)
             )
         await publish(door, probe.make("a", 1))
         assert await in_topic(probe, 1) == {"a": [1]}
-        assert relay.health() == (False, f"Kafka has no topic {late.name}")
+        await eventually(lambda: relay.health() == (False, f"Kafka has no topic {late.name}"))
         await ensure_topics(probe.address, [late])
         assert [one.value for one in await probe.read_topic(late.name, 1)] == [b"x"]
         await eventually(lambda: relay.health()[0])
