@@ -149,6 +149,7 @@ async def test_what_kafka_refuses_is_held_and_its_key_waits_until_a_person_decid
         await eventually(lambda: _is_empty(probe))
 
 
+@pytest.mark.apache  # the embedded broker makes any topic that is asked for
 async def test_a_topic_that_is_missing_stops_only_itself_and_shows(probe: Probe) -> None:
     async with relaying(probe) as (relay, door):
         relay.answer_s, relay.look_again_s = 2, 1  # type: ignore[misc]
