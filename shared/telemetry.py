@@ -18,10 +18,10 @@ def configure(settings: SharedSettings, service: str) -> None:
     if settings.otlp_endpoint is None:
         return
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - 20 MB unless used
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
-    from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio  # noqa: PLC0415
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - same
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - same
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - same
+    from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio  # noqa: PLC0415 - same
 
     provider = TracerProvider(
         resource=Resource.create({"service.name": f"openbell-{service}"}),

@@ -109,7 +109,7 @@ class Forwarder:
         if answer.status in _SICK:
             return self._stale(place, stale_s) or _from_service(answer)
         answer = _from_service(answer)
-        if stale_s and answer.status == 200 and request.method == "GET":  # noqa: PLR2004
+        if stale_s and answer.status == 200 and request.method == "GET":  # noqa: PLR2004 - HTTP OK
             self._remember(place, answer)
         return answer
 

@@ -49,5 +49,5 @@ class Event(BaseModel):
         """Read a body back; raises ValueError (pydantic's ValidationError is one) with what is wrong."""
         fields = from_json(body)
         if not isinstance(fields, dict):
-            raise ValueError(f"the body is JSON but not an object: {type(fields).__name__}")  # noqa: TRY004
+            raise ValueError(f"the body is JSON but not an object: {type(fields).__name__}")  # noqa: TRY004 - as promised
         return cls.model_validate({**fields, "id": id, "time": time})  # pyright: ignore[reportUnknownArgumentType]

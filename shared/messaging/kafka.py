@@ -70,7 +70,7 @@ async def stop_producer(producer: AIOKafkaProducer) -> None:
     Its own stop() first sends all it holds, for ever while Kafka is away, which would outlive a new producer.
     """
     sender: Any = producer._sender  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - aiokafka has no public way to give up
-    batches: Any = producer._message_accumulator  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    batches: Any = producer._message_accumulator  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - no public way
     sending: asyncio.Task[None] | None = sender.sender_task if sender is not None else None
     if sending is not None:
         sending.cancel()

@@ -115,7 +115,7 @@ class IssuedTokens:
             raise Unauthenticated("this token does not say how long it holds")
         if not not_before - SKEW_S <= now < expires:
             raise Unauthenticated("this token has expired or does not hold yet")
-        if not isinstance(subject, str) or not subject or "\x00" in subject or len(subject) > 255:  # noqa: PLR2004
+        if not isinstance(subject, str) or not subject or "\x00" in subject or len(subject) > 255:  # noqa: PLR2004 - OIDC
             raise Unauthenticated("this token does not say who calls")
         return Subject(subject, float(expires))
 

@@ -31,7 +31,7 @@ def _flag(value: object) -> object:
 
 def _number(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("a number, not true or false")  # noqa: TRY004
+        raise ValueError("a number, not true or false")  # noqa: TRY004 - pydantic wants ValueError
     return value
 
 

@@ -91,4 +91,4 @@ class _Merged:
             )
         except OpenbellError:
             return None
-        return msgspec.json.decode(answer.body) if answer.status == 200 else None  # noqa: PLR2004
+        return msgspec.json.decode(answer.body) if answer.status == 200 else None  # noqa: PLR2004 - HTTP OK

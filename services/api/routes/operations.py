@@ -140,7 +140,7 @@ class Merged:
             answer = await self._ask(request, service, path, query, b"")
         except OpenbellError as error:
             return error.code
-        if answer.status != 200:  # noqa: PLR2004
+        if answer.status != 200:  # noqa: PLR2004 - HTTP OK
             return f"HTTP {answer.status}"
         return cast("list[dict[str, Any]]", msgspec.json.decode(answer.body)[name])
 
