@@ -130,7 +130,7 @@ _AUDITED: Final = text(
 _FORGET_BUCKETS: Final = text("delete from rate_buckets where updated_at < :since")
 
 
-async def add_user(tx: Tx, *, id: UUID, email: str, external_id: str | None, role: str, now: datetime) -> bool:  # noqa: A002
+async def add_user(tx: Tx, *, id: UUID, email: str, external_id: str | None, role: str, now: datetime) -> bool:  # noqa: A002 - column
     """Add a user with default settings; False when the address or the external id is taken."""
     if await tx.fetchval(_ADD_USER, id=id, email=email, external_id=external_id, role=role, now=now) is None:
         return False
@@ -172,7 +172,7 @@ async def change_settings(tx: Tx, user_id: UUID, changes: dict[str, Any], now: d
     return await tx.fetchrow(_CHANGE_SETTINGS, id=user_id, now=now, **{name: changes.get(name) for name in names})
 
 
-async def add_key(tx: Tx, *, id: UUID, user_id: UUID, name: str, role: str, digest: bytes, now: datetime) -> None:  # noqa: A002
+async def add_key(tx: Tx, *, id: UUID, user_id: UUID, name: str, role: str, digest: bytes, now: datetime) -> None:  # noqa: A002 - column
     """Add an API key."""
     await tx.execute(_ADD_KEY, id=id, user_id=user_id, name=name, role=role, digest=digest, now=now)
 

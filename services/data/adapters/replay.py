@@ -44,7 +44,7 @@ class ReplaySource:
         """Return 0: a recording plays at any hour."""
         return 0.0
 
-    async def fetch(self, symbol: str, known: Validators) -> Snapshot | Unchanged | Ended:  # noqa: ARG002
+    async def fetch(self, symbol: str, known: Validators) -> Snapshot | Unchanged | Ended:  # noqa: ARG002 - port
         """Return the next recording if it is this symbol's turn, Unchanged if not, Ended after the last."""
         if parse_symbol(symbol) not in self._symbols:
             raise NotFound("the folder has no recording of this symbol", symbol=symbol)

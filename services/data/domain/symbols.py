@@ -58,7 +58,7 @@ def occ_columns(names: Sequence[str]) -> OccColumns:
     mills = digits[:, 7:] @ (10 ** np.arange(7, -1, -1))
     months = (np.maximum((2000 + year - 1970) * 12 + month - 1, 0)).astype("datetime64[M]")
     dates = months.astype("datetime64[D]") + (day - 1).astype("timedelta64[D]")
-    real_date = (month >= 1) & (month <= 12) & (day >= 1) & (dates.astype("datetime64[M]") == months)  # noqa: PLR2004
+    real_date = (month >= 1) & (month <= 12) & (day >= 1) & (dates.astype("datetime64[M]") == months)  # noqa: PLR2004 - months
     return OccColumns(real_date & (mills > 0), dates, np.where(letters[:, 6] == ord("C"), "C", "P"), mills / 1000.0)
 
 
