@@ -27,7 +27,7 @@ from shared.contracts.base import Event
 from shared.contracts.data import CHAIN_SCHEMA, ChainCollected, ChainHeader
 from shared.contracts.topics import TOPICS, Topic
 from shared.identity import HEADER, Identity, Signer
-from shared.messaging.kafka import KafkaAddress, ensure_topics, new_producer
+from shared.messaging.kafka import KafkaAddress, ensure_topics
 from shared.messaging.record import headers_of
 from tests.fakes.discord import FakeDiscord
 
@@ -174,7 +174,7 @@ async def _tell(producer: AIOKafkaProducer, event: Event, body: bytes | None = N
 
 @asynccontextmanager
 async def _producer(address: KafkaAddress) -> AsyncGenerator[AIOKafkaProducer]:
-    producer = new_producer(address, "bench")
+    producer = address.writer("bench")
     await producer.start()
     try:
         yield producer

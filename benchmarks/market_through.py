@@ -18,7 +18,7 @@ from deploy.local.stack import Stack
 from shared.clock import new_id, utc_now
 from shared.contracts.data import ChainCollected
 from shared.contracts.topics import CHAINS, Topic
-from shared.messaging.kafka import KafkaAddress, ensure_topics, new_producer
+from shared.messaging.kafka import KafkaAddress, ensure_topics
 from shared.messaging.record import headers_of
 
 BAR_S: Final = 60.0
@@ -71,7 +71,7 @@ def _message(event: ChainCollected) -> Message:
 
 
 async def _send(address: KafkaAddress, topic: str, messages: Sequence[Message]) -> None:
-    producer: AIOKafkaProducer = new_producer(address, "bench")
+    producer: AIOKafkaProducer = address.writer("bench")
     await producer.start()
     try:
         sent = [await producer.send(topic, value, key, headers=headers) for key, value, headers in messages]

@@ -126,6 +126,7 @@ async def _prepare(dsn: str, address: KafkaAddress) -> str:
     await migrate.prepare(dsn, ["bench"])
     statements = _Statements()
     tables.create(statements)
+    tables.add_cluster(statements)
     admin = await asyncpg.connect(dsn)
     await admin.execute("set role openbell_bench; set search_path to bench")
     for statement in statements.all:

@@ -48,6 +48,7 @@ from sqlalchemy import text
 
 from shared import logs, telemetry
 from shared.clock import Clock, utc_now
+from shared.contracts.base import Event
 from shared.contracts.topics import TOPICS, dead_letter_topic
 from shared.db import Database, Tx, is_rerun
 from shared.errors import Invalid
@@ -121,8 +122,10 @@ class Service:
     start_pause_s: Final = 1.0
     stop_s: Final = 15.0
 
-    def __init__(self, name: str, env: Environment) -> None:
+    def __init__(self, name: str, env: Environment, reads: Sequence[type[Event]] = ()) -> None:
+        """Prepare a service. `reads` are the events of its card: what its consumers may handle."""
         self.name = name
+        self._reads = frozenset(reads)
         self.settings = env.settings
         self.clock = env.clock
         self.db = Database(env.settings.service_database_url(name), schema=name, size=env.settings.database_pool_size)
@@ -150,9 +153,20 @@ class Service:
     # --- wiring -------------------------------------------------------------------------------
 
     def consume(self, consumer: Consumer) -> None:
-        """Run a consumer: its live records and its retries. Raises ValueError for one that is not this service's."""
+        """Run a consumer: its live records and its retries.
+
+        Raises ValueError for one that is not this service's, and for events that the service's card does not name.
+        """
         if not consumer.name.startswith(f"{self.name}."):
             raise ValueError(f"the consumer {consumer.name} must be named {self.name}.<what>")
+        if consumer.name in self._lanes:
+            raise ValueError(f"{self.name} has a consumer {consumer.name} already; put both tables into one")
+        for route in consumer.routes.values():
+            if route.event not in self._reads:
+                raise ValueError(
+                    f"{consumer.name} handles {route.event.type}, but the card of {self.name} does not name it: "
+                    f"add {route.event.__name__} to READS in services/{self.name}/__init__.py"
+                )
         env = self._env
         member = "static" if env.settings.kafka_static_members else env.replica
         fuse = Fuse(consumer.name, consumer.policy, _monotonic)

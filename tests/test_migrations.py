@@ -29,7 +29,8 @@ select format('table %s: kind %s, %s, owner %s, %s', relname, relkind, relpersis
 from tables where relkind in ('r', 'p', 'v', 'm', 'S')
 union all
 select format('column %s.%s %s: %s, null %s, default %s, identity "%s", generated "%s", storage %s', t.relname,
-              a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), not a.attnotnull,
+              row_number() over (partition by t.oid order by a.attnum), a.attname,
+              format_type(a.atttypid, a.atttypmod), not a.attnotnull,
               pg_get_expr(d.adbin, d.adrelid), a.attidentity, a.attgenerated, a.attstorage)
 from tables t join pg_attribute a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
 left join pg_attrdef d on d.adrelid = t.oid and d.adnum = a.attnum

@@ -1,6 +1,6 @@
 """Wires the alerts service."""
 
-from services.alerts import consumers, routes
+from services.alerts import READS, consumers, routes
 from services.alerts.adapters.discord import Discord
 from services.alerts.adapters.smtp import Smtp, SmtpServer
 from services.alerts.ports import Sender
@@ -19,7 +19,7 @@ from shared.work import Worker
 def build(env: Environment) -> Service:
     """Build the service; nothing is opened before it starts."""
     settings = AlertsSettings()
-    service = Service("alerts", env)
+    service = Service("alerts", env, READS)
     store = AlertsStore()
     audience = AudienceStore(Defaults(settings.default_min_score, settings.default_min_premium_usd))
 

@@ -12,7 +12,7 @@ from litestar import Litestar
 from litestar.types import ASGIApp, ControllerRouterHandler
 from purgatory import AsyncCircuitBreakerFactory
 
-from services.api import consumers, store
+from services.api import READS, consumers, store
 from services.api.adapters.tokens import IssuedTokens, PublishedKeys
 from services.api.adapters.upstreams import InMemory, OverHttp, not_failures
 from services.api.forwarding import RULES, Forwarder
@@ -37,7 +37,7 @@ class Gateway(Service):
     """The service `api`: its gate takes people's credentials, and it knows the way to its neighbours."""
 
     def __init__(self, env: Environment) -> None:
-        super().__init__("api", env)
+        super().__init__("api", env, READS)
         self.neighbours: dict[str, ASGIApp] = {}
         self.gate: Gate | None = None
         self.http: httpx.AsyncClient | None = None

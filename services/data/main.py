@@ -1,6 +1,6 @@
 """Wires the data service. The source of chains is chosen when the poller starts, not at import or build."""
 
-from services.data import routes
+from services.data import READS, routes
 from services.data.adapters.cboe import CboeSource
 from services.data.adapters.replay import ReplaySource
 from services.data.adapters.simulator import SimulatorSource, load_closes
@@ -22,7 +22,7 @@ REACHABLE_WITHIN_S = 2.0
 def build(env: Environment) -> Service:
     """Wire. Raises Invalid for a configured symbol outside the grammar."""
     settings = DataSettings()
-    service = Service("data", env)
+    service = Service("data", env, READS)
     data = DataService(SnapshotStore(), service.clock)
 
     async def open_source() -> ChainSource:

@@ -1,6 +1,6 @@
 """Wires the detector."""
 
-from services.detector import consumers, routes, workers
+from services.detector import READS, consumers, routes, workers
 from services.detector.domain.rule import Rule
 from services.detector.service import BoardRules, Detector, Retention
 from services.detector.settings import DetectorSettings
@@ -12,7 +12,7 @@ from shared.service import Environment, Service
 def build(env: Environment) -> Service:
     """Wire."""
     settings = DetectorSettings()
-    service = Service("detector", env)
+    service = Service("detector", env, READS)
     detector = Detector(
         DetectorStore(),
         clock=service.clock,

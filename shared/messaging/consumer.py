@@ -66,6 +66,11 @@ class Consumer:
         self._add(Route(event, handler, batch=True))
 
     def _add(self, route: Route) -> None:
+        if route.event.key is Event.key:
+            raise ValueError(
+                f"{self.name} cannot keep {route.event.type} in order: {route.event.__name__} has no key of its own; "
+                "define the property `key` in its contract"
+            )
         if route.event.type in self.routes:
             raise ValueError(
                 f"{self.name} already has a handler for {route.event.type}; an event has one in a consumer"

@@ -22,7 +22,7 @@ from shared.messaging.outbox import Message
 from shared.messaging.record import Record, pack_headers
 
 BEHIND: Final = "BEHIND"
-NOTES: Final = frozenset({"GAP", "CORRUPT_BATCH"})
+NOTES: Final = frozenset({"GAP", "CORRUPT_BATCH", "OTHER_CLUSTER"})
 """Codes of rows that tell of records which nobody can run: they are read and discarded, not retried."""
 
 

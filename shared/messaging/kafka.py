@@ -7,11 +7,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    CorruptRecordException,
+    KafkaConnectionError,
+    KafkaError,
+    RecordTooLargeError,
+    TopicAlreadyExistsError,
+    for_code,
+)
+from aiokafka.protocol.metadata import MetadataRequest
 
 from shared.contracts.topics import Topic
+from shared.messaging import raw_fetch
+from shared.messaging.ports import Unreadable
+from shared.messaging.record import Record
 
 _DAY_MS: Final = 86_400_000
 _log = logging.getLogger(__name__)
@@ -25,65 +36,117 @@ class KafkaAddress:
     static_members: bool = False
     small_topics: bool = False
 
+    def reader(self, group: str, member: str) -> "Reader":
+        """Return a group member, not started. Offsets live in Postgres: nothing is committed or reset by itself.
 
-def new_consumer(address: KafkaAddress, group: str, member: str) -> AIOKafkaConsumer:
-    """Return a group consumer, not started. Offsets live in Postgres: nothing is committed or reset by itself.
+        max_poll_interval is out of the way on purpose: our own deadline cuts a handler, and leaving the group over a
+        slow one would only add a rebalance.
+        """
+        return Reader(
+            bootstrap_servers=self.bootstrap,
+            group_id=group,
+            client_id=f"{group}-{member}",
+            group_instance_id=f"{group}-{member}" if self.static_members else None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            max_poll_interval_ms=_DAY_MS,
+            session_timeout_ms=10_000,
+            rebalance_timeout_ms=30_000,  # long enough to finish what is in flight
+            heartbeat_interval_ms=3_000,
+            fetch_max_wait_ms=100,  # one fetch serves all partitions: a busy one waits this long for the idle ones
+            max_partition_fetch_bytes=4 * 1_048_576,
+            metadata_max_age_ms=30_000,
+        )
 
-    max_poll_interval is out of the way on purpose: our own deadline cuts a handler, and leaving the group over a
-    slow one would only add a rebalance.
-    """
-    return AIOKafkaConsumer(
-        bootstrap_servers=address.bootstrap,
-        group_id=group,
-        client_id=f"{group}-{member}",
-        group_instance_id=f"{group}-{member}" if address.static_members else None,
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        max_poll_interval_ms=_DAY_MS,
-        session_timeout_ms=10_000,
-        rebalance_timeout_ms=30_000,  # long enough to finish what is in flight
-        heartbeat_interval_ms=3_000,
-        fetch_max_wait_ms=100,  # one fetch serves all partitions: a busy one waits this long for the idle ones
-        max_partition_fetch_bytes=4 * 1_048_576,
-        metadata_max_age_ms=30_000,
-    )
-
-
-def new_producer(address: KafkaAddress, client_id: str) -> AIOKafkaProducer:
-    """Return an idempotent producer that waits for all in-sync replicas, not started."""
-    return AIOKafkaProducer(
-        bootstrap_servers=address.bootstrap,
-        client_id=client_id,
-        acks="all",
-        enable_idempotence=True,
-        compression_type="lz4",
-        max_batch_size=512 * 1024,
-        max_request_size=16 * 1_048_576,
-        request_timeout_ms=30_000,  # longer than the relay waits: a batch never expires while a later one is sent
-        metadata_max_age_ms=30_000,
-    )
+    def writer(self, client_id: str) -> "Writer":
+        """Return an idempotent producer that waits for all in-sync replicas, not started."""
+        return Writer(
+            bootstrap_servers=self.bootstrap,
+            client_id=client_id,
+            acks="all",
+            enable_idempotence=True,
+            compression_type="lz4",
+            max_batch_size=512 * 1024,
+            max_request_size=16 * 1_048_576,
+            request_timeout_ms=30_000,  # longer than the relay waits: a batch never expires while a later one is sent
+            metadata_max_age_ms=30_000,
+        )
 
 
-async def stop_producer(producer: AIOKafkaProducer) -> None:
-    """Stop a producer at once. What it has not sent is never sent; what waits for an answer fails.
+class Reader(AIOKafkaConsumer):
+    """A group member that can read what aiokafka's parser cannot."""
 
-    Its own stop() first sends all it holds, for ever while Kafka is away, which would outlive a new producer.
-    """
-    sender: Any = producer._sender  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - aiokafka has no public way to give up
-    batches: Any = producer._message_accumulator  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - no public way
-    sending: asyncio.Task[None] | None = sender.sender_task if sender is not None else None
-    if sending is not None:
-        sending.cancel()
-    await producer.client.close()
-    batches.fail_all(KafkaConnectionError("the producer was given up"))
-    for _ in range(20):  # it waits for each of its requests in turn, and each may wait for a broker
-        if sending is None or sending.done():
-            break
-        await asyncio.wait((sending,), timeout=0.1)
-        sending.cancel()
-    with contextlib.suppress(KafkaError, TimeoutError):
-        async with asyncio.timeout(2):
-            await producer.stop()
+    async def fetch(
+        self, partition: TopicPartition, offset: int, *, wait_ms: int, limit: int
+    ) -> tuple[list[Record | Unreadable], int]:
+        """Return what follows in the partition, whose position is `offset`, and the offset after it."""
+        try:
+            batches = await self.getmany(partition, timeout_ms=wait_ms, max_records=limit)
+        except (CorruptRecordException, RecordTooLargeError) as error:
+            return await self._fetch_raw(partition, offset, error)
+        except KafkaError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a parser or codec raises over bytes it cannot read
+            return await self._fetch_raw(partition, offset, error)
+        records: list[Record | Unreadable] = [
+            Record(
+                partition.topic,
+                partition.partition,
+                one.offset,
+                one.key,
+                one.value,
+                tuple((name.encode(), value) for name, value in one.headers),
+                one.timestamp,
+            )
+            for one in batches.get(partition, ())
+        ]
+        return records, records[-1].offset + 1 if records else offset
+
+    async def _fetch_raw(
+        self, partition: TopicPartition, offset: int, error: Exception
+    ) -> tuple[list[Record | Unreadable], int]:
+        about = {"partition": str(partition), "offset": offset, "error": repr(error)[:300]}
+        _log.warning("records_unparsed", extra=about)
+        found, after = await raw_fetch.fetch(self, partition, offset)
+        if not found and after == offset:
+            raise KafkaError(f"{partition} cannot be read at {offset}: {error!r}") from error
+        self.seek(partition, after)
+        return found, after
+
+    async def cluster_id(self) -> str | None:
+        """Return the name that Kafka gave itself when it was made; None where it gives none."""
+        client: Any = self._client
+        response = await client.send(client.get_random_node(), MetadataRequest([], allow_auto_topic_creation=False))
+        return getattr(response, "cluster_id", None) or None
+
+
+class Writer(AIOKafkaProducer):
+    """A producer that can give up."""
+
+    async def answers(self) -> bool:
+        """Tell whether a broker answers."""
+        return bool(await self.client.force_metadata_update())
+
+    async def give_up(self) -> None:
+        """Stop at once. What is not sent is never sent; what waits for an answer fails.
+
+        stop() first sends all it holds, for ever while Kafka is away, which would outlive a new producer.
+        """
+        sender: Any = self._sender
+        batches: Any = self._message_accumulator
+        sending: asyncio.Task[None] | None = sender.sender_task if sender is not None else None
+        if sending is not None:
+            sending.cancel()
+        await self.client.close()
+        batches.fail_all(KafkaConnectionError("the producer was given up"))
+        for _ in range(20):  # it waits for each of its requests in turn, and each may wait for a broker
+            if sending is None or sending.done():
+                break
+            await asyncio.wait((sending,), timeout=0.1)
+            sending.cancel()
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(2):
+                await self.stop()
 
 
 async def ensure_topics(address: KafkaAddress, topics: Iterable[Topic]) -> None:

@@ -45,7 +45,7 @@ class Outbox:
     async def add(self, tx: Tx, events: Sequence[Event], letters: Sequence[Message] = ()) -> None:
         """Add events, then raw `letters`, in this order; the last statement of a transaction.
 
-        Raises TypeError for an event whose topic this service may not publish to.
+        Raises TypeError for an event whose topic this service may not publish to, RuntimeError outside a transaction.
         """
         trace = tuple(telemetry.headers()) if events else ()
         await self._insert(tx, [*(self._message(event, trace) for event in events), *letters])
@@ -61,6 +61,11 @@ class Outbox:
     async def _insert(self, tx: Tx, messages: Sequence[Message]) -> None:
         if not messages:
             return
+        if not tx.connection.is_in_transaction():
+            raise RuntimeError(
+                f"{messages[0][0]}: an event goes out with the transaction that made it true, and there is none; "
+                "return it from a handler, or publish it through the Door (shared.messaging.door)"
+            )
         topics, keys, values, headers = zip(*messages, strict=True)
         await tx.execute(
             _ADD,

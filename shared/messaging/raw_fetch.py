@@ -8,7 +8,6 @@ Source of the format: Apache Kafka documentation, "Message Format", record batch
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -17,6 +16,7 @@ from aiokafka.errors import for_code
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.util import calc_crc32c
 
+from shared.messaging.ports import Unreadable
 from shared.messaging.record import Headers, Record
 
 _HEAD: Final = struct.Struct(">qiibIhiqqqhii")  # base offset .. record count, 61 bytes
@@ -25,16 +25,6 @@ _CONTROL: Final = 0x20
 _CODECS: Final = {1: gzip_decode, 2: snappy_decode, 3: lz4_decode, 4: zstd_decode}
 _MAX_BYTES: Final = 1_048_576  # the broker sends at least one batch, however large; a handful of records is enough
 _CRC_AT: Final = 17
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A batch that cannot be read at all: its bytes, and why."""
-
-    offset: int
-    last_offset: int
-    body: bytes
-    reason: str
 
 
 async def fetch(

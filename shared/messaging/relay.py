@@ -8,7 +8,6 @@ A row that Kafka refuses for ever goes to failed_jobs as held and fences its (to
 import asyncio
 import contextlib
 import logging
-import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,15 +15,14 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import asyncpg
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import InvalidTopicError, KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from sqlalchemy import text
 
 from shared.db import Connection, Database, DatabaseUnavailable, Row, Tx
 from shared.messaging import metrics
 from shared.messaging.failed import BEHIND, Failure, Parked, clean, park
-from shared.messaging.kafka import KafkaAddress, new_producer, stop_producer
 from shared.messaging.lane import happens
+from shared.messaging.ports import Kafka, KafkaWriter
 from shared.messaging.record import Record, unpack_headers
 
 _READ: Final = text(
@@ -97,12 +95,12 @@ class Relay:
     busy_s: Final = 0.05
     linger_s: Final = 0.02
 
-    def __init__(self, service: str, db: Database, address: KafkaAddress) -> None:
+    def __init__(self, service: str, db: Database, kafka: Kafka) -> None:
         self.name = "relay"
         self.consumer = f"{service}.outbox"
         self._service = service
         self._db = db
-        self._address = address
+        self._kafka = kafka
         self._channel = f"openbell_{service}_outbox"
         self._woken = asyncio.Event()
         self._leading = False
@@ -172,7 +170,7 @@ class Relay:
         tx = Tx(connection)
         await connection.execute(_SETTINGS.format(self.frozen_s))
         while True:
-            producer = new_producer(self._address, f"openbell-{self._service}-relay")
+            producer = self._kafka.writer(f"openbell-{self._service}-relay")
             try:
                 async with asyncio.timeout(self.answer_s):
                     await producer.start()
@@ -180,26 +178,26 @@ class Relay:
                 while not await self._turn(tx, producer):
                     pass
             finally:
-                await stop_producer(producer)
+                await producer.give_up()
 
-    async def _turn(self, tx: Tx, producer: AIOKafkaProducer) -> bool:
+    async def _turn(self, tx: Tx, producer: KafkaWriter) -> bool:
         """Carry a page, or wait for rows. True when the producer has had a record refused: its sequence has a hole."""
-        if time.monotonic() - self._carried_at < self.busy_s:
+        if _now() - self._carried_at < self.busy_s:
             await asyncio.sleep(self.linger_s)  # one page for several commits; a lone one goes at once
         self._woken.clear()
         page = await self._carry(tx, producer)
         if page is not None:
-            self._carried_at = time.monotonic()
+            self._carried_at = _now()
         freed: _Page | None = None
-        if time.monotonic() - self._measured_at >= self.poll_s:
-            self._measured_at = time.monotonic()
+        if _now() - self._measured_at >= self.poll_s:
+            self._measured_at = _now()
             freed = await self._carry_freed(tx, producer)
             await self._measure(tx, producer)
         if page is None or not page.more:
             await happens(self._woken, self.poll_s)
         return any(one is not None and one.refused for one in (page, freed))
 
-    async def _carry(self, tx: Tx, producer: AIOKafkaProducer) -> "_Page | None":
+    async def _carry(self, tx: Tx, producer: KafkaWriter) -> "_Page | None":
         """Carry one page of rows, None when there are none. Raises what made a send fail, after settling the rest."""
         rows = await tx.fetch(_READ, rows=self.page_rows, bytes=self.page_bytes, missing=self._missing())
         if not rows:
@@ -218,7 +216,7 @@ class Relay:
         self._tell(page)
         return page
 
-    async def _carry_freed(self, tx: Tx, producer: AIOKafkaProducer) -> "_Page | None":
+    async def _carry_freed(self, tx: Tx, producer: KafkaWriter) -> "_Page | None":
         """Carry what a person let go of, and what waited behind it: from failed_jobs, before newer rows of its key."""
         rows = await tx.fetch(_FREED, consumer=self.consumer, missing=self._missing())
         if not rows:
@@ -231,7 +229,7 @@ class Relay:
         self._tell(page)
         return page
 
-    async def _send(self, producer: AIOKafkaProducer, rows: Sequence[Row], fenced: set[tuple[str, bytes]]) -> "_Page":
+    async def _send(self, producer: KafkaWriter, rows: Sequence[Row], fenced: set[tuple[str, bytes]]) -> "_Page":
         """Send rows in order and await what became of each. What follows an unsent row of its key is not sent."""
         page = _Page()
         try:
@@ -246,7 +244,7 @@ class Relay:
                 await producer.flush()
         except TimeoutError:
             page.error = KafkaTimeoutError(f"no acknowledgement within {self.answer_s:.0f} s")
-            await stop_producer(producer)  # nothing may be sent behind our back: the rows are read again
+            await producer.give_up()  # nothing may be sent behind our back: the rows are read again
         except asyncio.CancelledError:
             for _, future in page.sent:  # nobody awaits them now
                 future.add_done_callback(lambda one: one.cancelled() or one.exception())
@@ -254,9 +252,7 @@ class Relay:
         await page.finish()
         return page
 
-    async def _send_one(
-        self, producer: AIOKafkaProducer, row: Row, page: "_Page", fenced: set[tuple[str, bytes]]
-    ) -> bool:
+    async def _send_one(self, producer: KafkaWriter, row: Row, page: "_Page", fenced: set[tuple[str, bytes]]) -> bool:
         """Send a row; False when the rest of the page is for a new producer."""
         try:
             future = await producer.send(row["topic"], row["value"], row["key"], headers=_sendable(row["headers"]))
@@ -274,21 +270,21 @@ class Relay:
             return future.exception() is None  # refused, the producer's sequence has a hole
         return True
 
-    async def _exists(self, producer: AIOKafkaProducer, topic: str) -> bool:
+    async def _exists(self, producer: KafkaWriter, topic: str) -> bool:
         """Whether Kafka has the topic. One that it has not must not stop the others: it is left out for a while."""
         try:
             async with asyncio.timeout(self.answer_s / 5):
                 await producer.partitions_for(topic)
         except TimeoutError:
-            if not await producer.client.force_metadata_update():
+            if not await producer.answers():
                 raise
-            self._absent[topic] = time.monotonic() + self.look_again_s
+            self._absent[topic] = _now() + self.look_again_s
             _log.error("topic_missing", extra=self._about | {"topic": topic})
             return False
         return True
 
     def _missing(self) -> list[str]:
-        now = time.monotonic()
+        now = _now()
         self._absent = {topic: until for topic, until in self._absent.items() if until > now}
         return list(self._absent)
 
@@ -302,17 +298,21 @@ class Relay:
             metrics.RELAY_ERRORS.labels(self._service).inc()
             raise page.error
 
-    async def _measure(self, tx: Tx, producer: AIOKafkaProducer) -> None:
+    async def _measure(self, tx: Tx, producer: KafkaWriter) -> None:
         """Look after the gauges, and whether Kafka answers."""
         row = await tx.fetchrow(_OLDEST)
         metrics.OUTBOX_ROWS.labels(self._service).set(row["rows"] if row else 0)
         metrics.OUTBOX_AGE_SECONDS.labels(self._service).set(float(row["age"] or 0) if row else 0)
         try:
             async with asyncio.timeout(self.answer_s / 2):
-                answered = await producer.client.force_metadata_update()
+                answered = await producer.answers()
         except TimeoutError:
             answered = False
         self._trouble = None if answered else "Kafka does not answer"
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 _BEHIND: Final = Failure("waiting", BEHIND, "waits behind a refused row of its key")

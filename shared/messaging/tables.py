@@ -90,6 +90,8 @@ _CREATE = (
     "create index failed_jobs_fingerprint on failed_jobs (fingerprint, status)",
 )
 
+_CLUSTER = "alter table consumer_offsets add column cluster text"  # which Kafka the offset is one of
+
 _DROP = ("failed_jobs", "outbox", "consumer_offsets", "inbox")
 
 
@@ -97,6 +99,16 @@ def create(op: Operations) -> None:
     """Create inbox, consumer_offsets, outbox and failed_jobs."""
     for statement in _CREATE:
         op.execute(statement)
+
+
+def add_cluster(op: Operations) -> None:
+    """Remember with each offset which Kafka it is one of."""
+    op.execute(_CLUSTER)
+
+
+def drop_cluster(op: Operations) -> None:
+    """Undo `add_cluster`."""
+    op.execute("alter table consumer_offsets drop column cluster")
 
 
 def drop(op: Operations) -> None:

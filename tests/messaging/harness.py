@@ -65,6 +65,7 @@ async def make_schema(admin_url: str) -> None:
     await migrate.prepare(admin_url, ["probe"])
     statements = _Statements()
     tables.create(statements)
+    tables.add_cluster(statements)
     admin = await asyncpg.connect(admin_url)
     await admin.execute("set role openbell_probe")
     await admin.execute("set search_path to probe")

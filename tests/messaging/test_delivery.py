@@ -253,6 +253,34 @@ async def test_a_handler_that_hangs_is_cut_and_parked(probe: Probe) -> None:
     await eventually(lambda: _jobs_with(probe, "DEADLINE"))
 
 
+async def test_another_kafka_is_read_from_its_start_though_its_offsets_look_known(probe: Probe) -> None:
+    """Postgres says that three records were read, but of a Kafka that is gone; these three are new."""
+    events = [probe.make("a", n) for n in (1, 2, 3)]
+    ends = [await probe.send(event) for event in events]
+    async with probe.db.transaction() as tx:
+        await tx.execute(
+            text(
+                """
+                insert into consumer_offsets (consumer, topic, partition, next_offset, cluster)
+                values (:consumer, :topic, :partition, :next_offset, 'one-that-is-gone')
+                """
+            ),
+            consumer=probe.name,
+            topic=probe.topic.name,
+            partition=ends[-1][0],
+            next_offset=ends[-1][1] + 1,
+        )
+    first = probe.start(record_effect)
+    await eventually(lambda: _has(probe, "a", [1, 2, 3]))
+    (note,) = await probe.jobs()
+    assert (note["status"], note["error_code"]) == ("dead", "OTHER_CLUSTER")
+    await first.stop()
+    probe.start(record_effect)
+    await probe.send(probe.make("a", 4))
+    await eventually(lambda: _has(probe, "a", [1, 2, 3, 4]))
+    assert len(await probe.jobs()) == 1, "the second start knows where it is"
+
+
 async def test_a_log_that_was_cut_before_it_was_read_is_a_visible_gap(probe: Probe) -> None:
     partition, offset = await probe.send(probe.make("a", 1))
     async with probe.db.transaction() as tx:

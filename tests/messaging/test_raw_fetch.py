@@ -8,7 +8,8 @@ from aiokafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.messaging.raw_fetch import Unreadable, read
+from shared.messaging.ports import Unreadable
+from shared.messaging.raw_fetch import read
 from shared.messaging.record import headers_of
 from tests.conftest import eventually
 from tests.messaging.batches import CODECS, One, batch, produce, sealed
