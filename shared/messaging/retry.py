@@ -35,10 +35,12 @@ _DUE: Final = text(
     """
     select id, topic, partition, key, record_offset, due_at from failed_jobs
     where consumer = :consumer and status = 'waiting' and due_at <= :now
-    order by due_at limit 200
+    order by due_at limit 1000
     """
 )
-_NEXT_DUE: Final = text("select min(due_at) from failed_jobs where consumer = :consumer and status = 'waiting'")
+_NEXT_DUE: Final = text(
+    "select min(due_at) from failed_jobs where consumer = :consumer and status = 'waiting' and due_at > :now"
+)
 _OLDEST: Final = text(
     """
     select id, topic, partition, key, record_offset, due_at from failed_jobs
@@ -102,6 +104,7 @@ class Retries:
     """Runs one consumer's waiting rows."""
 
     idle_s: Final = 1.0
+    linger_s: Final = 0.01
     largest_batch: Final = 100
 
     def __init__(  # noqa: PLR0917 - wired in one place, shared.service
@@ -125,20 +128,28 @@ class Retries:
         self._woken = asyncio.Event()
         self._never = asyncio.Event()
         self._counted_at = -inf
+        self._running: dict[tuple[str, int, int], asyncio.Task[None]] = {}
         self._about = {"consumer": consumer.name}
         lanes.parked = self._woken.set
 
     async def run(self) -> None:
         """Retry until cancelled."""
         await self._lanes.rerun(self._release_known, self._never)
-        while True:
-            self._woken.clear()
-            await self._lanes.rerun(self.turn, self._never)
-            pause_s = await self._lanes.rerun(self._pause, self._never)
-            await happens(self._woken, pause_s)
+        try:
+            while True:
+                self._woken.clear()
+                await self._lanes.rerun(self._turn, self._never)
+                pause_s = await self._lanes.rerun(self._pause, self._never)
+                await happens(self._woken, pause_s)
+                await asyncio.sleep(self.linger_s)  # one turn for all that ended or parked meanwhile
+        finally:
+            tasks = list(self._running.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def turn(self) -> None:
-        """Run what is due now, lanes at once; while the fuse is open, at most one probe."""
+    async def _turn(self) -> None:
+        """Start what is due, each lane by itself: one that is slow keeps no other waiting."""
         await self._count()
         async with self._db.read() as tx:
             if not self._fuse.is_open:
@@ -148,27 +159,34 @@ class Retries:
             else:
                 due = []
         probe = self._fuse.is_open
-        if probe and not due:
-            self._fuse.unspent()
         lanes: defaultdict[tuple[str, int, int], list[Row]] = defaultdict(list)
         for row in due:
             lanes[row["topic"], row["partition"], _lane(row)].append(row)
-        outcomes = await asyncio.gather(
-            *(self._run_lane(rows, probe=probe) for rows in lanes.values()), return_exceptions=True
-        )
-        for outcome in outcomes:
-            if outcome is not None:
-                raise outcome
+        idle = [(lane, rows) for lane, rows in lanes.items() if lane not in self._running]
+        if probe and not idle:
+            self._fuse.unspent()
+        for lane, rows in idle:
+            task = self._running[lane] = asyncio.create_task(self._run_lane(rows, probe=probe))
+            task.add_done_callback(partial(self._ended, lane))
+
+    def _ended(self, lane: tuple[str, int, int], task: asyncio.Task[None]) -> None:
+        del self._running[lane]
+        self._woken.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("retries_broken", exc_info=error, extra=self._about)
 
     async def _pause(self) -> float:
-        """Return how long to wait: until the next due time, 20 ms at least, a second at most."""
+        """Return how long to wait: until the next due time, a second at most."""
         async with self._db.read() as tx:
-            due = await tx.fetchval(_NEXT_DUE, consumer=self._consumer.name)
+            due = await tx.fetchval(_NEXT_DUE, consumer=self._consumer.name, now=self._clock())
         if due is None or self._fuse.is_open:
             return self.idle_s
-        return min(self.idle_s, max(0.02, (due - self._clock()).total_seconds()))
+        return min(self.idle_s, max(0.0, (due - self._clock()).total_seconds()))
 
     async def _run_lane(self, rows: Sequence[Row], *, probe: bool) -> None:
+        await self._lanes.rerun(partial(self._run_rows, rows, probe=probe), self._never)
+
+    async def _run_rows(self, rows: Sequence[Row], *, probe: bool) -> None:
         keys: set[bytes] = set()
         for row in rows:
             if self._fuse.is_open and not probe:

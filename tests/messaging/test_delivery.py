@@ -11,7 +11,8 @@ from sqlalchemy import text
 from shared.contracts.base import Event
 from shared.db import Tx
 from shared.errors import NotYet, Permanent, Transient
-from shared.messaging.record import headers_of
+from shared.messaging.lane import Lanes
+from shared.messaging.record import Record, headers_of, lane_of
 from tests.conftest import eventually
 from tests.messaging.harness import FAST, INSERT, Deposited, Probe, long_ago, record_effect
 
@@ -112,6 +113,35 @@ async def test_retries_end_and_the_key_is_released(probe: Probe) -> None:
     dead, behind = await probe.jobs()
     assert (dead["status"], dead["attempts"], dead["error_code"]) == ("dead", len(FAST.delays_s) + 1, "RuntimeError")
     assert behind["status"] == "resolved"
+
+
+async def test_a_slow_retry_keeps_no_other_lane_waiting(probe: Probe) -> None:
+    """The retry of one key takes long; a key of another lane fails meanwhile and is retried in time."""
+    slow, quick = "a", next(one for one in "bcdefgh" if lane_of_account(one) != lane_of_account("a"))
+    failed: set[str] = set()
+    entered, gate = asyncio.Event(), asyncio.Event()
+
+    async def once_then(event: Deposited, tx: Tx) -> list[Event]:
+        if event.account not in failed:
+            failed.add(event.account)
+            raise Transient("the first time")
+        if event.account == slow:
+            entered.set()
+            await gate.wait()
+        return await record_effect(event, tx)
+
+    probe.start(once_then)
+    await probe.send(probe.make(slow, 1))
+    await entered.wait()
+    await probe.send(probe.make(quick, 1))
+    await eventually(lambda: _has(probe, quick, [1]))
+    assert await probe.effects(slow) == []
+    gate.set()
+    await eventually(lambda: _has(probe, slow, [1]))
+
+
+def lane_of_account(account: str) -> int:
+    return lane_of(Record("t", 0, 0, account.encode(), None, ()), Lanes.count)
 
 
 async def test_a_consumer_that_holds_keeps_the_key_until_a_person_decides(probe: Probe) -> None:
