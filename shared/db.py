@@ -84,6 +84,7 @@ class Tx:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._after_commit: list[Callable[[], None]] = []
+        self._marked = False
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call `callback` once the commit is known; never when the transaction fails."""
@@ -93,6 +94,15 @@ class Tx:
         """Run the callbacks."""
         for callback in self._after_commit:
             callback()
+
+    async def savepoint(self) -> None:
+        """Mark where `back_to_savepoint` goes back to; the mark before it is forgotten."""
+        await self.connection.execute("release savepoint here; savepoint here" if self._marked else "savepoint here")
+        self._marked = True
+
+    async def back_to_savepoint(self) -> None:
+        """Undo everything since `savepoint`, an error that Postgres has raised included."""
+        await self.connection.execute("rollback to savepoint here")
 
     async def fetch(self, statement: Executable, /, **params: Any) -> list[Row]:
         """Return all rows."""

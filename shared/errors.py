@@ -18,6 +18,7 @@ Adapters translate other people's errors into these at their edge, from status c
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
+from uuid import UUID
 
 
 class OpenbellError(Exception):
@@ -107,3 +108,14 @@ class RateLimited(Permanent):
     def __init__(self, message: str = "", /, *, retry_after_s: float, **details: Any) -> None:
         super().__init__(message, **details)
         self.retry_after_s = retry_after_s
+
+
+class SomeFailed(Exception):
+    """A batch handler tells which of its events failed and why; the others run again without them.
+
+    `failures` are errors by event id.
+    """
+
+    def __init__(self, failures: Mapping[UUID | None, Exception]) -> None:
+        super().__init__(f"{len(failures)} events failed")
+        self.failures = failures

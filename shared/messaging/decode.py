@@ -1,6 +1,6 @@
 """From a record to something a handler can take, or to the reason why not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
@@ -30,7 +30,8 @@ class Item:
 
 def decode(consumer: Consumer, record: Record, now: datetime) -> Item | None:  # noqa: PLR0911 - a reason each
     """Return the item, or None for a type that this consumer does not name."""
-    kind = event_type(record)
+    headers = dict(record.headers)  # of two of a name the last one counts, as for Kafka clients
+    kind = event_type(headers)
     gone = "held" if consumer.policy.hold else "dead"
     if kind is None:
         return Item(record, None, failure=Failure(gone, "NO_TYPE", "the header ce_type is missing"))
@@ -40,9 +41,9 @@ def decode(consumer: Consumer, record: Record, now: datetime) -> Item | None:  #
             return None
         known = ", ".join(sorted(consumer.routes))
         message = f"{clean(kind)[:200]} is a version this code does not know; it handles {known}"
-        return Item(record, kind, *_identity(record, now), failure=Failure("held", "UNKNOWN_VERSION", message))
+        return Item(record, kind, *_identity(headers, now), failure=Failure("held", "UNKNOWN_VERSION", message))
     try:
-        envelope = open_envelope(record)
+        envelope = open_envelope(headers)
     except ValueError as error:
         return Item(record, kind, failure=Failure(gone, "BAD_ENVELOPE", clean(str(error))))
     if not in_window(envelope.time, now):
@@ -64,9 +65,9 @@ def decode_all(consumer: Consumer, records: Sequence[Record], now: datetime) -> 
     return [item for record in records if (item := decode(consumer, record, now)) is not None]
 
 
-def _identity(record: Record, now: datetime) -> tuple[UUID | None, date | None]:
+def _identity(headers: Mapping[bytes, bytes | None], now: datetime) -> tuple[UUID | None, date | None]:
     try:
-        envelope = open_envelope(record)
+        envelope = open_envelope(headers)
     except ValueError:
         return None, None
     return (envelope.id, day_of(envelope.time)) if in_window(envelope.time, now) else (None, None)

@@ -15,6 +15,8 @@ from shared.db import Tx
 
 KEEP_DAYS: Final = 35  # the longest retention of a topic (30 days) and some; a test compares them
 AHEAD_DAYS: Final = 2
+_PAST: Final = timedelta(days=KEEP_DAYS - 1)
+_AHEAD: Final = timedelta(days=1 - AHEAD_DAYS)
 
 _PARTITIONS: Final = text(
     """
@@ -31,7 +33,7 @@ def day_of(time: datetime) -> date:
 
 def in_window(time: datetime, now: datetime) -> bool:
     """Tell whether an event of that time may still be told apart from one seen before."""
-    return now - timedelta(days=KEEP_DAYS - 1) <= time <= now + timedelta(days=AHEAD_DAYS - 1)
+    return _AHEAD <= now - time <= _PAST
 
 
 async def roll(tx: Tx, now: datetime) -> None:

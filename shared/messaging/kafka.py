@@ -95,7 +95,7 @@ class Reader(AIOKafkaConsumer):
                 one.offset,
                 one.key,
                 one.value,
-                tuple((name.encode(), value) for name, value in one.headers),
+                tuple([(name.encode(), value) for name, value in one.headers]),
                 one.timestamp,
             )
             for one in batches.get(partition, ())

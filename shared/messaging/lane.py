@@ -1,10 +1,10 @@
 """A lane: some keys of one partition, in order, in one transaction with inbox, fence, handlers and outbox.
 
-    lock the lane > insert inbox rows > read the fence > run handlers > add events to the outbox > commit
+    lock the lane > insert inbox rows > read the fence > run handlers > park what failed > add events > commit
 
-If a handler fails, the lane is halved until the failing record stands alone, so that a bad event costs only
-itself; it is then parked. What is not the event's fault (deadlock, lost connection, unknown commit) runs again
-and never counts.
+What fails outside a handler (an event that cannot be published, a constraint at the commit) halves the lane until the
+failing record stands alone; it is then parked. What is not the event's fault (deadlock, lost connection, unknown
+commit) runs again and never counts.
 """
 
 import asyncio
@@ -12,8 +12,6 @@ import logging
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from itertools import groupby
 from random import Random
 from typing import Final, TypeVar
 
@@ -29,6 +27,7 @@ from shared.messaging.consumer import Consumer
 from shared.messaging.decode import Item
 from shared.messaging.failed import BEHIND, Failure, Parked, dead_letter, fenced_keys, judge, park
 from shared.messaging.fuse import Fuse
+from shared.messaging.handling import Turn, run
 from shared.messaging.outbox import Message, Outbox
 
 T = TypeVar("T")
@@ -58,24 +57,25 @@ class FuseOpen(Exception):  # not an error: the batch is read again when the fus
     """The consumer's fuse opened while a batch was under way."""
 
 
+class TookTooLong(TimeoutError):
+    """The handlers did not finish before the deadline; `item` is the one that was running, where that is known."""
+
+    def __init__(self, item: Item | None) -> None:
+        super().__init__("the handlers did not finish before the deadline")
+        self.item = item
+
+
 class TooManyWaiting(Transient):
     """Too many rows wait behind failing keys; the partition stands until some are done."""
 
     code = "TOO_MANY_WAITING"
 
 
-@dataclass(slots=True)
-class Turn:
-    """Where a transaction is: in the handlers, or in the runtime's own statements."""
-
-    handling: bool = False
-
-
 @asynccontextmanager
 async def cut_off(db: Database, after_s: float) -> AsyncGenerator[Turn]:
     """End the block after a while.
 
-    Raises TimeoutError when the handlers were slow; DatabaseUnavailable when Postgres was: no event's fault.
+    Raises TookTooLong when the handlers were slow; DatabaseUnavailable when Postgres was: no event's fault.
     """
     turn = Turn()
     try:
@@ -83,7 +83,7 @@ async def cut_off(db: Database, after_s: float) -> AsyncGenerator[Turn]:
             yield turn
     except TimeoutError as error:
         if turn.handling and await db.answers():
-            raise
+            raise TookTooLong(turn.at) from error
         raise DatabaseUnavailable("the database did not answer before the deadline") from error
 
 
@@ -129,12 +129,15 @@ class Lanes:
         except (Stopped, FuseOpen, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - a handler may raise anything; nothing may be lost
-            if len(items) > 1:
-                middle = len(items) // 2
-                await self.settle(lane, items[:middle], stopping, probe=probe)
-                await self.settle(lane, items[middle:], stopping, probe=probe)
-            else:
+            if len(items) == 1:
                 await self._give_up(lane, items[0], error, stopping, probe=probe)
+                return
+            hung = error.item if isinstance(error, TookTooLong) else None
+            for some in _around(items, hung) if hung is not None else _halves(items):
+                if hung is not None and some[0] is hung:
+                    await self._give_up(lane, hung, error, stopping, probe=probe)
+                else:
+                    await self.settle(lane, some, stopping, probe=probe)
 
     async def rerun(self, action: Callable[[], Awaitable[T]], stopping: asyncio.Event) -> T:
         """Run until it works or fails for a reason of its own; waits 50 ms to 5 s between runs."""
@@ -164,17 +167,19 @@ class Lanes:
             behind, rest = await self._split(tx, fresh)
             runnable = [item for item in rest if item.failure is None]
             broken = [(item, item.failure) for item in rest if item.failure is not None]
-            turn.handling = True
             with telemetry.processing(self._consumer.name, [item.record for item in runnable]):
-                events = await handle(tx, runnable)
-            turn.handling = False
+                ran = await run(tx, runnable, self._judge, turn, self._consumer.policy.fuse_keys)
+            if probe and any(failure.status == "waiting" for _, failure in ran.failed):
+                raise FuseOpen  # it stays where it is: attempts do not count while the fuse is open
+            behind += ran.behind
+            broken += ran.failed
             waiting = [(item, Failure("waiting", BEHIND, "waits behind its key")) for item in behind]
-            parked = await self._park(tx, [*waiting, *broken])
+            parked = await self._park(tx, sorted([*waiting, *broken], key=lambda one: one[0].record.offset))
             broken = [(item, failure) for item, failure in broken if item.record.offset in parked]
-            await self._publish(tx, events, broken)
+            await self._publish(tx, ran.events, broken)
         for outcome, number in (
-            ("done", len(runnable)),
-            ("duplicate", len(items) - len(runnable) - len(behind) - len(broken)),
+            ("done", len(ran.done)),
+            ("duplicate", len(items) - len(ran.done) - len(behind) - len(broken)),
             ("behind", len(behind)),
             ("parked", len(broken)),
         ):
@@ -182,10 +187,14 @@ class Lanes:
                 metrics.EVENTS.labels(self._consumer.name, outcome).inc(number)
         for item, failure in broken:
             self._tell(item, failure)
-        if runnable:
-            self._fuse.succeeded(len(runnable))
+        if ran.done:
+            self._fuse.succeeded(len(ran.done))
         elif probe and not broken:
             self._fuse.unspent()
+
+    def _judge(self, item: Item, error: Exception) -> Failure:
+        del item
+        return judge(error, 0, self._consumer.policy, self._clock(), self._random.uniform(-1, 1))
 
     async def _enter(self, tx: Tx, lane: int, items: Sequence[Item]) -> list[Item]:
         """Take the lane and the inbox rows; return the items that nobody has dealt with."""
@@ -232,7 +241,7 @@ class Lanes:
         return behind, rest
 
     async def _give_up(self, lane: int, item: Item, error: Exception, stopping: asyncio.Event, *, probe: bool) -> None:
-        failure = judge(error, 0, self._consumer.policy, self._clock(), self._random.uniform(-1, 1))
+        failure = self._judge(item, error)
         if probe and failure.status == "waiting":
             raise FuseOpen from error  # it stays where it is: attempts do not count while the fuse is open
         outcome = await self.rerun(lambda: self._park_alone(lane, item, failure), stopping)
@@ -298,16 +307,12 @@ async def happens(event: asyncio.Event, within_s: float) -> bool:
     return True
 
 
-async def handle(tx: Tx, items: Sequence[Item]) -> list[Event]:
-    """Run the handlers, in order; neighbours of one batch route go together."""
-    events: list[Event] = []
-    for route, group in groupby(items, key=lambda item: item.route):
-        if route is None:
-            raise TypeError("an item without a handler cannot run")
-        batch = [item.event for item in group]
-        if route.batch:
-            events.extend(await route.handler(batch, tx))
-        else:
-            for event in batch:
-                events.extend(await route.handler(event, tx))
-    return events
+def _halves(items: Sequence[Item]) -> tuple[Sequence[Item], ...]:
+    middle = len(items) // 2
+    return items[:middle], items[middle:]
+
+
+def _around(items: Sequence[Item], one: Item) -> list[Sequence[Item]]:
+    """Part the items into those before one, itself, and those after it."""
+    at = next(n for n, item in enumerate(items) if item is one)
+    return [some for some in (items[:at], items[at : at + 1], items[at + 1 :]) if some]

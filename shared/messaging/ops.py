@@ -143,8 +143,8 @@ class FailedJobs:
         now = self._clock()
         await tx.execute(_DISCARD, id=job_id, now=now, actor=actor, reason=reason)
         if row["key"] is not None:
-            place = {name: row[name] for name in ("consumer", "topic", "partition", "key")}
-            await tx.execute(FREE_NEXT, **place, now=now)
+            place = {name: row[name] for name in ("consumer", "topic", "partition")}
+            await tx.execute(FREE_NEXT, **place, keys=[row["key"]], now=now)
         audit = self._audit("discard.failed_job", row, actor, request_id, now, reason=reason)
         return Done(await self.show(tx, job_id), [audit])
 

@@ -4,15 +4,16 @@ Source: CloudEvents 1.0, "Kafka Protocol Binding for CloudEvents", section 3.2 (
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Final
 from uuid import UUID
 
 import msgspec
 
-from shared.contracts.base import Event
+from shared.contracts.base import Event, parse_uuid
 from shared.db import Row
 
 Headers = tuple[tuple[bytes, bytes | None], ...]
@@ -38,10 +39,7 @@ class Record:
 
     def header(self, name: bytes) -> bytes | None:
         """Return the last header of that name, as Kafka clients do."""
-        for key, value in reversed(self.headers):
-            if key == name:
-                return value
-        return None
+        return dict(self.headers).get(name)
 
     @property
     def time(self) -> datetime | None:
@@ -66,14 +64,21 @@ def lane_of(record: Record, lanes: int) -> int:
 
 def headers_of(event: Event, source: str, trace: Sequence[tuple[str, str]] = ()) -> Headers:
     """Return the CloudEvents headers of an event, with the trace context's."""
+    own = ((b"ce_id", str(event.id).encode()), (b"ce_time", event.time.isoformat().encode()))
+    return (
+        *_fixed(event.type, source, event.content_type),
+        *own,
+        *((name.encode(), one.encode()) for name, one in trace),
+    )
+
+
+@cache
+def _fixed(kind: str, source: str, content_type: str) -> Headers:
     return (
         (b"ce_specversion", b"1.0"),
-        (b"ce_id", str(event.id).encode()),
-        (b"ce_type", event.type.encode()),
+        (b"ce_type", kind.encode()),
         (b"ce_source", source.encode()),
-        (b"ce_time", event.time.isoformat().encode()),
-        (b"content-type", event.content_type.encode()),
-        *((name.encode(), value.encode()) for name, value in trace),
+        (b"content-type", content_type.encode()),
     )
 
 
@@ -96,28 +101,35 @@ class Envelope:
     time: datetime
 
 
-def event_type(record: Record) -> str | None:
+def event_type(headers: Mapping[bytes, bytes | None]) -> str | None:
     """Return the type header, or None when it is missing. Bytes that are not UTF-8 show as backslashes."""
-    value = record.header(b"ce_type")
+    value = headers.get(b"ce_type")
     return None if value is None else value.decode("utf-8", "backslashreplace")
 
 
-def open_envelope(record: Record) -> Envelope:
+def open_envelope(headers: Mapping[bytes, bytes | None]) -> Envelope:
     """Read id, type and time from the headers; raises ValueError with what is wrong."""
-    kind = event_type(record)
+    kind = event_type(headers)
     if not kind:
         raise ValueError("the header ce_type is missing")
-    return Envelope(UUID(_text(record, b"ce_id")), kind, _time(_text(record, b"ce_time")))
+    return Envelope(_id(_text(headers, b"ce_id")), kind, _time(_text(headers, b"ce_time")))
 
 
-def _text(record: Record, name: bytes) -> str:
-    value = record.header(name)
+def _text(headers: Mapping[bytes, bytes | None], name: bytes) -> str:
+    value = headers.get(name)
     if value is None:
         raise ValueError(f"the header {name.decode()} is missing")
     try:
         return value.decode("ascii")
     except UnicodeDecodeError:
         raise ValueError(f"the header {name.decode()} is not ASCII: {value[:40]!r}") from None
+
+
+def _id(text: str) -> UUID:
+    try:
+        return parse_uuid(text)
+    except ValueError:
+        raise ValueError(f"the header ce_id is not a UUID: {text[:40]!r}") from None
 
 
 def _time(text: str) -> datetime:

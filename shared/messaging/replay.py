@@ -146,7 +146,7 @@ def _wanted(record: Record, wanted: Range) -> bool:
 def _renamed(record: Record, run: str) -> Record:
     """Give the event the id that it has in that run; a record without a readable envelope stays as it is."""
     try:
-        envelope = open_envelope(record)
+        envelope = open_envelope(dict(record.headers))
     except ValueError:
         return record
     fresh = str(uuid5(envelope.id, f"replay/{run}")).encode()

@@ -1,34 +1,38 @@
 """Retries: waiting rows of `failed_jobs` run again when they are due, in order for each key.
 
-A key's rows run lowest offset first, under the same lane lock as its live records. When the head is done, the rows
-behind it follow in growing batches; handler, outbox and the rows' end are one transaction.
+A key's rows run lowest offset first, under the same lane lock as its live records. The due heads of a lane run
+together; when a head is done, the rows behind it follow, more with each round. Handlers, outbox and the rows' end are
+one transaction.
 """
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from itertools import groupby
 from math import inf
 from random import Random
 from time import monotonic
-from typing import Final
+from typing import Any, Final
+from uuid import UUID
 
 from sqlalchemy import text
 
 from shared import telemetry
 from shared.clock import Clock
-from shared.db import Database, Row, Tx, is_rerun
+from shared.db import Database, Row, Tx
 from shared.errors import Permanent
 from shared.messaging import metrics
 from shared.messaging.consumer import Consumer
 from shared.messaging.decode import Item, decode
 from shared.messaging.failed import Failure, dead_letter, error_entry, fingerprint, judge
 from shared.messaging.fuse import Fuse
-from shared.messaging.lane import LOCK_LANE, Lanes, cut_off, handle, happens, lane_space
-from shared.messaging.outbox import Outbox
+from shared.messaging.handling import run
+from shared.messaging.lane import LOCK_LANE, Lanes, cut_off, happens, lane_space
+from shared.messaging.outbox import Message, Outbox
 from shared.messaging.record import Record, lane_of, record_from_row
 
 _DUE: Final = text(
@@ -54,15 +58,19 @@ _COUNTS: Final = text(
     where consumer = :consumer and status in ('waiting', 'held', 'dead') group by status
     """
 )
-_OF_KEY: Final = text(
+# The lane's lock is held: nobody else changes these rows.
+_CLAIM: Final = text(
     """
-    select * from failed_jobs
-    where consumer = :consumer and topic = :topic and partition = :partition and key = :key
-      and status in ('waiting', 'held')
-    order by record_offset limit :limit for update
+    select f.* from unnest(cast(:keys as bytea[])) k(key) cross join lateral (
+        select * from failed_jobs
+        where consumer = :consumer and topic = :topic and partition = :partition and key = k.key
+          and status in ('waiting', 'held')
+        order by record_offset limit :depth
+    ) f
+    union all
+    select * from failed_jobs where id = any(cast(:unkeyed as uuid[])) and status = 'waiting'
     """
 )
-_BY_ID: Final = text("select * from failed_jobs where id = :id and status = 'waiting' and due_at <= :by for update")
 _RESOLVE: Final = text(
     """
     update failed_jobs set status = 'resolved', due_at = null, updated_at = :now, attempts = attempts + 1,
@@ -80,15 +88,18 @@ _FAIL: Final = text(
 )
 FREE_NEXT: Final = text(
     """
-    update failed_jobs set due_at = coalesce(due_at, :now), updated_at = :now where id = (
-        select id from failed_jobs
-        where consumer = :consumer and topic = :topic and partition = :partition and key = :key
-          and status in ('waiting', 'held')
-        order by record_offset limit 1
-    ) and status = 'waiting'
+    update failed_jobs set due_at = :now, updated_at = :now
+    where status = 'waiting' and due_at is null and id in (
+        select distinct on (key) id from failed_jobs
+        where consumer = :consumer and topic = :topic and partition = :partition
+          and key = any(cast(:keys as bytea[])) and status in ('waiting', 'held')
+        order by key, record_offset
+    )
     """
 )
-_NOT_DUE: Final = text("update failed_jobs set due_at = null where id = :id and status = 'waiting'")
+_NOT_DUE: Final = text(
+    "update failed_jobs set due_at = null where id = any(cast(:ids as uuid[])) and status = 'waiting'"
+)
 _RELEASE_KNOWN: Final = text(
     """
     update failed_jobs set status = 'waiting', due_at = now(), updated_at = now()
@@ -105,7 +116,7 @@ class Retries:
 
     idle_s: Final = 1.0
     linger_s: Final = 0.01
-    largest_batch: Final = 100
+    largest_batch: Final = 200
 
     def __init__(  # noqa: PLR0917 - wired in one place, shared.service
         self,
@@ -184,120 +195,116 @@ class Retries:
         return min(self.idle_s, max(0.0, (due - self._clock()).total_seconds()))
 
     async def _run_lane(self, rows: Sequence[Row], *, probe: bool) -> None:
-        await self._lanes.rerun(partial(self._run_rows, rows, probe=probe), self._never)
+        """Run a lane's due rows, and then, deeper with each round, what waits behind them."""
+        depth = 1
+        while rows and (probe or not self._fuse.is_open):
+            width = 1 if probe else max(1, self.largest_batch // depth)
+            more: list[Row] = []
+            for first in range(0, len(rows), width):
+                if not self._fuse.is_open or probe:
+                    more += await self._settle(rows[first : first + width], depth, probe=probe)
+            rows = [] if probe else more
+            depth = min(depth * 4, self.largest_batch)
 
-    async def _run_rows(self, rows: Sequence[Row], *, probe: bool) -> None:
-        keys: set[bytes] = set()
-        for row in rows:
-            if self._fuse.is_open and not probe:
-                return
-            if row["key"] is None:
-                await self._attempt(row, 1, probe=probe)
-            elif row["key"] not in keys:
-                keys.add(row["key"])
-                await self._drain(row, probe=probe)
-
-    async def _drain(self, row: Row, *, probe: bool) -> None:
-        """Run a key's rows from the lowest on, in batches that double while all goes well."""
-        size = 1
-        while not self._fuse.is_open or probe:
-            went_well = await self._attempt(row, size, probe=probe)
-            if went_well is None or probe:
-                return
-            size = min(size * 2, self.largest_batch) if went_well else 1
-
-    async def _attempt(self, row: Row, size: int, *, probe: bool) -> bool | None:
-        """Run up to `size` rows of the row's key together.
-
-        True: done, more may follow. False: a batch failed, try one. None: nothing more to do now.
-        """
-        claimed: list[Row] = []
+    async def _settle(self, rows: Sequence[Row], depth: int, *, probe: bool) -> list[Row]:
+        """Run the rows and up to `depth` of each key; return those whose key has more to run."""
         try:
-            async with cut_off(self._db, self._lanes.deadline_s) as turn, self._db.transaction() as tx:
-                claimed = await self._claim(tx, row, size, probe=probe)
-                if not claimed:
-                    if probe:
-                        self._fuse.unspent()
-                    return None
-                now = self._clock()
-                turn.handling = True
-                items = [self._item(one) for one in claimed]
-                with telemetry.processing(self._consumer.name, [item.record for item in items]):
-                    events = await handle(tx, items)
-                turn.handling = False
-                await tx.execute(_RESOLVE, ids=[one["id"] for one in claimed], now=now)
-                if row["key"] is not None:
-                    await self._free_next(tx, row, now)
-                await self._outbox.add(tx, events)
-        except Exception as error:
-            if is_rerun(error) or not claimed:
-                if probe:
-                    self._fuse.unspent()
-                raise
-            if len(claimed) > 1:
-                return False
-            await self._lanes.rerun(partial(self._fail, claimed[0], error, probe=probe), self._never)
-            return None
-        for one in claimed:
-            if one["due_at"] is not None:
-                late_s = max(0.0, (now - one["due_at"]).total_seconds())
-                metrics.RETRY_DELAY_ERROR_SECONDS.labels(self._consumer.name).observe(late_s)
-        metrics.RETRIES.labels(self._consumer.name, "done").inc(len(claimed))
-        self._fuse.succeeded(len(claimed))
-        return True
+            return await self._lanes.rerun(partial(self._together, rows, depth, probe=probe), self._never)
+        except Exception as error:  # noqa: BLE001 - a handler may raise anything; nothing may be lost
+            if len(rows) > 1:
+                middle = len(rows) // 2
+                return [
+                    *await self._settle(rows[:middle], depth, probe=probe),
+                    *await self._settle(rows[middle:], depth, probe=probe),
+                ]
+            if depth > 1:
+                return await self._settle(rows, 1, probe=probe)
+            await self._lanes.rerun(partial(self._fail_alone, rows[0], error, probe=probe), self._never)
+            return []
 
-    async def _claim(self, tx: Tx, row: Row, size: int, *, probe: bool) -> list[Row]:
-        """Lock the lane and return the rows to run: the key's lowest, as far as they wait."""
-        name, topic, partition = self._consumer.name, row["topic"], row["partition"]
-        await tx.execute(LOCK_LANE, space=lane_space(name, topic, partition), lane=_lane(row))
-        if row["key"] is None:
-            return await tx.fetch(_BY_ID, id=row["id"], by=row["due_at"] if probe else self._clock())
-        rows = await tx.fetch(_OF_KEY, consumer=name, topic=topic, partition=partition, key=row["key"], limit=size)
-        if not rows:
-            return []
-        head = rows[0]
-        ready = head["due_at"] is None or head["due_at"] <= self._clock() or probe
-        if head["status"] != "waiting" or not ready:
-            if head["id"] != row["id"]:  # only a head has a due time: an older row of the key came back
-                await tx.execute(_NOT_DUE, id=row["id"])
-            return []
-        waiting: list[Row] = []
-        for one in rows:
-            if one["status"] != "waiting" or (waiting and one["due_at"] is not None and one["due_at"] > self._clock()):
-                break
-            waiting.append(one)
-        return waiting
+    async def _together(self, rows: Sequence[Row], depth: int, *, probe: bool) -> list[Row]:
+        place = self._place(rows[0])
+        async with cut_off(self._db, self._lanes.deadline_s) as turn, self._db.transaction() as tx:
+            await tx.execute(LOCK_LANE, space=lane_space(*place.values()), lane=_lane(rows[0]))
+            now = self._clock()
+            claimed = await self._claim(tx, rows, place, depth, None if probe else now)
+            row_of = {id(item): row for row, item in claimed}
+            paused = probe or self._fuse.is_open  # then an attempt does not count
+
+            def judge_row(item: Item, error: Exception) -> Failure:
+                return self._judge(row_of[id(item)], error, now, paused=paused)
+
+            runnable = [item for _, item in claimed if item.failure is None]
+            with telemetry.processing(self._consumer.name, [item.record for item in runnable]):
+                ran = await run(tx, runnable, judge_row, turn, self._consumer.policy.fuse_keys)
+            broken = [(item, judge_row(item, _StillBroken(item.failure))) for _, item in claimed if item.failure]
+            done = [row_of[id(item)] for item in ran.done]
+            failed = [(row_of[id(item)], failure) for item, failure in (*ran.failed, *broken)]
+            if done:
+                await tx.execute(_RESOLVE, ids=[row["id"] for row in done], now=now)
+            await self._fail(tx, failed, now)
+            if keys := list({row["key"] for row, _ in claimed if row["key"] is not None}):
+                await tx.execute(FREE_NEXT, **place, keys=keys, now=now)
+            await self._outbox.add(tx, ran.events, self._letters(failed))
+        if probe and not claimed:
+            self._fuse.unspent()
+        self._tell(done, failed, now)
+        reached = Counter(row["key"] for row in done if row["key"] is not None)
+        return [row for row in rows if reached[row["key"]] == depth]
+
+    async def _claim(
+        self, tx: Tx, rows: Sequence[Row], place: dict[str, Any], depth: int, now: datetime | None
+    ) -> list[tuple[Row, Item]]:
+        """Return the rows to run: each key's lowest, as far as they wait and are due (without `now`, due or not)."""
+        found = await tx.fetch(
+            _CLAIM,
+            **place,
+            keys=list({row["key"] for row in rows if row["key"] is not None}),
+            unkeyed=[row["id"] for row in rows if row["key"] is None],
+            depth=depth,
+        )
+        claimed: list[tuple[Row, Item]] = []
+        heads: set[UUID] = set()
+        for key, some in groupby(found, key=lambda row: row["key"]):
+            for n, row in enumerate(some):
+                if n == 0:
+                    heads.add(row["id"])
+                ripe = now is None or row["due_at"] is None or row["due_at"] <= now
+                if row["status"] != "waiting" or not ripe:
+                    if key is not None:
+                        break
+                    continue
+                item = self._item(row)
+                if item.failure is None or key is None or n == 0:
+                    claimed.append((row, item))
+                if item.failure is not None and key is not None:
+                    break  # what follows it waits for its fate
+        # Only a head has a due time. Where another row has one, an older row of its key came back.
+        if stale := [row["id"] for row in rows if row["key"] is not None and row["id"] not in heads]:
+            await tx.execute(_NOT_DUE, ids=stale)
+        return claimed
 
     def _item(self, row: Row) -> Item:
-        """Decode the row's record again. Raises what parked it when it still cannot be handled."""
+        """Decode the row's record again. Its failure is what parks it when it still cannot be handled."""
         record = record_from_row(row)
         item = decode(self._consumer, record, row["failed_at"])  # its inbox row is from then
         if item is None:
-            raise LookupError(f"{self._consumer.name} does not handle {row['job_type']}")
-        if item.failure is not None:
-            raise _StillBroken(item.failure)
+            message = f"{self._consumer.name} does not handle {row['job_type']}"
+            return Item(record, row["job_type"], failure=Failure("dead", "NO_HANDLER", message))
         return item
 
-    async def _fail(self, row: Row, error: Exception, *, probe: bool) -> None:
-        now = self._clock()
-        attempts = row["attempts"]
-        policy = self._consumer.policy
-        paused = probe or self._fuse.is_open  # then an attempt does not count
+    def _judge(self, row: Row, error: Exception, now: datetime, *, paused: bool) -> Failure:
+        attempts, policy = row["attempts"], self._consumer.policy
         counted = min(attempts, len(policy.delays_s) - 1) if paused and policy.delays_s else attempts
         failure = judge(error, counted, policy, now, self._random.uniform(-1, 1))
         if isinstance(error, _StillBroken) and error.held:
             failure = replace(failure, status="held")
-        record = record_from_row(row)
-        async with self._db.transaction() as tx:
-            space = lane_space(self._consumer.name, row["topic"], row["partition"])
-            await tx.execute(LOCK_LANE, space=space, lane=_lane(row))
-            still = await tx.fetchval(
-                text("select attempts from failed_jobs where id = :id and status = 'waiting'"), id=row["id"]
-            )
-            if still != attempts:
-                return  # somebody else dealt with it meanwhile
-            if paused and failure.status == "waiting":
-                failure = replace(failure, attempts=attempts)
+        if paused and failure.status == "waiting":
+            failure = replace(failure, attempts=attempts)
+        return failure
+
+    async def _fail(self, tx: Tx, failed: Sequence[tuple[Row, Failure]], now: datetime) -> None:
+        for row, failure in failed:
             await tx.execute(
                 _FAIL,
                 id=row["id"],
@@ -310,27 +317,50 @@ class Retries:
                 now=now,
                 entry=[error_entry(failure, now)],
             )
-            if failure.status == "dead" and row["key"] is not None:
-                await self._free_next(tx, row, now)
-            letters = [] if failure.status == "waiting" else [dead_letter(self._consumer.name, record, failure)]
-            await self._outbox.add(tx, (), letters)
-        metrics.RETRIES.labels(self._consumer.name, "again" if failure.status == "waiting" else "dead").inc()
-        self._fuse.failed(record.key if record.key is not None else row["id"])
-        _log.warning(
-            "retry_failed",
-            extra=self._about
-            | {"id": str(row["id"]), "status": failure.status, "code": failure.code, "reason": failure.message},
-        )
 
-    async def _free_next(self, tx: Tx, row: Row, now: datetime) -> None:
-        await tx.execute(
-            FREE_NEXT,
-            consumer=self._consumer.name,
-            topic=row["topic"],
-            partition=row["partition"],
-            key=row["key"],
-            now=now,
-        )
+    async def _fail_alone(self, row: Row, error: Exception, *, probe: bool) -> None:
+        """Record that a row's transaction cannot be committed."""
+        now = self._clock()
+        place = self._place(row)
+        async with self._db.transaction() as tx:
+            await tx.execute(LOCK_LANE, space=lane_space(*place.values()), lane=_lane(row))
+            found = await self._claim(tx, [row], place, 1, None if probe else now)
+            if not found:
+                return  # somebody else dealt with it meanwhile
+            failed = [(found[0][0], self._judge(found[0][0], error, now, paused=probe or self._fuse.is_open))]
+            await self._fail(tx, failed, now)
+            if row["key"] is not None:
+                await tx.execute(FREE_NEXT, **place, keys=[row["key"]], now=now)
+            await self._outbox.add(tx, (), self._letters(failed))
+        self._tell([], failed, now)
+
+    def _letters(self, failed: Sequence[tuple[Row, Failure]]) -> list[Message]:
+        return [
+            dead_letter(self._consumer.name, record_from_row(row), failure)
+            for row, failure in failed
+            if failure.status != "waiting"
+        ]
+
+    def _tell(self, done: Sequence[Row], failed: Sequence[tuple[Row, Failure]], now: datetime) -> None:
+        for row in done:
+            if row["due_at"] is not None:
+                late_s = max(0.0, (now - row["due_at"]).total_seconds())
+                metrics.RETRY_DELAY_ERROR_SECONDS.labels(self._consumer.name).observe(late_s)
+        for row, failure in failed:
+            again = failure.status == "waiting"
+            metrics.RETRIES.labels(self._consumer.name, "again" if again else "dead").inc()
+            self._fuse.failed(row["key"] if row["key"] is not None else row["id"])
+            _log.warning(
+                "retry_failed",
+                extra=self._about
+                | {"id": str(row["id"]), "status": failure.status, "code": failure.code, "reason": failure.message},
+            )
+        if done:
+            metrics.RETRIES.labels(self._consumer.name, "done").inc(len(done))
+            self._fuse.succeeded(len(done))
+
+    def _place(self, row: Row) -> dict[str, Any]:
+        return {"consumer": self._consumer.name, "topic": row["topic"], "partition": row["partition"]}
 
     async def _release_known(self) -> None:
         """Let run what was held for a version that this code now knows."""
