@@ -16,27 +16,31 @@ _ADD_USER: Final = text(
     """
 )
 _ADD_SETTINGS: Final = text("insert into user_settings (user_id, updated_at) values (:id, :now)")
-_USER: Final = text("select id, email, role, investing_style, onboarded_at, created_at from users where id = :id")
 _LOCK_USER: Final = text("select id, role from users where id = :id for update")
 _USER_BY_SUBJECT: Final = text("select id, role from users where external_id = :subject")
 _ONBOARD: Final = text("update users set investing_style = :style, onboarded_at = :now where id = :id")
 
 _SETTINGS: Final = text(
     """
-    select user_id, timezone, alerts_enabled, min_score, min_premium_usd from user_settings
-    where user_id = any(cast(:ids as uuid[]))
+    select s.user_id, s.timezone, s.alerts_enabled, s.min_score, s.min_premium_usd, u.investing_style
+    from user_settings s join users u on u.id = s.user_id
+    where s.user_id = any(cast(:ids as uuid[]))
     """
 )
 _CHANGE_SETTINGS: Final = text(
     """
+    with u as (
+        update users set investing_style = coalesce(cast(:investing_style as text), investing_style)
+        where id = :id returning investing_style
+    )
     update user_settings set
         timezone = coalesce(cast(:timezone as text), timezone),
         alerts_enabled = coalesce(cast(:alerts_enabled as boolean), alerts_enabled),
         min_score = coalesce(cast(:min_score as double precision), min_score),
         min_premium_usd = coalesce(cast(:min_premium_usd as numeric), min_premium_usd),
         updated_at = :now
-    where user_id = :id
-    returning user_id, timezone, alerts_enabled, min_score, min_premium_usd
+    from u where user_id = :id
+    returning user_id, timezone, alerts_enabled, min_score, min_premium_usd, u.investing_style
     """
 )
 
@@ -138,11 +142,6 @@ async def add_user(tx: Tx, *, id: UUID, email: str, external_id: str | None, rol
     return True
 
 
-async def user(tx: Tx, user_id: UUID) -> Row | None:
-    """Return the user."""
-    return await tx.fetchrow(_USER, id=user_id)
-
-
 async def lock_user(tx: Tx, user_id: UUID) -> Row | None:
     """Return the user's id and role, and keep other transactions from changing what hangs on it."""
     return await tx.fetchrow(_LOCK_USER, id=user_id)
@@ -168,7 +167,7 @@ async def settings(tx: Tx, user_ids: Sequence[UUID]) -> list[Row]:
 
 async def change_settings(tx: Tx, user_id: UUID, changes: dict[str, Any], now: datetime) -> Row | None:
     """Change what `changes` names; return all settings."""
-    names = ("timezone", "alerts_enabled", "min_score", "min_premium_usd")
+    names = ("timezone", "alerts_enabled", "min_score", "min_premium_usd", "investing_style")
     return await tx.fetchrow(_CHANGE_SETTINGS, id=user_id, now=now, **{name: changes.get(name) for name in names})
 
 

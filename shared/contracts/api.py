@@ -50,6 +50,7 @@ class UserSettingsChanged(_UserFact):
     alerts_enabled: bool
     min_score: float
     min_premium_usd: Decimal
+    investing_style: InvestingStyle | None = None  # None until onboarding
 
 
 class _WatchlistFact(Event):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import httpx
 import msgspec
 import pytest
@@ -22,6 +24,7 @@ async def test_signing_up_shows_a_key_that_works(gateway: Gateway, client: httpx
         "alerts_enabled": True,
         "min_score": 60.0,
         "min_premium_usd": "0.00",
+        "investing_style": None,
     }
 
 
@@ -103,6 +106,29 @@ async def test_settings_change_in_part_and_read_back(client: httpx.AsyncClient, 
     assert read.json()["alerts_enabled"] is True
 
 
+async def test_how_a_user_invests_is_told_at_onboarding_read_back_and_changed(
+    gateway: Gateway, client: httpx.AsyncClient, ada: Person
+):
+    path = f"/api/user/{ada.id}"
+    await client.post(f"{path}/onboarding", json={"investing_style": "growth"}, headers=ada.headers)
+    assert (await client.get(f"{path}/settings", headers=ada.headers)).json()["investing_style"] == "growth"
+    assert (await last_settings_told(gateway))["investing_style"] == "growth"
+
+    changed = await client.patch(f"{path}/settings", json={"investing_style": "income"}, headers=ada.headers)
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["investing_style"] == "income"
+    assert (await last_settings_told(gateway))["investing_style"] == "income"
+
+    await client.patch(f"{path}/settings", json={"min_score": 5}, headers=ada.headers)
+    assert (await client.get(f"{path}/settings", headers=ada.headers)).json()["investing_style"] == "income"
+    assert (await last_settings_told(gateway))["investing_style"] == "income"
+
+
+async def last_settings_told(gateway: Gateway) -> dict[str, Any]:
+    told = await rows(gateway, "select headers, value from outbox where topic = 'api.users' order by id desc")
+    return next(msgspec.json.decode(row["value"]) for row in told if b"settings_changed" in row["headers"])
+
+
 async def test_a_patch_of_nothing_tells_nothing(gateway: Gateway, client: httpx.AsyncClient, ada: Person):
     before = await rows(gateway, "select count(*) from outbox")
     answer = await client.patch(f"/api/user/{ada.id}/settings", json={}, headers=ada.headers)
@@ -170,6 +196,8 @@ WRONG: list[tuple[str, str, object]] = [
     ("POST", "/api/user/{id}/onboarding", {"investing_style": "value", "tickers": ["A"] * 501}),
     ("PATCH", "/api/user/{id}/settings", {"timezone": "Mars/Olympus"}),
     ("PATCH", "/api/user/{id}/settings", {"timezone": None}),
+    ("PATCH", "/api/user/{id}/settings", {"investing_style": "yolo"}),
+    ("PATCH", "/api/user/{id}/settings", {"investing_style": None}),
     ("PATCH", "/api/user/{id}/settings", {"alerts_enabled": "yes"}),
     ("PATCH", "/api/user/{id}/settings", {"alerts_enabled": None}),
     ("PATCH", "/api/user/{id}/settings", {"min_score": 101}),

@@ -68,6 +68,7 @@ class SettingsPatch(Body):
     alerts_enabled: Flag = True
     min_score: Score = 0
     min_premium_usd: Usd = Decimal(0)
+    investing_style: InvestingStyle = "value"
 
 
 class NewKey(Body):

@@ -26,6 +26,7 @@ class SettingsView(msgspec.Struct, frozen=True):
     alerts_enabled: bool
     min_score: float
     min_premium_usd: Decimal
+    investing_style: InvestingStyle | None
 
 
 class UserView(msgspec.Struct, frozen=True):
@@ -75,13 +76,6 @@ class Users:
         ]
         return Done(SignedUp(UserView(user_id, address, role), key_id), told)
 
-    async def user(self, tx: Tx, user_id: UUID) -> Row:
-        """Return the user; raises NotFound."""
-        found = await store.user(tx, user_id)
-        if found is None:
-            raise NotFound("there is no such user")
-        return found
-
     async def onboard(
         self, tx: Tx, by: By, user_id: UUID, style: InvestingStyle, symbols: Sequence[str]
     ) -> Done[Onboarded]:
@@ -92,7 +86,11 @@ class Users:
         added = await store.watch(tx, user_id, list(dict.fromkeys(symbols)), by.now)
         if await store.count_watched(tx, user_id) > MAX_WATCHED:
             raise Conflict(f"a watchlist holds at most {MAX_WATCHED} stocks")
-        told: list[Event] = [UserOnboarded(id=by.new_id(), time=by.now, user_id=user_id, investing_style=style)]
+        now = _settings((await store.settings(tx, [user_id]))[0])
+        told: list[Event] = [
+            UserOnboarded(id=by.new_id(), time=by.now, user_id=user_id, investing_style=style),
+            _told(by, user_id, now),
+        ]
         told += [
             StockAdded(id=by.new_id(), time=by.now, user_id=user_id, symbol=symbol, alerts_enabled=alerts)
             for symbol, alerts in added.items()
@@ -126,6 +124,7 @@ def _told(by: By, user_id: UUID, view: SettingsView) -> UserSettingsChanged:
         alerts_enabled=view.alerts_enabled,
         min_score=view.min_score,
         min_premium_usd=view.min_premium_usd,
+        investing_style=view.investing_style,
     )
 
 
