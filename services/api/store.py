@@ -107,6 +107,31 @@ _CHANGE_STOCK: Final = text(
     returning s.symbol, w.added_at, s.alerts_enabled, s.note, s.last_alert_at
     """
 )
+_END_SETTINGS: Final = text(
+    """
+    update stock_settings_history h set until_at = greatest(h.from_at, :now)
+    from stock_settings s left join watchlist w using (user_id, symbol)
+    where s.user_id = h.user_id and s.symbol = h.symbol and h.until_at is null
+      and h.user_id = :user_id and h.symbol = any(cast(:symbols as text[]))
+      and (w.symbol is null or (h.alerts_enabled, h.note) is distinct from (s.alerts_enabled, s.note))
+    """
+)
+_BEGIN_SETTINGS: Final = text(
+    """
+    insert into stock_settings_history (user_id, symbol, alerts_enabled, note, from_at)
+    select user_id, symbol, s.alerts_enabled, s.note, :now
+    from watchlist join stock_settings s using (user_id, symbol)
+    where user_id = :user_id and symbol = any(cast(:symbols as text[]))
+    on conflict (user_id, symbol) where until_at is null do nothing
+    """
+)
+_SETTINGS_HISTORY: Final = text(
+    """
+    select id, alerts_enabled, note, from_at, until_at from stock_settings_history
+    where user_id = :user_id and symbol = :symbol and (cast(:before as bigint) is null or id < :before)
+    order by id desc limit :limit
+    """
+)
 _ALERTED: Final = text(
     """
     update stock_settings set last_alert_at = greatest(last_alert_at, :at)
@@ -195,6 +220,7 @@ async def watch(tx: Tx, user_id: UUID, symbols: Sequence[str], now: datetime) ->
     """Watch symbols; return those that were not watched, with whether they alert: earlier settings apply again."""
     added = [row["symbol"] for row in await tx.fetch(_WATCH, user_id=user_id, symbols=symbols, now=now)]
     await tx.execute(_KEEP_STOCK_SETTINGS, user_id=user_id, symbols=symbols, now=now)
+    await _note_settings(tx, user_id, added, now)
     rows = await tx.fetch(_STOCKS_THAT_ALERT, user_id=user_id, symbols=added)
     return {row["symbol"]: row["alerts_enabled"] for row in rows}
 
@@ -204,9 +230,12 @@ async def count_watched(tx: Tx, user_id: UUID) -> int:
     return await tx.fetchval(_COUNT_WATCHED, user_id=user_id)
 
 
-async def unwatch(tx: Tx, user_id: UUID, symbol: str) -> bool:
-    """Stop watching; False when the symbol was not watched."""
-    return await tx.execute(_UNWATCH, user_id=user_id, symbol=symbol) > 0
+async def unwatch(tx: Tx, user_id: UUID, symbol: str, now: datetime) -> bool:
+    """Stop watching; False when the symbol was not watched. Its settings stay, and so does their history."""
+    if not await tx.execute(_UNWATCH, user_id=user_id, symbol=symbol):
+        return False
+    await _note_settings(tx, user_id, [symbol], now)
+    return True
 
 
 async def watched(tx: Tx, user_id: UUID) -> list[Row]:
@@ -218,9 +247,22 @@ async def change_stock(
     tx: Tx, user_id: UUID, symbol: str, *, alerts_enabled: bool | None, note: str | None, now: datetime
 ) -> Row | None:
     """Change the settings of a watched stock; None when it is not watched."""
-    return await tx.fetchrow(
+    row = await tx.fetchrow(
         _CHANGE_STOCK, user_id=user_id, symbol=symbol, alerts_enabled=alerts_enabled, note=note, now=now
     )
+    await _note_settings(tx, user_id, [symbol], now)
+    return row
+
+
+async def _note_settings(tx: Tx, user_id: UUID, symbols: Sequence[str], now: datetime) -> None:
+    """Write into the history what differs from its end; whoever calls holds the user's lock."""
+    await tx.execute(_END_SETTINGS, user_id=user_id, symbols=symbols, now=now)
+    await tx.execute(_BEGIN_SETTINGS, user_id=user_id, symbols=symbols, now=now)
+
+
+async def settings_history(tx: Tx, user_id: UUID, symbol: str, *, before: int | None, limit: int) -> list[Row]:
+    """Return the settings that held for a stock while it was watched, latest first, from before an id."""
+    return await tx.fetch(_SETTINGS_HISTORY, user_id=user_id, symbol=symbol, before=before, limit=limit)
 
 
 async def alerted(tx: Tx, rows: Sequence[tuple[UUID, str, datetime]]) -> None:

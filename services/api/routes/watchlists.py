@@ -1,10 +1,11 @@
 """Watchlists."""
 
+from typing import Annotated, Final
 from uuid import UUID
 
 from litestar import Response, delete, get, patch, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import FromPath, JSONBody
+from litestar.params import FromPath, JSONBody, QueryParameter
 
 from services.api.domain import symbol as checked
 from services.api.routes.bodies import AddStock, StockPatch
@@ -16,6 +17,10 @@ from shared.http.json import json_response
 from shared.idempotency import answer_once
 from shared.identity import own
 from shared.messaging.door import Door
+
+PAGE: Final = 100
+MAX_PAGE: Final = 500
+MAX_ID: Final = 2**63 - 1
 
 
 def watchlist_routes(watchlists: Watchlists, door: Door, clock: Clock, new_id: NewId) -> list[HTTPRouteHandler]:
@@ -39,7 +44,7 @@ def watchlist_routes(watchlists: Watchlists, door: Door, clock: Clock, new_id: N
 
     @delete("/api/watchlist/{user_id:uuid}/{symbol:str}", caller=Caller.USER, tags=["watchlists"])
     async def remove_stock(request: HttpRequest, identity: Who, user_id: FromPath[UUID], symbol: FromPath[str]) -> None:
-        """Stop watching a stock. Your settings for it are kept."""
+        """Stop watching a stock. Your settings for it are kept, and so is their history."""
         own(identity, user_id)
         circumstances, wanted = by(request, identity, clock, new_id), checked(symbol)
         await door.run(lambda tx: watchlists.remove(tx, circumstances, user_id, wanted))
@@ -54,4 +59,20 @@ def watchlist_routes(watchlists: Watchlists, door: Door, clock: Clock, new_id: N
         changes = data.model_dump(exclude_unset=True)
         return json_response(await door.run(lambda tx: watchlists.change(tx, circumstances, user_id, wanted, changes)))
 
-    return [list_stocks, add_stock, remove_stock, change_stock]
+    @get("/api/watchlist/{user_id:uuid}/{symbol:str}/history", caller=Caller.USER, tags=["watchlists"])
+    async def list_history(
+        identity: Who,
+        user_id: FromPath[UUID],
+        symbol: FromPath[str],
+        before: Annotated[int | None, QueryParameter(ge=1, le=MAX_ID, description="`next` of the page before")] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = PAGE,
+    ) -> Response[bytes]:
+        """List which settings held for a stock from when until when, latest first, also after its removal."""
+        own(identity, user_id)
+        wanted = checked(symbol)
+        async with door.read() as tx:
+            found = await watchlists.history(tx, user_id, wanted, before=before, limit=limit)
+        following = found[-1].id if len(found) == limit else None
+        return json_response({"symbol": wanted, "history": found, "next": following})
+
+    return [list_stocks, add_stock, remove_stock, change_stock, list_history]

@@ -1,4 +1,7 @@
-"""Watchlists. A stock's settings outlive its removal: whoever adds it again finds them as they were."""
+"""Watchlists. A stock's settings outlive its removal: whoever adds it again finds them as they were.
+
+Which settings held from when until when is kept as well, removed or not.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -35,12 +38,29 @@ class Added(msgspec.Struct, frozen=True):
     added: bool
 
 
+class Period(msgspec.Struct, frozen=True):
+    """Settings of a stock, from when until when they held; None as long as they do."""
+
+    id: int
+    alerts_enabled: bool
+    note: str
+    from_at: datetime
+    until_at: datetime | None
+
+
 class Watchlists:
     """Use cases on watchlists."""
 
     async def list(self, tx: Tx, user_id: UUID) -> list[Stock]:
         """Return the user's watchlist by symbol."""
         return [Stock(*row.values()) for row in await store.watched(tx, user_id)]
+
+    async def history(self, tx: Tx, user_id: UUID, symbol: str, *, before: int | None, limit: int) -> Sequence[Period]:
+        """Return the settings of a stock while it was watched, latest first; raises NotFound if it never was."""
+        rows = await store.settings_history(tx, user_id, symbol, before=before, limit=limit)
+        if not rows and before is None:
+            raise NotFound("this stock was never on the watchlist")
+        return [Period(*row.values()) for row in rows]
 
     async def add(self, tx: Tx, by: By, user_id: UUID, symbol: str) -> Done[Added]:
         """Watch a stock; raises NotFound for an unknown user and Conflict when the list is full."""
@@ -59,7 +79,8 @@ class Watchlists:
 
     async def remove(self, tx: Tx, by: By, user_id: UUID, symbol: str) -> Done[None]:
         """Stop watching a stock; raises NotFound when it was not watched."""
-        if not await store.unwatch(tx, user_id, symbol):
+        await store.lock_user(tx, user_id)
+        if not await store.unwatch(tx, user_id, symbol, by.now):
             raise NotFound("this stock is not on the watchlist")
         told = [
             StockRemoved(id=by.new_id(), time=by.now, user_id=user_id, symbol=symbol),
@@ -69,6 +90,7 @@ class Watchlists:
 
     async def change(self, tx: Tx, by: By, user_id: UUID, symbol: str, changes: dict[str, Any]) -> Done[Stock]:
         """Change a watched stock's settings; raises NotFound when it is not watched."""
+        await store.lock_user(tx, user_id)
         row = await store.change_stock(
             tx,
             user_id,
