@@ -8,6 +8,7 @@ checked before anything is read.
 """
 
 import hashlib
+import ipaddress
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Identity:
 
 
 class UnsafeSecret(RuntimeError):
-    """A production process must not start with a secret that anybody can read in the source or guess."""
+    """A process that others can reach must not start with a secret that anybody can read in the source or guess."""
 
 
 def own(identity: Identity, user_id: UUID) -> None:
@@ -61,18 +62,33 @@ def own(identity: Identity, user_id: UUID) -> None:
         raise Forbidden("this belongs to another user")
 
 
-def safe_secret(name: str, value: str, environment: str) -> str:
-    """Return the secret; raises UnsafeSecret in production when it is a development value or short."""
-    if environment == "production" and (value.startswith(DEVELOPMENT_MARK) or len(value) < MIN_SECRET_LENGTH):
-        raise UnsafeSecret(
-            f"{name} must be a secret of your own of at least {MIN_SECRET_LENGTH} characters in production"
-        )
-    return value
+def safe_secret(name: str, value: str, settings: SharedSettings) -> str:
+    """Return the secret of the setting `name`.
+
+    Raises UnsafeSecret when it is a development value or short, in production or where HTTP listens beyond loopback.
+    """
+    if not value.startswith(DEVELOPMENT_MARK) and len(value) >= MIN_SECRET_LENGTH:
+        return value
+    if settings.environment == "production":
+        why = "OPENBELL_ENVIRONMENT is production"
+    elif not is_loopback(settings.http_host):
+        why = f"OPENBELL_HTTP_HOST is {settings.http_host!r}, where other machines may call"
+    else:
+        return value
+    raise UnsafeSecret(f"set {name} to a secret of your own of at least {MIN_SECRET_LENGTH} characters: {why}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine only. Names other than localhost are not."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def identity_secret(settings: SharedSettings) -> str:
     """Return the secret that gateway and services share; raises UnsafeSecret."""
-    return safe_secret("OPENBELL_IDENTITY_SECRET", settings.identity_secret.get_secret_value(), settings.environment)
+    return safe_secret("OPENBELL_IDENTITY_SECRET", settings.identity_secret.get_secret_value(), settings)
 
 
 class Signer:

@@ -29,6 +29,7 @@ from shared.http import build_app
 from shared.identity import Signer, identity_secret, safe_secret
 from shared.schedule import Job, Scheduler
 from shared.service import Environment, Service
+from shared.settings import SharedSettings
 
 BUCKETS_KEPT: Final = timedelta(days=1)
 
@@ -88,7 +89,7 @@ class _OperationsOnly:
 
 
 def build(env: Environment, ids: NewId = new_id) -> Gateway:
-    """Wire the gateway; nothing runs yet. Raises UnsafeSecret in production with a development secret."""
+    """Wire the gateway; nothing runs yet. Raises UnsafeSecret where a development secret is not safe."""
     settings = ApiSettings()
     gateway = Gateway(env)
     http = gateway.http = httpx.AsyncClient(
@@ -105,7 +106,7 @@ def build(env: Environment, ids: NewId = new_id) -> Gateway:
     forwarder = Forwarder(
         _upstreams(gateway, settings, http), Signer(identity_secret(env.settings), env.clock), env.clock
     )
-    keys = Keys(_key_secret(settings, env.settings.environment), principals.forget)
+    keys = Keys(_key_secret(settings, env.settings), principals.forget)
     users, watchlists, audit = Users(keys), Watchlists(), AuditLog()
 
     for consumer in consumers.tables(audit, watchlists):
@@ -158,14 +159,14 @@ def _upstreams(gateway: Gateway, settings: ApiSettings, http: httpx.AsyncClient)
 
 async def create_admin(service: Service, email: str) -> str:
     """Add a user with role admin; return their API key. Raises Conflict when the address is taken."""
-    keys = Keys(_key_secret(ApiSettings(), service.settings.environment), forget=lambda _: None)
+    keys = Keys(_key_secret(ApiSettings(), service.settings), forget=lambda _: None)
     by = By("system", service.clock(), new_id)
     done = await service.door.run(lambda tx: Users(keys).sign_up(tx, by, email, role="admin"))
     return keys.show(done.key_id)
 
 
-def _key_secret(settings: ApiSettings, environment: str) -> str:
-    return safe_secret("OPENBELL_API_KEY_SECRET", settings.key_secret.get_secret_value(), environment)
+def _key_secret(settings: ApiSettings, shared: SharedSettings) -> str:
+    return safe_secret("OPENBELL_API_KEY_SECRET", settings.key_secret.get_secret_value(), shared)
 
 
 async def _forget_answers(gateway: Gateway, now: datetime) -> None:

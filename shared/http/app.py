@@ -62,7 +62,7 @@ def build_app(service: Served, *, gate: Gate | None = None, operations: bool = T
 
     `gate` decides who may come in; without one only identities signed by the gateway may. `operations` adds the
     routes over failed jobs and scheduled jobs; the gateway has its own, over all services. Raises UndeclaredRoute
-    for a route that does not say who may call it, and UnsafeSecret for a development secret in production.
+    for a route that does not say who may call it, and UnsafeSecret where a development secret is not safe.
     """
     secret = identity_secret(service.settings)
     gate = gate or identity_gate(Verifier(secret, service.name, service.clock))

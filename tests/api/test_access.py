@@ -3,6 +3,7 @@
 import base64
 import hmac
 import time
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from services.api.settings import ApiSettings
 from shared.clock import new_id
 from shared.errors import Transient, Unauthenticated
 from shared.http import Caller, routes
-from shared.identity import Identity, Signer
+from shared.identity import Identity, Signer, UnsafeSecret
 from tests.api.conftest import Person, client_of, problem, rows
 
 JWT_SECRET = "a-shared-secret-of-some-issuer-0000000000"
@@ -264,3 +265,9 @@ async def test_remembering_a_key_costs_no_query(gateway: Gateway, client: httpx.
     started = time.perf_counter()
     assert (await client.get(path, headers=ada.headers)).status_code == 200
     assert time.perf_counter() - started < 5
+
+
+def test_a_gateway_that_strangers_can_reach_needs_a_key_secret_of_its_own(make_gateway: Callable[..., Gateway]):
+    secret = "a-secret-of-our-own-00000000000000"
+    with pytest.raises(UnsafeSecret, match=r"^set OPENBELL_API_KEY_SECRET .* OPENBELL_HTTP_HOST is '0\.0\.0\.0'"):
+        make_gateway(http_host="0.0.0.0", identity_secret=secret)  # noqa: S104 - refused

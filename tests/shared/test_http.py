@@ -316,6 +316,19 @@ def test_production_does_not_start_with_a_secret_that_anybody_knows(secret: str)
         build_app(FakeService(settings=settings))
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "openbell.example", ""])  # noqa: S104 - refused
+def test_who_listens_beyond_loopback_does_not_start_with_a_development_secret(host: str):
+    with pytest.raises(UnsafeSecret, match=r"^set OPENBELL_IDENTITY_SECRET .* OPENBELL_HTTP_HOST"):
+        build_app(FakeService(settings=SharedSettings(http_host=host)))
+    secret = "a-secret-of-our-own-00000000000000"
+    build_app(FakeService(settings=SharedSettings(http_host=host, identity_secret=secret)))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_on_loopback_a_development_secret_will_do(host: str):
+    build_app(FakeService(settings=SharedSettings(http_host=host)))
+
+
 def test_own_is_the_callers_own_or_an_admins():
     user, admin = Identity(new_id(), "user"), Identity(new_id(), "admin")
     own(user, user.user_id)
