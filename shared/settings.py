@@ -1,9 +1,12 @@
 """What every service process needs to know, from the environment (prefix OPENBELL_). `.env` is read too."""
 
-from typing import Literal
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
 class SharedSettings(BaseSettings):
@@ -25,11 +28,18 @@ class SharedSettings(BaseSettings):
     """Signs the short-lived identity that the gateway hands to services (at least 32 characters)."""
     http_host: str = "127.0.0.1"
     http_port: int = 0
+    operator_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = LOOPBACK
+    """Comma-separated. Who connects from there, no proxy between, may read /metrics and what /readyz is made of."""
     upstreams: dict[str, str] = Field(default_factory=dict)
     """Where the gateway finds each service over HTTP: {"detector": "http://127.0.0.1:8102"}."""
     log_level: str = "INFO"
     otlp_endpoint: str | None = None
     trace_sample_ratio: float = Field(default=0.1, ge=0, le=1)
+
+    @field_validator("operator_networks", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     def service_database_url(self, service: str) -> str:
         """Return the database URL with the service's own role."""

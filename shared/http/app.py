@@ -10,11 +10,11 @@ from litestar.types import Receive, Scope, Send
 
 from shared.clock import new_id
 from shared.errors import Invalid
-from shared.http.callers import Caller, Gate, admission, current_identity, identity_gate, require_callers
+from shared.http.callers import Caller, Gate, Operators, admission, current_identity, identity_gate, require_callers
 from shared.http.document import Document
 from shared.http.edge import Edge, has_nul
 from shared.http.errors import ErrorAnswers
-from shared.http.health import health_routes
+from shared.http.health import health_operations, health_routes
 from shared.http.ops import ops_routes
 from shared.http.served import Served
 from shared.identity import Verifier, identity_secret
@@ -61,15 +61,21 @@ def build_app(service: Served, *, gate: Gate | None = None, operations: bool = T
     """Build the app: the service's routes, health, metrics and operations behind one edge.
 
     `gate` decides who may come in; without one only identities signed by the gateway may. `operations` adds the
-    routes over failed jobs and scheduled jobs; the gateway has its own, over all services. Raises UndeclaredRoute
-    for a route that does not say who may call it, and UnsafeSecret where a development secret is not safe.
+    routes over failed jobs, scheduled jobs and health; the gateway has its own, over all services. Raises
+    UndeclaredRoute for a route that does not say who may call it, and UnsafeSecret where a development secret is not
+    safe.
     """
     secret = identity_secret(service.settings)
     gate = gate or identity_gate(Verifier(secret, service.name, service.clock))
+    operators = Operators(service.settings.operator_networks)
     answers = ErrorAnswers(service.name, service.clock)
     app = App(
-        route_handlers=[*service.handlers, *health_routes(service), *(ops_routes(service) if operations else ())],
-        middleware=[admission(gate)],
+        route_handlers=[
+            *service.handlers,
+            *health_routes(service, operators),
+            *((*ops_routes(service), *health_operations(service)) if operations else ()),
+        ],
+        middleware=[admission(gate, operators)],
         dependencies={"identity": Provide(current_identity)},
         exception_handlers={Exception: answers.answer},
         request_class=CheckedRequest,

@@ -4,14 +4,16 @@
     async def leaderboard(identity: Who) -> ...
 
 A handler with a parameter `identity: Who` receives the caller. PROVIDER and LINK routes check a signature over
-bytes that only they understand: the handler itself does it, first thing.
+bytes that only they understand: the handler itself does it, first thing. OPERATOR routes ask for no credential: they
+answer connections from the networks of those who run this.
 
 What would surprise you: the check is a middleware, not a Litestar guard, because Litestar copies the handler for
 each guard of each request, which costs more than the check.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final, cast
 
 from litestar import Litestar
@@ -32,6 +34,7 @@ class Caller(StrEnum):
     ADMIN = "admin"
     PROVIDER = "provider signature"
     LINK = "signed link"
+    OPERATOR = "operator network"
 
 
 Gate = Callable[[Scope, Caller], Awaitable[Identity | None]]
@@ -48,7 +51,31 @@ function then stands for its documentation."""
 NEEDS_IDENTITY: Final = frozenset({Caller.USER, Caller.ADMIN})
 
 _IDENTITY_HEADER: Final = HEADER.encode()
+_PASSED_ON: Final = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip"})
 _JSON: Final = ((b"content-type", b"application/json"),)
+
+
+class Operators:
+    """Those who run Openbell: who connects from one of `networks`, and for nobody else.
+
+    A request that a proxy passed on is a stranger's, wherever the proxy runs.
+    """
+
+    def __init__(self, networks: Sequence[IPv4Network | IPv6Network]) -> None:
+        self._networks = networks
+
+    def sent(self, scope: Scope) -> bool:
+        """Whether an operator sent this request."""
+        client = scope.get("client")
+        if client is None or any(name in _PASSED_ON for name, _ in scope["headers"]):
+            return False
+        try:
+            address = ip_address(client[0])
+        except ValueError:
+            return False
+        if isinstance(address, IPv6Address):
+            address = address.ipv4_mapped or address
+        return any(address in network for network in self._networks)
 
 
 class UndeclaredRoute(TypeError):
@@ -75,7 +102,7 @@ def identity_gate(verifier: Verifier) -> Gate:
     return gate
 
 
-def admission(gate: Gate) -> Callable[[ASGIApp], ASGIApp]:
+def admission(gate: Gate, operators: Operators) -> Callable[[ASGIApp], ASGIApp]:
     """Return the middleware that opens the gate for the route's kind of caller."""
 
     def around(app: ASGIApp) -> ASGIApp:
@@ -88,6 +115,8 @@ def admission(gate: Gate) -> Callable[[ASGIApp], ASGIApp]:
                     raise Unauthenticated
                 if caller is Caller.ADMIN and not identity.is_admin:
                     raise Forbidden("this is for administrators")
+            elif caller is Caller.OPERATOR and not operators.sent(scope):
+                raise Forbidden("this is for callers from OPENBELL_OPERATOR_NETWORKS, without a proxy between")
             scope["user"] = identity
             quick: QuickRead | None = handler.opt.get("quick")
             if quick is None:

@@ -47,6 +47,10 @@ async def test_every_route_asks_for_its_kind_of_caller(gateway: Gateway, client:
             answer = await client.request(method, url)
             assert answer.status_code not in {401, 403}, url
             continue
+        if caller is Caller.OPERATOR:
+            answer = await client.request(method, url, headers=ada.headers)
+            assert answer.status_code == 403, url
+            continue
         asked += 1
         nobody = await client.request(method, url)
         assert nobody.status_code == 401, (method, url)

@@ -1,5 +1,6 @@
 """The app that every service serves: errors, request ids, callers, identity, what must not come in, metrics."""
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
@@ -220,6 +221,63 @@ async def test_readiness_is_red_when_one_thing_is(client: httpx.AsyncClient, ser
     assert answer.status_code == 503
     assert answer.json()["checks"]["kafka"] == {"ok": False, "detail": "away"}
     assert (await client.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "headers", "theirs"),
+    [
+        ("127.0.0.1", {}, True),
+        ("::1", {}, True),
+        ("::ffff:127.0.0.1", {}, True),
+        ("10.1.2.3", {}, True),
+        ("10.2.0.1", {}, False),
+        ("203.0.113.7", {}, False),
+        ("203.0.113.7", {"x-forwarded-for": "127.0.0.1"}, False),
+        ("127.0.0.1", {"x-forwarded-for": "203.0.113.7"}, False),
+        ("127.0.0.1", {"forwarded": "for=203.0.113.7"}, False),
+        ("127.0.0.1", {"via": "1.1 somebody"}, False),
+        ("not an address", {}, False),
+    ],
+)
+async def test_figures_and_reasons_are_for_operators_and_the_verdict_for_everybody(
+    service: FakeService, address: str, headers: dict[str, str], *, theirs: bool
+):
+    service.settings = SharedSettings(operator_networks="127.0.0.0/8, ::1/128, 10.1.0.0/16")  # pyright: ignore[reportArgumentType]
+    service.checks["kafka"] = (False, "away")
+    transport = httpx.ASGITransport(build_app(service), client=(address, 4711))  # pyright: ignore[reportArgumentType]
+    async with httpx.AsyncClient(transport=transport, base_url="http://demo", headers=headers) as client:
+        metrics, readiness = await client.get("/metrics"), await client.get("/readyz")
+    assert metrics.status_code == (200 if theirs else 403)
+    assert ("openbell_" in metrics.text) is theirs
+    assert readiness.status_code == 503
+    assert readiness.json()["status"] == "not ready"
+    assert ("checks" in readiness.json()) is theirs
+    assert ("away" in readiness.text) is theirs
+
+
+async def test_probes_that_meet_share_one_look(service: FakeService):
+    looks = 0
+    looking, seen = asyncio.Event(), asyncio.Event()
+
+    async def readiness() -> Mapping[str, tuple[bool, str]]:
+        nonlocal looks
+        looks += 1
+        looking.set()
+        await seen.wait()
+        return service.checks
+
+    service.readiness = readiness
+    transport = httpx.ASGITransport(build_app(service))  # pyright: ignore[reportArgumentType]
+    async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
+        first, impatient, last = [asyncio.create_task(client.get("/readyz")) for _ in range(3)]
+        await looking.wait()
+        impatient.cancel()
+        await asyncio.wait((impatient,))
+        seen.set()
+        assert [(await one).status_code for one in (first, last)] == [200, 200]
+        assert looks == 1
+        await client.get("/readyz")
+    assert looks == 2
 
 
 async def test_requests_are_counted_by_route_and_never_by_address(client: httpx.AsyncClient):

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from litestar import get
 from litestar.types import ControllerRouterHandler
 
 from services.api.forwarding import RULES, Forwarder
@@ -11,12 +10,12 @@ from services.api.principals import Principals
 from services.api.routes.audit import audit_routes
 from services.api.routes.docs import docs_routes
 from services.api.routes.forward import forward_routes
+from services.api.routes.health import gateway_health_routes
 from services.api.routes.operations import operation_routes
 from services.api.routes.users import key_routes, sign_up_routes, user_routes
 from services.api.routes.watchlists import watchlist_routes
 from services.api.service import AuditLog, Keys, Users, Watchlists
 from shared.clock import Clock, NewId
-from shared.http import Caller
 from shared.messaging.door import Door
 
 
@@ -36,17 +35,11 @@ class Doors:
     new_id: NewId
 
 
-@get("/api/health", caller=Caller.PUBLIC, tags=["health"])
-async def health() -> dict[str, str]:
-    """Answer while the gateway runs."""
-    return {"status": "ok"}
-
-
 def handlers(doors: Doors) -> list[ControllerRouterHandler]:
     """Return every route of the gateway."""
     door, clock, new_id = doors.door, doors.clock, doors.new_id
     return [
-        health,
+        *gateway_health_routes(doors.forwarder),
         *sign_up_routes(doors.users, doors.keys, doors.principals, doors.gate, door=door, clock=clock, new_id=new_id),
         *user_routes(doors.users, door, clock, new_id),
         *key_routes(doors.keys, door, clock, new_id),
