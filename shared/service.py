@@ -32,7 +32,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -116,11 +116,24 @@ class Environment:
     replica: str = field(default_factory=lambda: secrets.token_hex(4))
 
 
+@dataclass(frozen=True)
+class StopBudget:
+    """How long each part of a stop may take, in seconds; 15 altogether, for HTTP ends while consumers drain.
+
+    What drains has shorter limits of its own (Delivery.drain_s, shared.work.Policy.stop_s, shared.schedule.STOP_S) and
+    needs the rest to tell Kafka and Postgres. Whatever is late at the end of its part is cancelled again.
+    """
+
+    http_s: int = 10
+    drain_s: float = 12.0
+    relay_s: float = 2.0
+    close_s: float = 1.0
+
+
 class Service:
     """One service of Openbell, wired by its `build`, running between `start` and `stop`."""
 
     start_pause_s: Final = 1.0
-    stop_s: Final = 15.0
 
     def __init__(self, name: str, env: Environment, reads: Sequence[type[Event]] = ()) -> None:
         """Prepare a service. `reads` are the events of its card: what its consumers may handle."""
@@ -146,6 +159,8 @@ class Service:
         ]
         self._scheduler: Scheduler | None = None
         self._app: Litestar | None = None
+        self.budget = StopBudget()
+        self._starting: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._lanes: dict[str, Lanes] = {}
         self._broken: dict[str, str] = {"start": "not started"}
@@ -214,12 +229,10 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Start in the background, for readiness tells how far it is; stop at the end of the block."""
-        starting = asyncio.create_task(self._start_until_it_works(), name=f"{self.name} start")
+        self._starting = asyncio.create_task(self._start_until_it_works(), name=f"{self.name} start")
         try:
             yield
         finally:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
             await self.stop()
 
     async def start(self) -> None:
@@ -243,16 +256,26 @@ class Service:
             self._tasks.append(asyncio.create_task(self._supervise(runner), name=f"{self.name} {runner.name}"))
         _log.info("service_started", extra={"service": self.name, "replica": self._env.replica})
 
-    async def stop(self) -> None:
-        """Stop runners, each finishing what is in flight; the relay goes last; then close the pool."""
+    async def drain(self) -> None:
+        """Stop runners, each finishing what is in flight; the relay goes last, for it carries what they tell.
+
+        The pool stays open: requests may still need it.
+        """
         relay, others = self._tasks[:1], self._tasks[1:]
-        self._tasks = []
-        for group in (others, relay):
-            for task in group:
-                task.cancel()
-            if group:
-                await asyncio.wait(group, timeout=self.stop_s)
-        await self.db.close()
+        others += [self._starting] if self._starting is not None else []
+        self._tasks, self._starting = [], None
+        late = await _end(others, self.budget.drain_s)
+        late = await _end([*relay, *late], self.budget.relay_s)
+        if late:
+            names = sorted(task.get_name() for task in late)
+            _log.error("service_stopped_late", extra={"service": self.name, "runners": names})
+
+    async def stop(self) -> None:
+        """Drain, if nobody did; then close the pool."""
+        await self.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.budget.close_s):
+                await self.db.close()
         _log.info("service_stopped", extra={"service": self.name})
 
     async def readiness(self) -> dict[str, tuple[bool, str]]:
@@ -310,6 +333,16 @@ class Service:
             await _forget(tx, now)
 
 
+async def _end(tasks: Sequence[asyncio.Task[None]], within_s: float) -> set[asyncio.Task[None]]:
+    """Cancel tasks; return those that are not done in time."""
+    if not tasks:
+        return set()
+    for task in tasks:
+        task.cancel()
+    _, late = await asyncio.wait(tasks, timeout=within_s)
+    return late
+
+
 async def _forget(tx: Tx, now: datetime) -> None:
     await tx.execute(_FORGET_FAILED, before=now - KEEP_SETTLED_JOBS)
 
@@ -323,8 +356,8 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def http_server(app: Callable[..., object], host: str, port: int) -> HttpServer:
-    """Return a server for an ASGI app, not started."""
+def http_server(app: Callable[..., object], host: str, port: int, stop_s: int = StopBudget.http_s) -> HttpServer:
+    """Return a server for an ASGI app, not started. Told to exit, it gives requests `stop_s` and cancels them then."""
     return HttpServer(
         uvicorn.Config(
             app,  # pyright: ignore[reportArgumentType]
@@ -337,7 +370,7 @@ def http_server(app: Callable[..., object], host: str, port: int) -> HttpServer:
             access_log=False,
             server_header=False,
             proxy_headers=False,  # the gateway decides whom to believe (OPENBELL_API_TRUSTED_PROXIES)
-            timeout_graceful_shutdown=10,
+            timeout_graceful_shutdown=stop_s,
         )
     )
 
@@ -351,16 +384,17 @@ async def until_signal() -> None:
     await stop.wait()
 
 
-async def run(service: Service) -> None:
-    """Serve HTTP and run the service until a signal."""
-    server = http_server(service.app, service.settings.http_host, service.settings.http_port)
+async def run(service: Service, until: Callable[[], Coroutine[None, None, object]] = until_signal) -> None:
+    """Serve HTTP and run the service until a signal; then end requests and runners side by side (StopBudget)."""
+    settings = service.settings
+    server = http_server(service.app, settings.http_host, settings.http_port, service.budget.http_s)
     async with service.running():
         serving = asyncio.create_task(server.serve())
-        stopping = asyncio.create_task(until_signal())
+        stopping = asyncio.create_task(until())
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         server.should_exit = True
-        await serving
+        await asyncio.gather(serving, service.drain())
 
 
 async def replay(service: Service, arguments: Sequence[str]) -> int:

@@ -94,7 +94,7 @@ async def _one_process(below: Stack, home: Path, port: int, began: float) -> Non
         await until_signal()
         _say("\nstopping services ...")
         server.should_exit = True
-        await serving
+        await asyncio.gather(serving, *(service.drain() for service in services))
 
 
 async def _processes(below: Stack, home: Path, port: int, began: float) -> None:

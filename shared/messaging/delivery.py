@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 class Delivery:
     """Runs one consumer until it is stopped. `health()` says whether it makes progress."""
 
-    drain_s: Final = 12.0
+    drain_s: float = 8.0
     check_s: Final = 2.0
     answer_s: Final = 5.0
     """Red after check_s + answer_s without an answer from Kafka."""
