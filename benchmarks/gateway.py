@@ -21,6 +21,7 @@ from uuid import UUID
 
 import uvloop
 
+from benchmarks.stack import row
 from services.api.main import build
 from services.api.service import By, Keys, Users
 from services.api.settings import ApiSettings
@@ -35,45 +36,37 @@ ROUNDS: Final = 3
 ROUND_S: Final = 3.0
 BAR: Final = 0.20
 GOAL: Final = 0.45
+Figures = tuple[float, float]
+"""(reads a second, 99th percentile of their latencies in seconds)."""
+
 _QUERY: Final = (
     "select user_id, timezone, alerts_enabled, min_score, min_premium_usd from user_settings where user_id = $1"
 )
 
 
 async def run() -> list[dict[str, Any]]:
-    """Return the figures: requests a second and their ratio to raw reads, and the slow end of the latencies."""
+    """Return the figures: requests a second and the slow end of the latencies, both against raw reads."""
     with postgres_server() as dsn:
         await migrate.upgrade_all(dsn)
         users = await _sign_up(dsn)
         async with _server(dsn) as port:
             await _load(port, users, 1.0)
             rounds = [(await _raw(dsn, users), await _load(port, users, ROUND_S)) for _ in range(ROUNDS)]
-    raw = statistics.median(raw for raw, _ in rounds)
-    rate = statistics.median(rate for _, (rate, _) in rounds)
-    ratio = statistics.median(rate / raw for raw, (rate, _) in rounds)
-    p99 = statistics.median(p99 for _, (_, p99) in rounds)
+    rate, p99 = (_middle([ours for _, ours in rounds], figure) for figure in (0, 1))
+    raw, raw_p99 = (_middle([raw for raw, _ in rounds], figure) for figure in (0, 1))
+    ratio = statistics.median(ours[0] / raw[0] for raw, ours in rounds)
+    holds = ratio >= BAR
+    metric = "gateway point read, 64 connections (baseline: raw asyncpg)"
     return [
-        {
-            "metric": "gateway point read, 64 connections",
-            "value": round(rate),
-            "unit": "requests/s",
-            "baseline": f"{raw:.0f} raw asyncpg reads/s",
-            "ratio": round(ratio, 3),
-            "bar": BAR,
-            "goal": GOAL,
-            "holds": ratio >= BAR,
-        },
-        {
-            "metric": "gateway point read, p99",
-            "value": round(p99 * 1000, 1),
-            "unit": "ms",
-            "baseline": None,
-            "ratio": None,
-            "bar": None,
-            "goal": None,
-            "holds": True,
-        },
+        row(
+            metric, rate, "requests/s (bar and goal: ratio)", baseline=raw, ratio=ratio, bar=BAR, goal=GOAL, holds=holds
+        ),
+        row(f"{metric}, p99", p99 * 1000, "ms", baseline=raw_p99 * 1000, holds=True),
     ]
+
+
+def _middle(rounds: list[Figures], figure: int) -> float:
+    return statistics.median(one[figure] for one in rounds)
 
 
 async def _sign_up(dsn: str) -> list[tuple[UUID, str]]:
@@ -104,14 +97,15 @@ async def _server(dsn: str) -> AsyncGenerator[int]:
         await process.wait()
 
 
-async def _raw(dsn: str, users: list[tuple[UUID, str]]) -> float:
+async def _raw(dsn: str, users: list[tuple[UUID, str]]) -> Figures:
     env = {**os.environ, "OPENBELL_DATABASE_URL": dsn}
     ids = ",".join(str(user_id) for user_id, _ in users)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.gateway", "raw", ids, env=env, stdout=subprocess.PIPE
     )
     out, _ = await process.communicate()
-    return float(out)
+    rate, p99 = out.split()
+    return float(rate), float(p99)
 
 
 class _Connection(asyncio.Protocol):
@@ -154,8 +148,7 @@ class _Connection(asyncio.Protocol):
             self.done.set_result(None)
 
 
-async def _load(port: int, users: list[tuple[UUID, str]], seconds: float) -> tuple[float, float]:
-    """Return (requests a second, 99th percentile in seconds)."""
+async def _load(port: int, users: list[tuple[UUID, str]], seconds: float) -> Figures:
     loop = asyncio.get_running_loop()
     latencies: list[float] = []
     began = time.perf_counter()
@@ -169,8 +162,11 @@ async def _load(port: int, users: list[tuple[UUID, str]], seconds: float) -> tup
         connections.append(connection)
         await loop.create_connection(lambda connection=connection: connection, "127.0.0.1", port)
     await asyncio.gather(*(connection.done for connection in connections))
-    took = time.perf_counter() - began
-    return len(latencies) / took, sorted(latencies)[int(len(latencies) * 0.99)]
+    return _figures(latencies, time.perf_counter() - began)
+
+
+def _figures(latencies: list[float], took_s: float) -> Figures:
+    return len(latencies) / took_s, sorted(latencies)[int(len(latencies) * 0.99)]
 
 
 async def _serve() -> None:
@@ -184,29 +180,30 @@ async def _serve() -> None:
     await serving
 
 
-async def _read_raw(ids: list[UUID]) -> float:
+async def _read_raw(ids: list[UUID]) -> Figures:
 
     pool = Service("api", Environment()).db.pool
     until = time.perf_counter() + ROUND_S
+    latencies: list[float] = []
 
-    async def caller(start: int) -> int:
-        count = 0
+    async def caller(start: int) -> None:
         for user_id in itertools.islice(itertools.cycle(ids), start, None):
+            asked = time.perf_counter()
             connection = await pool.acquire()
             try:
                 assert await connection.fetchrow(_QUERY, user_id)
             finally:
                 pool.release(connection)
-            count += 1
-            if time.perf_counter() > until:
+            now = time.perf_counter()
+            latencies.append(now - asked)
+            if now > until:
                 break
-        return count
 
     began = time.perf_counter()
-    counts = await asyncio.gather(*(caller(number) for number in range(CONNECTIONS)))
-    rate = sum(counts) / (time.perf_counter() - began)
+    await asyncio.gather(*(caller(number) for number in range(CONNECTIONS)))
+    found = _figures(latencies, time.perf_counter() - began)
     await pool.close()
-    return rate
+    return found
 
 
 def main() -> None:
@@ -215,7 +212,7 @@ def main() -> None:
         case ["serve"]:
             uvloop.run(_serve())
         case ["raw", ids]:
-            print(uvloop.run(_read_raw([UUID(one) for one in ids.split(",")])))
+            print(*uvloop.run(_read_raw([UUID(one) for one in ids.split(",")])))
         case _:
             for line in uvloop.run(run()):
                 print(line)
