@@ -42,21 +42,26 @@ class Delivery:
             kind=self._channel,
             table="deliveries",
             only=f"channel = '{self._channel}'",
+            prepare=self.prepare,
             perform=self.perform,
             on_unknown="resend",
             settled=self.settled,
             policy=Policy(concurrency=concurrency, max_attempts=10, max_age_s=6 * 3600.0),
         )
 
-    async def perform(self, row: Row) -> Performed:
-        """Send one delivery."""
+    async def prepare(self, row: Row) -> Row:
+        """Read what a delivery says and where it goes. Raises Permanent for one that must not go out."""
         async with self._door.read() as tx:
             found = await self._store.delivery(tx, row["id"], row["session"])
         if found is None or found["target"] is None:
             raise Permanent("the channel was removed")
         if not found["enabled"] or not found["same"]:
             raise Permanent("the channel was disabled or changed")
-        sent = await self._sender.send(_message(found, repeat=row["uncertain"]))
+        return found
+
+    async def perform(self, found: Row) -> Performed:
+        """Send one delivery."""
+        sent = await self._sender.send(_message(found, repeat=found["uncertain"]))
         return Performed({"provider_id": sent.provider_id}, pause_s=sent.pause_s)
 
     async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:

@@ -12,6 +12,9 @@ that ran out in `started` means nobody knows: it is counted, and the work's stat
     look_up   ask the other side first; only what it does not know is performed again
     leave     the row ends as `unknown` and a person decides
 
+`prepare` reads what the effect needs while the row is still `claimed`, so that a database that fails there costs an
+attempt and leaves no doubt.
+
 How an effect ends (`perform` raises, see shared.errors):
 
     returns                    done

@@ -16,7 +16,7 @@ from sqlalchemy.sql.elements import TextClause
 from shared.clock import Clock, utc_now
 from shared.contracts.base import Event
 from shared.db import Row, Tx, is_rerun
-from shared.errors import OpenbellError, Transient
+from shared.errors import OpenbellError, Permanent, Transient
 from shared.messaging.door import Door
 from shared.work import table
 from shared.work.metrics import IN_FLIGHT, LOST, RETRIED, SETTLED, TOOK, UNKNOWN, WAITED
@@ -53,8 +53,9 @@ class Settled:
 class Work:
     """One kind of effect, and the table its rows wait in.
 
-    `only` is an SQL condition for a table that several kinds share. `perform` gets the row as it was claimed.
-    `settled` runs in the transaction that records the end and returns the events that tell of it.
+    `only` is an SQL condition for a table that several kinds share. `perform` gets the row as it was claimed, or what
+    `prepare` made of it: all reading belongs there, for it runs before `started`, and what it raises is no doubt about
+    the effect. `settled` runs in the transaction that records the end and returns the events that tell of it.
     `look_up` answers whether an uncertain effect has happened.
     """
 
@@ -62,6 +63,7 @@ class Work:
     table: str
     perform: Callable[[Row], Awaitable[Performed]]
     on_unknown: OnUnknown
+    prepare: Callable[[Row], Awaitable[Row]] | None = None
     settled: Callable[[Settled, Tx], Awaitable[Sequence[Event]]] | None = None
     look_up: Callable[[Row], Awaitable[bool]] | None = None
     only: str = "true"
@@ -228,18 +230,18 @@ class Worker:
                 await tx.execute(self._release_row, id=row["id"], token=token)
             return
         error: Exception | None = None
-        performed = Performed()
+        performed, ready = Performed(), row
         try:
             known = row["uncertain"] and self._work.look_up is not None and await self._work.look_up(row)
-        except Exception as problem:  # noqa: BLE001 - whatever it is, nothing was done: ask again later
-            known, error = (
-                False,
-                problem if isinstance(problem, OpenbellError) else Transient(explain(problem)),
-            )
+            if not known:
+                ready = row if self._work.prepare is None else await self._work.prepare(row)
+                if not await self._start(row, token):
+                    return
+        except Exception as problem:  # noqa: BLE001 - whatever it is, nothing was done
+            known = False
+            error = problem if isinstance(problem, (Transient, Permanent)) else Transient(explain(problem))
         if error is None and not known:
-            if not await self._start(row, token):
-                return
-            error, performed = await self._perform(row)
+            error, performed = await self._perform(ready)
         self._pause(row, error, performed)
         await self._settle(row, token, error, performed)
 

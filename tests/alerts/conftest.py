@@ -154,6 +154,10 @@ class Bench:
             await worker.turn()
             await worker.idle()
 
+    async def execute(self, statement: str) -> None:
+        async with self.database.transaction() as tx:
+            await tx.execute(text(statement))
+
     async def rows(self, table: str) -> list[Row]:
         async with self.database.read() as tx:
             return await tx.fetch(text(f"select * from {table}"))

@@ -213,6 +213,21 @@ async def test_failures_that_pass_are_tried_again_and_a_repeat_says_so(bench: Be
     assert (row["status"], row["attempts"]) == ("done", 3)
 
 
+async def test_a_database_that_fails_before_the_post_leaves_no_doubt_about_it(bench: Bench) -> None:
+    user_id = await bench.user("AAPL")
+    await bench.channel(user_id)
+    await bench.tell(activity())
+    await bench.execute("alter table channels rename to elsewhere")
+    await bench.deliver()
+    (row,) = await bench.rows("deliveries")
+    assert (row["status"], row["uncertain"], bench.discord.sent) == ("pending", False, [])
+    await bench.execute("alter table elsewhere rename to channels")
+    bench.clock.advance(30)
+    await bench.deliver()
+    (post,) = bench.discord.sent
+    assert REPEAT_NOTE not in post.notes
+
+
 async def test_a_refused_message_fails_alone(bench: Bench) -> None:
     user_id = await bench.user("AAPL")
     await bench.channel(user_id)

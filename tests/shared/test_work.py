@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,6 +97,7 @@ class Bench:
         self.changed = asyncio.Event()
         self.effect: Callable[[Row], Awaitable[Performed]] = self.succeed
         self.look_up: Callable[[Row], Awaitable[bool]] | None = None
+        self.prepare: Callable[[Row], Awaitable[Row]] | None = None
 
     def worker(self, policy: Policy = POLICY, on_unknown: work.OnUnknown = "resend") -> Worker:
         async def perform(row: Row) -> Performed:
@@ -111,6 +113,7 @@ class Bench:
         chores = Work(
             kind="chore",
             table="chores",
+            prepare=self.prepare,
             perform=perform,
             on_unknown=on_unknown,
             settled=settled,
@@ -165,6 +168,16 @@ class Bench:
         wait_s = await worker.turn()
         await worker.idle()
         return wait_s
+
+    async def refuse_starts(self) -> None:
+        """Make Postgres refuse every row on its way into `started`."""
+        async with self.database.transaction() as tx:
+            for statement in (
+                "create function refuse() returns trigger language plpgsql as $$ begin raise 'no'; end $$",
+                """create trigger refuse before update on chores
+                    for each row when (new.status = 'started') execute function refuse()""",
+            ):
+                await tx.execute(text(statement))
 
     async def crash(self, row_id: UUID, status: str) -> None:
         """Leave the row as a worker that died would."""
@@ -276,6 +289,38 @@ async def test_under_look_up_only_what_the_other_side_does_not_know_is_performed
     await bench.run(worker)
     assert len(bench.performed) == (0 if happened else 1)
     assert (await bench.row(row_id))["status"] == "done"
+
+
+async def test_what_fails_before_the_effect_is_tried_again_without_a_doubt(bench: Bench) -> None:
+    failures: list[Exception] = [asyncpg.QueryCanceledError("cut off"), KeyError("column")]
+
+    async def prepare(row: Row) -> Row:
+        if failures:
+            raise failures.pop()
+        return row
+
+    bench.prepare = prepare
+    (row_id,) = await bench.add(None)
+    worker, before = bench.worker(), unknown_count()
+    for attempts in (1, 2):
+        await bench.run(worker)
+        row = await bench.row(row_id)
+        assert (row["status"], row["uncertain"], row["attempts"]) == ("pending", False, attempts)
+        bench.clock.advance(10)
+    await bench.run(worker)
+    assert len(bench.performed) == 1
+    assert (await bench.row(row_id))["status"] == "done"
+    assert unknown_count() == before
+
+
+async def test_a_start_that_cannot_be_recorded_begins_nothing_and_leaves_no_doubt(bench: Bench) -> None:
+    (row_id,) = await bench.add(None)
+    await bench.refuse_starts()
+    worker = bench.worker()
+    await bench.run(worker)
+    row = await bench.row(row_id)
+    assert (row["status"], row["uncertain"], row["attempts"]) == ("pending", False, 1)
+    assert bench.performed == []
 
 
 async def test_a_transient_failure_is_tried_again_when_due(bench: Bench) -> None:
