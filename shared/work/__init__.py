@@ -23,8 +23,9 @@ How an effect ends (`perform` raises, see shared.errors):
     Permanent                  failed, with the reason
     OutcomeUnknown, any other  as a lease that ran out in `started`
 
-A `lane` is a destination with at most one effect in flight, whatever the number of replicas. Replicas need
-clocks that agree to within a fraction of the lease.
+A `lane` is a destination with at most one effect in flight, whatever the number of replicas, and a wait that it asks
+for holds for all of them: it is a row of `work_pauses`, written with the outcome. Replicas need clocks that agree to
+within a fraction of the lease.
 """
 
 from shared.work.rules import (
@@ -38,7 +39,7 @@ from shared.work.rules import (
     decide,
     explain,
 )
-from shared.work.table import COLUMNS, create_indexes
+from shared.work.table import COLUMNS, create_indexes, create_pauses
 from shared.work.worker import Performed, Settled, Work, Worker
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "Worker",
     "backoff_s",
     "create_indexes",
+    "create_pauses",
     "decide",
     "explain",
 ]

@@ -20,6 +20,15 @@ COLUMNS: Final = """
 """
 """The columns of every table of claimed rows, besides `id uuid` and the service's own."""
 
+PAUSES: Final = """
+    create table work_pauses (
+        kind text not null,
+        lane text not null,
+        until timestamptz not null,
+        primary key (kind, lane)
+    )"""
+"""How long destinations want to be left alone, by kind of work; the lane '' stands for all of the kind."""
+
 INDEXES = (
     "create index {table}_due on {table} (due_at, id) where status = 'pending'",
     "create index {table}_leased on {table} (lease_until) where status in ('claimed', 'started')",
@@ -28,11 +37,22 @@ SERIALISE: Final = "select pg_advisory_xact_lock(hashtextextended('work/' || cur
 CLAIMABLE: Final = """
     select * from {table}
     where status = 'pending' and due_at <= :now and {only}
-      and (lane is null or lane <> all(cast(:paused as text[]) || array(
+      and not exists (select from work_pauses where kind = :kind and lane = '' and until > :now)
+      and (lane is null or lane <> all(
+            array(select lane from work_pauses where kind = :kind and until > :now) || array(
             select lane from {table} where status in ('claimed', 'started') and lane is not null)))
     order by due_at, id limit :candidates for update skip locked"""
 CLAIM: Final = "update {table} set status = 'claimed', token = :token, lease_until = :until where id = any(:ids)"
-NEXT_DUE: Final = "select min(due_at) from {table} where status = 'pending' and due_at > :now and {only}"
+NEXT_DUE: Final = """
+    select least(
+        (select min(due_at) from {table} where status = 'pending' and due_at > :now and {only}),
+        (select min(until) from work_pauses where kind = :kind and until > :now))"""
+PAUSE: Final = """
+    insert into work_pauses as known (kind, lane, until) values (:kind, :lane, :until)
+    on conflict (kind, lane) do update set until = greatest(known.until, excluded.until)"""
+FORGET_PAUSES: Final = """
+    delete from work_pauses where (kind, lane) in (
+        select kind, lane from work_pauses where until <= :now for update skip locked)"""
 START: Final = """
     update {table} set status = 'started', lease_until = :until
     where id = :id and token = :token and status = 'claimed'"""
@@ -60,6 +80,11 @@ def create_indexes(op: Any, table: str) -> None:
     """Create what the worker's queries need on a table that has COLUMNS (for Alembic's `op`)."""
     for statement in INDEXES:
         op.execute(statement.replace("{table}", table))
+
+
+def create_pauses(op: Any) -> None:
+    """Create the table that every schema with claimed rows needs once (for Alembic's `op`)."""
+    op.execute(PAUSES)
 
 
 def statement(template: str, table: str, only: str) -> TextClause:

@@ -109,8 +109,6 @@ class Worker:
         self._new_token = new_token
         self._wake = asyncio.Event()
         self._flights: dict[UUID, tuple[UUID, asyncio.Task[None]]] = {}
-        self._paused: dict[str, datetime] = {}
-        self._paused_all: datetime | None = None
         self._keep_at: datetime | None = None
         self._stopping = False
         self._trouble = ""
@@ -124,6 +122,8 @@ class Worker:
         self._release_expired = self._sql(table.RELEASE_EXPIRED)
         self._expired = self._sql(table.EXPIRED)
         self._settle_row = self._sql(table.SETTLE)
+        self._add_pause = self._sql(table.PAUSE)
+        self._forget_pauses = self._sql(table.FORGET_PAUSES)
 
     def _sql(self, template: str) -> TextClause:
         return table.statement(template, self._work.table, self._work.only)
@@ -183,9 +183,6 @@ class Worker:
         if self._keep_at is None or now >= self._keep_at:
             await self._keep(now)
             self._keep_at = now + timedelta(seconds=self._policy.lease_s / 3)
-        self._paused = {lane: until for lane, until in self._paused.items() if until > now}
-        if self._paused_all is not None and self._paused_all > now:
-            return min(self._policy.poll_s, (self._paused_all - now).total_seconds())
         while (free := self._policy.concurrency - len(self._flights)) > 0:
             rows, token = await self._claim(now, free)
             if not rows:
@@ -198,7 +195,7 @@ class Worker:
         token = self._new_token()
         async with self._door.transaction() as tx:
             await tx.execute(self._serialise)  # lanes stay single across replicas
-            candidates = await tx.fetch(self._claimable, now=now, paused=list(self._paused), candidates=free * 4)
+            candidates = await tx.fetch(self._claimable, now=now, kind=self._work.kind, candidates=free * 4)
             rows = choose(candidates, free)
             if rows:
                 until = now + timedelta(seconds=self._policy.lease_s)
@@ -207,9 +204,8 @@ class Worker:
 
     async def _rest_s(self, now: datetime) -> float:
         async with self._door.read() as tx:
-            due = await tx.fetchval(self._next_due, now=now)
-        times = [*self._paused.values(), *([due] if due else [])]
-        return min([self._policy.poll_s, *((at - now).total_seconds() for at in times)])
+            due = await tx.fetchval(self._next_due, now=now, kind=self._work.kind)
+        return self._policy.poll_s if due is None else min(self._policy.poll_s, (due - now).total_seconds())
 
     def _launch(self, row: Row, token: UUID) -> None:
         task = asyncio.create_task(self._fly(row, token), name=f"{self.name} {row['id']}")
@@ -242,7 +238,6 @@ class Worker:
             error = problem if isinstance(problem, (Transient, Permanent)) else Transient(explain(problem))
         if error is None and not known:
             error, performed = await self._perform(ready)
-        self._pause(row, error, performed)
         await self._settle(row, token, error, performed)
 
     async def _start(self, row: Row, token: UUID) -> bool:
@@ -265,15 +260,12 @@ class Worker:
             log.exception("work.unexpected", extra={"kind": self._work.kind, "id": str(row["id"])})
             return error, Performed()
 
-    def _pause(self, row: Row, error: Exception | None, performed: Performed) -> None:
+    async def _pause(self, row: Row, error: Exception | None, performed: Performed, now: datetime, tx: Tx) -> None:
+        """Keep, for every replica, how long the lane (or everyone) is to be left alone."""
         busy_s = (error.retry_after_s or 0.0) if isinstance(error, Busy) else performed.pause_s
-        if busy_s <= 0:
-            return
-        until = self._clock() + timedelta(seconds=busy_s)
-        if isinstance(error, Busy) and error.everyone:
-            self._paused_all = until
-        elif row["lane"] is not None:
-            self._paused[row["lane"]] = until
+        lane = "" if isinstance(error, Busy) and error.everyone else row["lane"]
+        if busy_s > 0 and lane is not None:
+            await tx.execute(self._add_pause, kind=self._work.kind, lane=lane, until=now + timedelta(seconds=busy_s))
 
     async def _settle(self, row: Row, token: UUID, error: Exception | None, performed: Performed) -> None:
         give_up_at = self._clock() + timedelta(seconds=self._policy.lease_s)
@@ -311,6 +303,7 @@ class Worker:
             error=decision.reason or None,
             settled_at=now if decision.final else None,
         )
+        await self._pause(row, error, performed, now, tx)  # even where the lease was lost: the wait was asked for
         if not ours:
             self._tell_lost(row)
             return ()
@@ -332,6 +325,7 @@ class Worker:
                 )
         async with self._door.transaction() as tx:
             await tx.execute(self._release_expired, now=now)
+            await tx.execute(self._forget_pauses, now=now)
         await self._door.publish(lambda tx: self._settle_expired(now, tx))
 
     async def _settle_expired(self, now: datetime, tx: Tx) -> Sequence[Event]:

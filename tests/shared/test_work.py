@@ -372,6 +372,38 @@ async def test_a_lane_that_asks_to_wait_is_left_alone_while_others_go_on(bench: 
     assert [row["lane"] for row in bench.performed] == ["a", "b", "a", "a"]
 
 
+async def test_a_wait_holds_for_every_replica_and_is_forgotten_when_it_is_over(bench: Bench) -> None:
+    bench.fail(Busy(retry_after_s=40))
+    await bench.add("a")
+    await bench.run(bench.worker())
+    await bench.add("a", "b")
+    other = bench.worker()
+    wait_s = await bench.run(other)
+    assert [row["lane"] for row in bench.performed] == ["a", "b"]
+    assert wait_s <= POLICY.poll_s
+    bench.clock.advance(39)
+    await bench.run(other)
+    assert len(bench.performed) == 2
+    bench.clock.advance(11)
+    await bench.run(other)
+    assert [row["lane"] for row in bench.performed] == ["a", "b", "a"]
+    async with bench.database.read() as tx:
+        assert await tx.fetch(text("select * from work_pauses")) == []
+
+
+async def test_a_wait_that_everyone_is_asked_for_holds_for_every_replica(bench: Bench) -> None:
+    bench.fail(Busy(retry_after_s=5, everyone=True))
+    await bench.add("a")
+    await bench.run(bench.worker())
+    await bench.add("b", None)
+    other = bench.worker()
+    await bench.run(other)
+    assert len(bench.performed) == 1
+    bench.clock.advance(5)
+    await bench.run(other)
+    assert len(bench.performed) == 4
+
+
 async def test_a_global_wait_stops_every_lane(bench: Bench) -> None:
     bench.fail(Busy(retry_after_s=0.8, everyone=True))
     await bench.add("a")
