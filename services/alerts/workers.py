@@ -1,6 +1,7 @@
 """Door 3, claimed rows and the clock: deliveries go out, old months are dropped.
 
-A delivery tells the alert as it is when it goes out, so one that waited tells the latest.
+A delivery tells the alert as it is when it goes out, so one that waited tells the latest. When its alert has rung
+again meanwhile, the later delivery tells it, and this one ends without a message: after an outage one comes, not two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,8 @@ class Delivery:
             raise Permanent("the channel was removed")
         if not found["enabled"] or not found["same"]:
             raise Permanent("the channel was disabled or changed")
+        if found["superseded"]:
+            raise Permanent("a later notification of the same alert took its place")
         return found
 
     async def perform(self, found: Row) -> Performed:

@@ -86,6 +86,7 @@ async def test_a_webhook_that_does_not_answer_hinders_no_other(bench: Bench) -> 
             await watcher(bench, stuck, "AAPL")
             await watcher(bench, well, "AAPL")
             await bench.tell(activity())
+            await eventually(lambda: sum(post.url == well for post in server.posts) == 1)
             await bench.tell(activity(contract(score=99)))
             await eventually(lambda: sum(post.url == well for post in server.posts) == 2)
     assert sum(post.url == stuck for post in server.posts) <= 1

@@ -228,6 +228,54 @@ async def test_a_database_that_fails_before_the_post_leaves_no_doubt_about_it(be
     assert REPEAT_NOTE not in post.notes
 
 
+async def test_two_rings_that_wait_out_an_outage_become_one_message(bench: Bench) -> None:
+    user_id = await bench.user("AAPL")
+    await bench.channel(user_id)
+    bench.discord.errors = [Transient(retry_after_s=60)]
+    await bench.tell(activity(contract("A", 70)))
+    await bench.deliver()
+    await bench.tell(activity(contract("A", 85)))
+    for _ in range(4):
+        await bench.deliver()
+        bench.clock.advance(60)
+    assert [message.title for message in bench.discord.sent[1:]] == ["AAPL: 1 unusual contract, score 85"]
+    rows = await bench.rows("deliveries")
+    assert sorted((row["ring"], row["status"], row["last_error"]) for row in rows) == [
+        (1, "failed", "a later notification of the same alert took its place"),
+        (2, "done", None),
+    ]
+
+
+async def test_a_wait_of_days_ends_the_delivery_and_leaves_the_webhook_alone_so_long(bench: Bench) -> None:
+    user_id = await bench.user("AAPL", "MSFT")
+    await bench.channel(user_id)
+    bench.discord.errors = [Busy("Discord asks to wait", retry_after_s=2 * 86_400)]
+    await bench.tell(activity())
+    await bench.deliver()
+    (row,) = await bench.rows("deliveries")
+    assert (row["status"], row["last_error"]) == ("failed", "gave up: Discord asks to wait")
+    await bench.tell(activity(symbol="MSFT"))
+    bench.clock.advance(2 * 86_400 - 1)
+    await bench.deliver()
+    assert len(bench.discord.sent) == 1
+    bench.clock.advance(1)
+    await bench.deliver()
+    assert len(bench.discord.sent) == 2
+
+
+async def test_a_ring_before_the_channel_moved_is_not_taken_for_one_after(bench: Bench) -> None:
+    user_id = await bench.user("AAPL")
+    await bench.channel(user_id)
+    await bench.tell(activity(contract("A", 70)))
+    await bench.channel(user_id, "discord", WEBHOOK + "new")
+    await bench.tell(activity(contract("A", 85)))
+    await bench.channel(user_id)
+    await bench.deliver()
+    await bench.deliver()
+    (sent,) = bench.discord.sent
+    assert sent.target == WEBHOOK
+
+
 async def test_a_refused_message_fails_alone(bench: Bench) -> None:
     user_id = await bench.user("AAPL")
     await bench.channel(user_id)

@@ -51,15 +51,17 @@ _CHANNELS_OF = text("""
     select user_id, channel, lane from channels
     where user_id = any(cast(:user_ids as uuid[])) and enabled and channel = any(cast(:offered as text[]))""")
 _ADD_DELIVERIES = text("""
-    insert into deliveries (id, session, alert_id, user_id, channel, lane, due_at, created_at)
-    select r.id, r.session, r.alert_id, r.user_id, r.channel, r.lane, cast(:now as timestamptz), :now
+    insert into deliveries (id, session, alert_id, user_id, channel, lane, ring, due_at, created_at)
+    select r.id, r.session, r.alert_id, r.user_id, r.channel, r.lane, r.ring, cast(:now as timestamptz), :now
     from jsonb_to_recordset(cast(:rows as jsonb))
-        as r (id uuid, session date, alert_id uuid, user_id uuid, channel text, lane text)
+        as r (id uuid, session date, alert_id uuid, user_id uuid, channel text, lane text, ring int)
     on conflict (id, session) do nothing""")
 
 _DELIVERY = text("""
-    select d.id, d.uncertain, c.target, c.enabled, c.lane = d.lane as same, a.symbol, a.session, a.rule_name,
-        a.as_of, a.delay_s, a.source, a.title, a.contract_count, a.premium_usd, a.best, a.simulated
+    select d.id, d.uncertain, c.target, c.enabled, c.lane = d.lane as same,
+        exists (select from deliveries l where l.alert_id = d.alert_id and l.session = d.session
+            and l.channel = d.channel and l.lane = d.lane and l.ring > d.ring) as superseded,
+        a.symbol, a.session, a.rule_name, a.as_of, a.delay_s, a.source, a.title, a.contract_count, a.premium_usd, a.best, a.simulated
     from deliveries d
     join alerts a on a.alert_id = d.alert_id and a.session = d.session
     left join channels c on c.user_id = d.user_id and c.channel = d.channel
@@ -178,6 +180,7 @@ class AlertsStore:
                 "user_id": change.rule.user_id,
                 "channel": row["channel"],
                 "lane": row["lane"],
+                "ring": change.notifications,
             }
             for change in ringing
             for row in channels[change.rule.user_id]
