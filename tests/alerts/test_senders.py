@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from services.alerts.adapters.discord import Discord, clip, payload
+from services.alerts.adapters.discord import LONGEST_WAIT_S, Discord, clip, payload
 from services.alerts.adapters.smtp import Smtp, SmtpServer
 from services.alerts.domain.text import REPEAT_NOTE, Message
 from services.alerts.ports import ChannelGone, Sender
@@ -207,6 +207,9 @@ async def test_a_webhook_asks_for_a_pause_when_its_bucket_is_empty_and_is_obeyed
         (Answer(429, {"retry_after": 64.57, "global": False}), 64.57, False),
         (Answer(429, None, {"Retry-After": "12.5"}), 12.5, False),
         (Answer(429, None, {"Retry-After": "soon"}), 1.0, False),
+        (Answer(429, None, {"Retry-After": "nan"}), 1.0, False),
+        (Answer(429, {"retry_after": 90_000, "global": True}), 90_000, True),
+        (Answer(429, None, {"Retry-After": "1e300"}), LONGEST_WAIT_S, False),
     ],
 )
 async def test_a_429_tells_how_long_and_whom(
@@ -287,7 +290,20 @@ async def test_mail_has_a_plain_and_an_escaped_html_part(smtp_server: FakeSmtp) 
 
 @pytest.mark.parametrize(
     ("answer", "error"),
-    [("450 busy", Transient), ("554 policy", Permanent), ("551 moved", ChannelGone)],
+    [
+        ("450 busy", Transient),
+        ("450 4.1.1 try later", Transient),
+        ("554 policy", Permanent),
+        ("551 moved", ChannelGone),
+        ("550 no such user", ChannelGone),
+        ("550 5.1.1 no such user", ChannelGone),
+        ("553 5.1.3 bad address", ChannelGone),
+        ("550 5.7.1 your address is on a list", Permanent),
+        ("550 5.7.26 unauthenticated mail", Permanent),
+        ("550 5.2.2 mailbox full", Permanent),
+        ("550 5.1.8 bad sender", Permanent),
+        ("553 relaying denied", Permanent),
+    ],
 )
 async def test_a_refused_recipient_is_judged_by_its_code(
     smtp_server: FakeSmtp, answer: str, error: type[Exception]

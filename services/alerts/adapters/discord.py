@@ -23,6 +23,9 @@ TITLE_MAX: Final = 256
 DESCRIPTION_MAX: Final = 3_500  # documented: 4,096, and 6,000 for all of an embed
 FOOTER_MAX: Final = 2_000  # documented: 2,048
 
+LONGEST_WAIT_S: Final = 30 * 86_400.0
+"""Longer waits are obeyed as this one: no delivery lives to see its end, and a date so far off need not exist."""
+
 _GONE: Final = {
     401: "Discord refuses the webhook's token",
     403: "Discord forbids this webhook",
@@ -130,9 +133,9 @@ def _json(answer: httpx.Response) -> dict[str, Any]:
 
 
 def _seconds(value: object) -> float | None:
-    """Return a wait in seconds, decimals included; None for what is not one."""
+    """Return a wait in seconds, decimals included, `LONGEST_WAIT_S` at most; None for what is not one."""
     try:
         seconds = float(str(value))
     except ValueError:
         return None
-    return seconds if 0.0 <= seconds < 86_400.0 else None  # noqa: PLR2004 - a day: more is a mistake
+    return min(seconds, LONGEST_WAIT_S) if seconds >= 0.0 else None

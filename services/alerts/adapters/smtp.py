@@ -8,6 +8,7 @@ it happens; before DATA nothing was sent, after it nobody knows.
 """
 
 import contextlib
+import re
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
@@ -22,7 +23,10 @@ from services.alerts.ports import ChannelGone, Sent
 from shared.errors import Permanent, Transient
 from shared.work import OutcomeUnknown
 
-NO_SUCH_MAILBOX: Final = frozenset({550, 551, 553})
+_NO_SUCH_MAILBOX: Final = frozenset({550, 551})
+_ENHANCED: Final = re.compile(r"5\.(\d{1,3})\.(\d{1,3})\b", re.ASCII)
+_ADDRESS: Final = "1"  # RFC 3463: 5.1.x is about an address, 5.7.x about policy
+_SENDERS: Final = frozenset({"7", "8"})  # ... and 5.1.7 and 5.1.8 about the sender's
 
 _POLICY: Final = SMTP_POLICY.clone(cte_type="7bit")
 _HTML: Final = """\
@@ -94,7 +98,7 @@ class Smtp:
             await client.mail(parseaddr(self._server.sender)[1])
             await client.rcpt(recipient)
         except aiosmtplib.SMTPRecipientRefused as error:
-            if error.code in NO_SUCH_MAILBOX:
+            if _says_gone(error):
                 raise ChannelGone(f"the mail server knows no such mailbox ({error.code})") from None
             raise _by_code(error) from None
         except aiosmtplib.SMTPResponseException as error:
@@ -123,6 +127,14 @@ class Smtp:
         html = self._html.render(title=message.title, lines=message.lines, notes=message.notes)
         mail.add_alternative(html, subtype="html")
         return mail
+
+
+def _says_gone(error: aiosmtplib.SMTPRecipientRefused) -> bool:
+    """Whether a refused recipient does not exist. 550 alone may also be a policy; the enhanced status tells them apart."""
+    enhanced = _ENHANCED.match(error.message)
+    if enhanced is None:
+        return error.code in _NO_SUCH_MAILBOX
+    return error.code >= 500 and enhanced[1] == _ADDRESS and enhanced[2] not in _SENDERS  # noqa: PLR2004 - RFC 5321: 5yz
 
 
 def _by_code(error: aiosmtplib.SMTPResponseException) -> Exception:
