@@ -130,7 +130,7 @@ class Smtp:
 
 
 def _says_gone(error: aiosmtplib.SMTPRecipientRefused) -> bool:
-    """Whether a refused recipient does not exist. 550 alone may also be a policy; the enhanced status tells them apart."""
+    """Whether a refused recipient does not exist; 550 may also be a policy, which the enhanced status tells apart."""
     enhanced = _ENHANCED.match(error.message)
     if enhanced is None:
         return error.code in _NO_SUCH_MAILBOX

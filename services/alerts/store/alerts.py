@@ -61,7 +61,8 @@ _DELIVERY = text("""
     select d.id, d.uncertain, c.target, c.enabled, c.lane = d.lane as same,
         exists (select from deliveries l where l.alert_id = d.alert_id and l.session = d.session
             and l.channel = d.channel and l.lane = d.lane and l.ring > d.ring) as superseded,
-        a.symbol, a.session, a.rule_name, a.as_of, a.delay_s, a.source, a.title, a.contract_count, a.premium_usd, a.best, a.simulated
+        a.symbol, a.session, a.rule_name, a.as_of, a.delay_s, a.source, a.title, a.contract_count, a.premium_usd,
+        a.best, a.simulated
     from deliveries d
     join alerts a on a.alert_id = d.alert_id and a.session = d.session
     left join channels c on c.user_id = d.user_id and c.channel = d.channel
