@@ -1,11 +1,11 @@
 """alerts: turns activity into alerts for the users whose watchlist or rule matches, and tells them.
 
-Owns     schema `alerts`: users and watchlists as the gateway tells them, rules, channels, contracts of the
-         session, alerts, deliveries
+Owns     schema `alerts`: users and watchlists as the gateway tells them, rules, channels and the mails that
+         confirm them, contracts of the session, alerts, deliveries
 Reads    detector.activity (ActivityDetected), api.users (UserSignedUp, UserSettingsChanged),
          api.watchlists (StockAdded, StockSettingsChanged, StockRemoved)
 Publishes alerts.alerts (AlertRaised, AlertUpdated), alerts.deliveries (DeliverySettled), api.audit (ActionAudited)
-Serves   /api/alerts/{user_id}: the alerts, opened, stats, channels, rules
+Serves   /api/alerts/{user_id}: the alerts, opened, stats, channels, rules; /links/confirm-email
 
 An alert is one for (user, rule, symbol, session). It rings on the user's channels at first and again when the
 score rises by a set step.

@@ -3,14 +3,17 @@
 from services.alerts import READS, consumers, routes
 from services.alerts.adapters.discord import Discord
 from services.alerts.adapters.smtp import Smtp, SmtpServer
+from services.alerts.domain.links import Links
 from services.alerts.ports import Sender
 from services.alerts.service import Alerts, Options
 from services.alerts.settings import AlertsSettings
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
-from services.alerts.workers import Delivery, DeliveryWorker, Retention
+from services.alerts.store.confirmations import ConfirmationStore
+from services.alerts.workers import Confirmation, Delivery, DeliveryWorker, Retention
 from shared.clock import new_id
 from shared.contracts.alerts import Channel
+from shared.identity import identity_secret
 from shared.schedule import Job
 from shared.service import Environment, Service
 from shared.work import Worker
@@ -23,6 +26,9 @@ def build(env: Environment) -> Service:
     store = AlertsStore()
     audience = AudienceStore(Defaults(settings.default_min_score, settings.default_min_premium_usd))
 
+    confirmations = ConfirmationStore()
+    links = Links(identity_secret(env.settings))
+
     workers: list[Worker] = []
     offered = _senders(settings)
     for channel, (sender, concurrency) in offered.items():
@@ -30,6 +36,17 @@ def build(env: Environment) -> Service:
         worker = Worker(delivery.work(concurrency), service.door, service.clock, draw=env.random.random)
         workers.append(worker)
         service.work(DeliveryWorker(worker, sender))
+    if "email" in offered:
+        asking = Confirmation(
+            offered["email"][0],
+            confirmations,
+            service.door,
+            links=links,
+            public_url=settings.public_url,
+            clock=service.clock,
+        )
+        workers.append(Worker(asking.work(), service.door, service.clock, draw=env.random.random))
+        service.work(workers[-1])
 
     def wake() -> None:
         for worker in workers:
@@ -42,11 +59,12 @@ def build(env: Environment) -> Service:
         offered=tuple(offered),
         discord_base=settings.discord_base,
     )
-    alerts = Alerts(store, audience, options, clock=service.clock, new_id=new_id, wake=wake)
+    alerts = Alerts(store, audience, confirmations, options, links=links, clock=service.clock, new_id=new_id, wake=wake)
     for consumer in consumers.tables(alerts):
         service.consume(consumer)
     retention = Retention(
         store,
+        confirmations,
         service.door,
         alerts_months=settings.keep_alerts_months,
         deliveries_months=settings.keep_deliveries_months,

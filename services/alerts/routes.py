@@ -1,5 +1,10 @@
-"""Door 2, HTTP: a user's alerts, channels and rules. Users reach only their own."""
+"""Door 2, HTTP: a user's alerts, channels and rules. Users reach only their own.
 
+What would surprise you: the link that confirms an address opens a page whose button does it, because programs that
+look through mail open links as well.
+"""
+
+import html
 import re
 from datetime import datetime
 from decimal import Decimal
@@ -7,7 +12,7 @@ from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
-from litestar import Request, Response, delete, get, post, put
+from litestar import MediaType, Request, Response, delete, get, post, put
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.types import ControllerRouterHandler
@@ -33,6 +38,7 @@ HttpRequest = Request[Any, Any, Any]
 
 _CURSOR: Final = re.compile(r"(?P<at>[0-9T:.+Z-]{20,40})~(?P<id>[0-9a-f-]{36})", re.ASCII)
 
+Token = Annotated[str, QueryParameter(min_length=1, max_length=1000)]
 Symbol = Annotated[str, StringConstraints(pattern=f"^(?i:{PATTERN})$", to_upper=True, strip_whitespace=True)]
 
 
@@ -121,11 +127,15 @@ class Opened(msgspec.Struct, frozen=True):
 
 
 class ChannelView(msgspec.Struct, frozen=True):
-    """A channel. A webhook's URL is a secret: `target` shows enough to recognise it."""
+    """A channel. A webhook's URL is a secret: `target` shows enough to recognise it.
+
+    Nothing goes to a channel that is not `enabled`; `reason` says why. An address is `confirmed` by its reader.
+    """
 
     channel: str
     target: str
     enabled: bool
+    confirmed: bool
     reason: str | None
     updated_at: datetime
 
@@ -148,6 +158,7 @@ def handlers(alerts: Alerts, store: AlertsStore, audience: AudienceStore, door: 
         *_alert_routes(alerts, store, door),
         *_channel_routes(alerts, audience, door),
         *_rule_routes(alerts, audience, door),
+        *_link_routes(alerts, door),
     ]
 
 
@@ -212,7 +223,7 @@ def _channel_routes(alerts: Alerts, audience: AudienceStore, door: Door) -> list
         channel: FromPath[Channel],
         data: JSONBody[ChannelBody],
     ) -> ChannelView:
-        """Set where a channel goes, and enable it."""
+        """Set where a channel goes. A webhook is enabled at once, an address when its reader has confirmed it."""
         own(identity, user_id)
         actor, target = _actor(request, identity), data.target
         return _channel(await door.run(lambda tx: alerts.set_channel(actor, user_id, channel, target, tx)))
@@ -226,7 +237,40 @@ def _channel_routes(alerts: Alerts, audience: AudienceStore, door: Door) -> list
         actor = _actor(request, identity)
         await door.run(lambda tx: alerts.remove_channel(actor, user_id, channel, tx))
 
-    return [list_channels, set_channel, remove_channel]
+    @post("/api/alerts/{user_id:uuid}/channels/{channel:str}/confirmation", caller=Caller.USER, status_code=200)
+    async def ask_again(identity: Who, user_id: FromPath[UUID], channel: FromPath[Channel]) -> ChannelView:
+        """Send the mail that confirms an address once more; five a day at most."""
+        own(identity, user_id)
+        return _channel(await door.run(lambda tx: alerts.ask_again(user_id, channel, tx)))
+
+    return [list_channels, set_channel, remove_channel, ask_again]
+
+
+def _link_routes(alerts: Alerts, door: Door) -> list[HTTPRouteHandler]:
+    @get("/links/confirm-email", caller=Caller.LINK, media_type=MediaType.HTML)
+    async def show_link(token: Token) -> Response[str]:
+        """Show the page whose button confirms a mail address."""
+        alerts.check_link(token)
+        button = (
+            f'<form method="post" action="?token={html.escape(token)}"><button>Confirm this address</button></form>'
+        )
+        return _page("Receive Openbell's alerts at this address?", button)
+
+    @post("/links/confirm-email", caller=Caller.LINK, media_type=MediaType.HTML, status_code=200)
+    async def confirm(token: Token) -> Response[str]:
+        """Confirm a mail address: its user's alerts go there from now on. Again changes nothing."""
+        await door.run(lambda tx: alerts.confirm(token, tx))
+        return _page("Confirmed", "<p>Openbell's alerts come to this address from now on.</p>")
+
+    return [show_link, confirm]
+
+
+def _page(title: str, body: str) -> Response[str]:
+    text = (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>{body}</html>\n'
+    )
+    headers = {"cache-control": "no-store", "referrer-policy": "no-referrer"}  # the address of the page is the secret
+    return Response(text, media_type=MediaType.HTML, headers=headers)
 
 
 def _rule_routes(alerts: Alerts, audience: AudienceStore, door: Door) -> list[HTTPRouteHandler]:
@@ -333,6 +377,7 @@ def _channel(row: Row) -> ChannelView:
         row["channel"],
         masked(row["channel"], row["target"]),
         row["enabled"],
+        row["confirmed_at"] is not None,
         row["reason"],
         row["updated_at"],
     )

@@ -20,6 +20,8 @@ class AlertsSettings(BaseSettings):
     """How many contracts an alert shows."""
     max_rules: int = Field(default=50, ge=0)
 
+    public_url: str = "http://127.0.0.1:8100"
+    """Where people reach the gateway: links in mails begin with it."""
     discord_base: str | None = None
     """An origin besides Discord's own that webhooks may have (http://127.0.0.1:8900); for development."""
     discord_concurrency: int = Field(default=32, ge=1)

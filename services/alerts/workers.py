@@ -9,11 +9,14 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import uuid5
 
-from services.alerts.domain.text import Message, body, notes
+from services.alerts.domain.links import Link, Links
+from services.alerts.domain.text import Message, body, confirmation, notes
 from services.alerts.ports import ChannelGone, Sender
 from services.alerts.store.alerts import AlertsStore, lines_of
+from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.months import roll
 from shared import idempotency
+from shared.clock import Clock
 from shared.contracts.alerts import Channel, DeliverySettled, DeliveryStatus
 from shared.contracts.base import Event
 from shared.db import Row, Tx
@@ -82,6 +85,55 @@ class Delivery:
         return events
 
 
+class Confirmation:
+    """Sends the mails that ask whether an address is its user's."""
+
+    def __init__(
+        self, sender: Sender, store: ConfirmationStore, door: Door, *, links: Links, public_url: str, clock: Clock
+    ) -> None:
+        self._sender = sender
+        self._store = store
+        self._door = door
+        self._links = links
+        self._address = f"{public_url.rstrip('/')}/links/confirm-email?token="
+        self._clock = clock
+
+    def work(self) -> Work:
+        """Return the work: what is unknown is sent again, with the same Message-ID."""
+        return Work(
+            kind="confirmation",
+            table="confirmations",
+            prepare=self.prepare,
+            perform=self.perform,
+            on_unknown="resend",
+            settled=self.settled,
+            policy=Policy(concurrency=4, max_attempts=10, max_age_s=6 * 3600.0),
+        )
+
+    async def prepare(self, row: Row) -> Row:
+        """Read where the mail goes. Raises Permanent when it is not needed any more."""
+        async with self._door.read() as tx:
+            found = await self._store.needed(tx, row["id"])
+        if found is None:
+            raise Permanent("the address was confirmed, changed or removed")
+        return found
+
+    async def perform(self, found: Row) -> Performed:
+        """Send the mail."""
+        now = self._clock()
+        token = self._links.sign(Link(found["user_id"], found["lane"]), now)
+        await self._sender.send(confirmation(found["id"], found["target"], self._address + token, now))
+        return Performed()
+
+    async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:
+        """Show the user why no mail comes."""
+        if settled.status != "done":
+            link = Link(settled.row["user_id"], settled.row["lane"])
+            reason = f"not confirmed: the mail could not be sent: {settled.detail}"
+            await self._store.not_sent(tx, link, reason, settled.at)
+        return ()
+
+
 class DeliveryWorker:
     """Runs one channel's deliveries, and gives up its sender's connections at the end."""
 
@@ -106,9 +158,17 @@ class Retention:
     """Makes the months to come and drops those that are over."""
 
     def __init__(
-        self, store: AlertsStore, door: Door, *, alerts_months: int, deliveries_months: int, contracts_days: int
+        self,
+        store: AlertsStore,
+        confirmations: ConfirmationStore,
+        door: Door,
+        *,
+        alerts_months: int,
+        deliveries_months: int,
+        contracts_days: int,
     ) -> None:
         self._store = store
+        self._confirmations = confirmations
         self._door = door
         self._months = {"alerts": alerts_months, "deliveries": deliveries_months}
         self._contracts_days = contracts_days
@@ -121,6 +181,7 @@ class Retention:
                 await roll(tx, table, today, keep)
         async with self._door.transaction() as tx:
             await self._store.forget_contracts(tx, today - timedelta(days=self._contracts_days))
+            await self._confirmations.forget(tx, at)
             await idempotency.forget(tx, at)
 
 

@@ -67,6 +67,7 @@ RULES: Final = (
     Rule("/leaderboard", "detector", stale_s=900),
     Rule("/activity", "detector"),
     Rule("/realtime-options", "data"),
+    Rule("/links", "alerts", caller=Caller.LINK, methods=("GET", "POST")),
     Rule("/api/alerts", "alerts", methods=("GET", "POST", "PUT", "PATCH", "DELETE")),
 )
 

@@ -10,12 +10,15 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
+from services.alerts.domain.channels import lane_of
+from services.alerts.domain.links import Link, Links
 from services.alerts.domain.text import Message
 from services.alerts.ports import Sent
 from services.alerts.service import Actor, Alerts, Options
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
-from services.alerts.workers import Delivery
+from services.alerts.store.confirmations import ConfirmationStore
+from services.alerts.workers import Confirmation, Delivery
 from shared.clock import new_id
 from shared.contracts.api import StockAdded, UserSettingsChanged, UserSignedUp
 from shared.contracts.base import Event
@@ -105,10 +108,13 @@ class Bench:
         self.audience = AudienceStore(Defaults(60.0, Decimal(25_000)))
         self.discord, self.email = FakeSender(), FakeSender()
         self.wakes = 0
+        self.confirmations, self.links = ConfirmationStore(), Links("x" * 32)
         self.alerts = Alerts(
             self.store,
             self.audience,
+            self.confirmations,
             Options(offered=("discord", "email"), best_few=3, max_rules=3),
+            links=self.links,
             clock=clock,
             new_id=new_id,
             wake=self._woken,
@@ -117,6 +123,15 @@ class Bench:
             Delivery("discord", self.discord, self.store, self.door),
             Delivery("email", self.email, self.store, self.door),
         ]
+        asking = Confirmation(
+            self.email,
+            self.confirmations,
+            self.door,
+            links=self.links,
+            public_url="https://openbell.example/",
+            clock=clock,
+        )
+        self.asking = Worker(asking.work(), self.door, clock, draw=lambda: 0.5)
         self.workers = [Worker(one.work(8), self.door, clock, draw=lambda: 0.5) for one in deliveries]
 
     def _woken(self) -> None:
@@ -147,7 +162,17 @@ class Bench:
         return user_id
 
     async def channel(self, user_id: UUID, channel: Any = "discord", target: str | None = WEBHOOK) -> Row:
-        return await self.door.run(lambda tx: self.alerts.set_channel(ACTOR, user_id, channel, target, tx))
+        """Set a channel; an address is confirmed at once, without its mail."""
+        row = await self.door.run(lambda tx: self.alerts.set_channel(ACTOR, user_id, channel, target, tx))
+        if channel == "email":
+            token = self.links.sign(Link(user_id, lane_of("email", row["target"])), self.clock())
+            await self.door.run(lambda tx: self.alerts.confirm(token, tx))
+        return row
+
+    async def ask(self) -> None:
+        """Send the confirmation mails that are due."""
+        await self.asking.turn()
+        await self.asking.idle()
 
     async def deliver(self) -> None:
         for worker in self.workers:

@@ -26,7 +26,9 @@ async def delivering(bench: Bench, server: FakeDiscord) -> AsyncGenerator[None]:
     bench.alerts = Alerts(
         bench.store,
         bench.audience,
+        bench.confirmations,
         Options(discord_base=server.base),
+        links=bench.links,
         clock=utc_now,
         new_id=new_id,
         wake=worker.wake,

@@ -304,7 +304,9 @@ async def test_mail_without_a_server_is_refused_and_old_addresses_get_nothing(be
     bench.alerts = Alerts(
         bench.store,
         bench.audience,
+        bench.confirmations,
         Options(offered=("discord",)),
+        links=bench.links,
         clock=bench.clock,
         new_id=uuid4,
         wake=lambda: None,
@@ -342,7 +344,9 @@ async def test_ringing_again_makes_an_opened_alert_unopened(bench: Bench) -> Non
 async def test_retention_makes_months_ahead_and_drops_what_is_over(bench: Bench) -> None:
     await bench.user("AAPL")
     await bench.tell(activity())
-    retention = Retention(bench.store, bench.door, alerts_months=13, deliveries_months=3, contracts_days=10)
+    retention = Retention(
+        bench.store, bench.confirmations, bench.door, alerts_months=13, deliveries_months=3, contracts_days=10
+    )
     await retention.run(NOW)
     await retention.run(NOW)
     assert len(await bench.rows("alerts")) == 1

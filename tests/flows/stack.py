@@ -121,6 +121,13 @@ class Flow:
 
         await eventually(added)
 
+    async def confirm(self, link: str) -> None:
+        """Open the link of a confirmation mail and press its button."""
+        path = "/links/confirm-email?token=" + link.partition("token=")[2]
+        for method in ("GET", "POST"):
+            answer = await self.http.request(method, path)
+            assert answer.status_code == 200, answer.text
+
     async def rows(self, statement: str, *values: Any) -> list[asyncpg.Record]:
         """Look into the database as an administrator."""
         return await self.admin.fetch(statement, *values)

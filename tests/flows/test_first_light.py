@@ -1,9 +1,9 @@
-"""The main path, whole: a recorded chain goes in, one alert comes out, whatever is killed on the way."""
+"""The main path, whole: a chain, recorded or simulated, goes in, one alert comes out, whatever is killed on the way."""
 
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Generator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,13 +13,14 @@ from aiokafka import AIOKafkaConsumer
 
 from deploy.local.kafka import RunningKafka
 from services.data.main import build as build_data
+from shared.clock import Clock, utc_now
 from shared.contracts.data import ChainCollected
 from shared.contracts.topics import CHAINS
 from shared.service import Environment
 from shared.settings import SharedSettings
-from tests.conftest import eventually, recorded
+from tests.conftest import ManualClock, eventually, recorded
 from tests.fakes.discord import Answer, FakeDiscord
-from tests.fakes.smtp import FakeSmtp
+from tests.fakes.smtp import FakeSmtp, Mail
 from tests.flows.stack import Flow, flowing, partitions
 
 GATE = 77  # an advisory lock that the test holds while a delivery must not go on
@@ -85,16 +86,28 @@ async def deliveries(flow: Flow) -> dict[str, str]:
     return {row["channel"]: row["status"] for row in await flow.rows("select channel, status from alerts.deliveries")}
 
 
-async def replay_aapl(flow: Flow, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
-    """Run the data service on the recorded answer, and end it when the chain is in Kafka."""
-    await asyncio.to_thread(folder.mkdir)
-    await asyncio.to_thread((folder / "aapl_chain.json").symlink_to, recorded(*AAPL))
-    monkeypatch.setenv("OPENBELL_DATA_REPLAY_DIR", str(folder))
-    data = build_data(Environment(flow.settings))
-    flow.gateway.neighbours["data"] = data.app
-    async with data.running():
+async def bring(flow: Flow, source: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
+    """Run the data service for one chain of AAPL, and end it when the chain is in Kafka; return what it serves.
+
+    "replay" plays the recorded answer, "simulator" shows the simulated market near the end of yesterday's session.
+    """
+    clock: Clock = utc_now
+    if source == "replay":
+        await asyncio.to_thread(folder.mkdir)
+        await asyncio.to_thread((folder / "aapl_chain.json").symlink_to, recorded(*AAPL))
+        monkeypatch.setenv("OPENBELL_DATA_REPLAY_DIR", str(folder))
+    else:
+        clock = ManualClock(datetime.combine(utc_now().date(), time.min, UTC) - timedelta(hours=1))
+        monkeypatch.setenv("OPENBELL_DATA_SOURCE", source)
+        monkeypatch.setenv("OPENBELL_DATA_SYMBOLS", "AAPL")
+    async with build_data(Environment(flow.settings, clock)).running():
         await eventually(lambda: _end_of(flow, CHAINS.name), 60)
+    serving = build_data(Environment(flow.settings))  # on today's clock, or it would not believe the gateway
+    flow.gateway.neighbours["data"] = serving.app
+    try:
         return await flow.call("GET", "/realtime-options/AAPL")
+    finally:
+        await serving.db.close()
 
 
 async def _end_of(flow: Flow, topic: str) -> bool:
@@ -117,21 +130,22 @@ async def _records(flow: Flow, topic: str) -> list[Any]:
         await kafka.stop()
 
 
-async def test_a_recorded_chain_becomes_one_alert_though_all_goes_wrong_on_the_way(
-    flow: Flow, discord: FakeDiscord, smtp: FakeSmtp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("source", ["replay", "simulator"])
+async def test_a_chain_becomes_one_alert_though_all_goes_wrong_on_the_way(
+    flow: Flow, source: str, discord: FakeDiscord, smtp: FakeSmtp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    options = json.loads(recorded(*AAPL).read_text())["data"]["options"]
-    expected = sorted(one["option"] for one in options if _unusual(one))
     hook = discord.webhook()
     await flow.watch("AAPL")
     await flow.channel("discord", hook)
     await flow.channel("email", "trader@example.com")
+    await eventually(lambda: len(smtp.mails) == 1)
+    await flow.confirm(_link_in(smtp.mails[0]))
     await flow.knows_rules(symbols=1)
     discord.answer(hook, Answer(503), Answer(429, {"retry_after": 0.4}, {"retry-after": "0.4"}))
 
     # Alerts is killed between claim and post.
     await hold_deliveries_before(flow, "started")
-    served = await replay_aapl(flow, monkeypatch, tmp_path / "replay")
+    served = await bring(flow, source, monkeypatch, tmp_path / "replay")
     await eventually(lambda: _are(flow, {"discord": "claimed", "email": "claimed"}))
     await flow.alerts.kill()
     assert discord.requests == []
@@ -147,10 +161,13 @@ async def test_a_recorded_chain_becomes_one_alert_though_all_goes_wrong_on_the_w
     await flow.drained("alerts.activity", "detector.activity")
 
     # Exactly the contracts that the published rule selects.
+    options = _options(source, chain.value)
+    expected = sorted(one["contract"] for one in options if _unusual(one))
     activity = await flow.rows("select contract from detector.activity")
+    assert expected
     assert sorted(row["contract"] for row in activity) == expected
-    assert served["source"] == "replay"
-    assert served["simulated"] is False
+    assert served["source"] == source
+    assert served["simulated"] is (source == "simulator")
     assert served["count"] == len(options)
 
     # One grouped alert in the app, one Discord post after a 503 and a 429, one mail.
@@ -161,8 +178,9 @@ async def test_a_recorded_chain_becomes_one_alert_though_all_goes_wrong_on_the_w
     assert waited >= 0.4, "Retry-After is obeyed"
     assert len(discord.posts) == 1
     assert "AAPL" in discord.posts[0].payload["content"]
-    assert len(smtp.mails) == 1
-    assert "AAPL" in smtp.mails[0].message["Subject"]
+    assert ("[SIMULATED]" in discord.posts[0].payload["content"]) is (source == "simulator")
+    assert len(smtp.mails[1:]) == 1
+    assert "AAPL" in smtp.mails[1].message["Subject"]
     assert await flow.rows("select 1 from alerts.deliveries where uncertain") == []
     board = await flow.call("GET", "/leaderboard")
     assert {entry["symbol"] for entry in board["entries"]} <= {"AAPL"}
@@ -176,7 +194,7 @@ async def test_a_post_whose_record_was_lost_is_unknown_and_sent_again_with_a_not
     await flow.channel("discord", hook)
     await flow.knows_rules(symbols=1)
     await hold_deliveries_before(flow, "done")
-    await replay_aapl(flow, monkeypatch, tmp_path / "replay")
+    await bring(flow, "simulator", monkeypatch, tmp_path)
     await eventually(lambda: len(discord.posts) == 1, 60)
     await flow.alerts.kill()
     assert await deliveries(flow) == {"discord": "started"}
@@ -195,7 +213,7 @@ async def test_bad_chains_lie_in_failed_jobs_and_the_good_one_goes_through(
 ) -> None:
     await flow.watch("AAPL")
     await flow.knows_rules(symbols=1)
-    await replay_aapl(flow, monkeypatch, tmp_path / "replay")
+    await bring(flow, "simulator", monkeypatch, tmp_path)
     (chain,) = await _records(flow, CHAINS.name)
     headers = dict(chain.headers)
     good = ChainCollected.from_bytes(chain.value, id=UUID(int=9), time=datetime.now(UTC))
@@ -231,7 +249,21 @@ async def _are(flow: Flow, expected: dict[str, str]) -> bool:
     return await deliveries(flow) == expected
 
 
+def _link_in(mail: Mail) -> str:
+    plain = mail.message.get_body(("plain",))
+    assert plain is not None
+    return next(line for line in plain.get_content().splitlines() if line.startswith("http"))
+
+
+def _options(source: str, chain: bytes) -> list[dict[str, Any]]:
+    """The contracts that went in: of the recorded answer itself, else of the simulator's chain."""
+    if source == "simulator":
+        return ChainCollected.from_bytes(chain, id=UUID(int=0), time=utc_now()).contracts.to_pylist()
+    options = json.loads(recorded(*AAPL).read_text())["data"]["options"]
+    return [{**one, "contract": one["option"], "last": one["last_trade_price"]} for one in options]
+
+
 def _unusual(option: dict[str, Any]) -> bool:
-    """Barchart's published rule, on a row of the recorded answer."""
+    """Barchart's published rule."""
     volume, interest = option["volume"], option["open_interest"]
-    return volume > 500 and interest > 100 and option["last_trade_price"] > 0.10 and volume / interest >= 1.25
+    return volume > 500 and interest > 100 and option["last"] > 0.10 and volume / interest >= 1.25

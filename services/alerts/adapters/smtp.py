@@ -34,7 +34,7 @@ _HTML: Final = """\
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title></head>
 <body style="font-family: sans-serif">
 <h2>{{ title }}</h2>
-<ul>{% for line in lines %}<li>{{ line }}</li>{% endfor %}</ul>
+<ul>{% for line in lines %}<li>{{ line | urlize }}</li>{% endfor %}</ul>
 {% for note in notes %}<p style="color: #555">{{ note }}</p>{% endfor %}
 </body></html>
 """

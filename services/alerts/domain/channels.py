@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -12,6 +14,11 @@ from shared.errors import Invalid
 
 _HOSTS: Final = frozenset({"discord.com", "discordapp.com", "canary.discord.com", "ptb.discord.com"})
 _WEBHOOK: Final = re.compile(r"/api(?:/v[0-9]{1,2})?/webhooks/([0-9]{1,20})/([A-Za-z0-9_-]{20,128})", re.ASCII)
+UNCONFIRMED: Final = "not confirmed: open the link in the mail that was sent to this address"
+MAILS_A_DAY: Final = 5
+"""Confirmation mails to a user and to an address, whoever asks for them."""
+MAIL_GAP_S: Final = 60.0
+
 _ADDRESS: Final = TypeAdapter[str](EmailStr)
 
 
@@ -41,6 +48,14 @@ def _webhook(url: str, extra_base: str | None) -> str:
     if _WEBHOOK.fullmatch(parts.path) is None or url != origin + parts.path:
         raise Invalid(wanted)
     return url
+
+
+def next_mail_in_s(sent: Sequence[datetime], now: datetime) -> float:
+    """Return how long the next confirmation mail has to wait, given those of the last day, newest first."""
+    waits = [MAIL_GAP_S - (now - sent[0]).total_seconds()] if sent else []
+    if len(sent) >= MAILS_A_DAY:
+        waits.append(86_400.0 - (now - sent[MAILS_A_DAY - 1]).total_seconds())
+    return max([0.0, *waits])
 
 
 def lane_of(channel: Channel, target: str) -> str:

@@ -88,6 +88,22 @@ def notes(  # what stands below the contracts
     return tuple(told)
 
 
+def confirmation(delivery_id: UUID, target: str, link: str, at: datetime) -> Message:
+    """Return the mail that asks whether an address is its user's."""
+    return Message(
+        delivery_id=delivery_id,
+        target=target,
+        title="Confirm that Openbell may send its alerts here",
+        lines=(link,),
+        notes=(
+            "Open the link within 24 hours to receive alerts at this address.",
+            "If you did not ask for this, do nothing: no more will come.",
+        ),
+        simulated=False,
+        at=at,
+    )
+
+
 def dollars(amount: Decimal) -> str:
     """Return an amount as people say it: $1.2M, $350k, $900."""
     for unit, name in ((Decimal(1_000_000_000), "B"), (Decimal(1_000_000), "M"), (Decimal(1_000), "k")):

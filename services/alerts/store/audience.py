@@ -47,10 +47,12 @@ _RULES_FOR = text("""
 
 _CHANNEL_LIST = text("select * from channels where user_id = :user_id order by channel")
 _SET_CHANNEL = text("""
-    insert into channels (user_id, channel, target, lane, enabled, created_at, updated_at)
-    values (:user_id, :channel, :target, :lane, true, :now, :now)
-    on conflict (user_id, channel) do update set target = excluded.target, lane = excluded.lane, enabled = true,
-        reason = null, updated_at = excluded.updated_at
+    insert into channels (user_id, channel, target, lane, enabled, reason, confirmed_at, created_at, updated_at)
+    values (:user_id, :channel, :target, :lane, cast(:confirmed_at as timestamptz) is not null,
+        cast(:reason as text), :confirmed_at, :now, :now)
+    on conflict (user_id, channel) do update set target = excluded.target, lane = excluded.lane,
+        enabled = excluded.enabled, reason = excluded.reason, confirmed_at = excluded.confirmed_at,
+        updated_at = excluded.updated_at
     returning *""")
 _REMOVE_CHANNEL = text("delete from channels where user_id = :user_id and channel = :channel")
 _RULE_LIST = text("select * from rules where user_id = :user_id order by created_at, rule_id")
@@ -126,10 +128,28 @@ class AudienceStore:
         """Return a user's channels."""
         return await tx.fetch(_CHANNEL_LIST, user_id=user_id)
 
-    async def set_channel(self, tx: Tx, user_id: UUID, channel: Channel, target: str, now: datetime) -> Row | None:
-        """Set where a channel goes, and enable it."""
-        lane = lane_of(channel, target)
-        return await tx.fetchrow(_SET_CHANNEL, user_id=user_id, channel=channel, target=target, lane=lane, now=now)
+    async def set_channel(
+        self,
+        tx: Tx,
+        user_id: UUID,
+        channel: Channel,
+        target: str,
+        *,
+        confirmed_at: datetime | None,
+        reason: str | None,
+        now: datetime,
+    ) -> Row | None:
+        """Set where a channel goes; it is enabled when it is confirmed, else `reason` says what is missing."""
+        return await tx.fetchrow(
+            _SET_CHANNEL,
+            user_id=user_id,
+            channel=channel,
+            target=target,
+            lane=lane_of(channel, target),
+            confirmed_at=confirmed_at,
+            reason=reason,
+            now=now,
+        )
 
     async def remove_channel(self, tx: Tx, user_id: UUID, channel: Channel) -> bool:
         """Remove a channel; False when there was none."""
