@@ -70,6 +70,7 @@ class FakeCboe:
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
+        self.blocked = False  # refuses everything (403)
         self._replies: dict[str, deque[Reply]] = {}
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
@@ -114,7 +115,7 @@ class FakeCboe:
                     for name, _, value in (line.partition(":") for line in lines[1:] if line)
                 }
                 if method == "HEAD":
-                    await self._send(writer, Reply(status=404), with_body=False)
+                    await self._send(writer, Reply(status=403 if self.blocked else 404), with_body=False)
                     continue
                 self.asked.append(Asked(path, headers))
                 reply = self._reply_to(path, headers)
@@ -130,7 +131,7 @@ class FakeCboe:
 
     def _reply_to(self, path: str, headers: Mapping[str, str]) -> Reply:
         queue = self._replies.get(path.rpartition("/")[2].removesuffix(".json"))
-        if not queue:
+        if not queue or self.blocked:
             return Reply(b"<Error>AccessDenied</Error>", 403)
         reply = queue.popleft() if len(queue) > 1 else queue[0]
         if reply.status != 200 or reply.body is None:

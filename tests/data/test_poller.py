@@ -266,6 +266,24 @@ async def test_unknown_symbols_do_not_open_the_breaker(
     assert cboe.symbols_asked() == ["A", "B", "C"]
 
 
+async def test_being_blocked_makes_no_symbol_unknown_and_opens_the_breaker(
+    cboe: FakeCboe, live: CboeSource, door: Door, data_db: Database, time: Time
+) -> None:
+    names = ("A", "B", "C", "D")
+    for name in names:
+        cboe.says(name, answer(name))
+    stamina.set_testing(testing=True, attempts=1)
+    watcher = poller(live, door, time, *names, batch=1, breaker_threshold=3, breaker_s=3600)
+    cboe.blocked = True
+    await watcher.round(live)
+    assert cboe.symbols_asked() == ["A", "B", "C"]
+    assert watcher.phase is Phase.BREAKER_OPEN
+    cboe.blocked = False
+    watcher._breakers = type(watcher._breakers)(100, 1)  # as after its time
+    await watcher.round(live)
+    assert sorted(key for topic, key in await told(data_db) if topic == "data.chains") == list(names)
+
+
 async def test_a_replay_is_told_once_and_then_it_says_that_it_ended(
     tmp_path: Path, sessions: Sessions, door: Door, data_db: Database, time: Time
 ) -> None:

@@ -5,7 +5,10 @@ Two clocks meet in one answer. Its `timestamp` is UTC: when Cboe wrote the answe
 the evening of the session whose last trades it shows.) `last_trade_time` is New York time. The timestamp
 moves on when the market is closed, so a newer answer need not hold newer trades.
 
-`current_price` is after hours; the underlying's price is `close`. Unknown symbols answer 403 or 404.
+`current_price` is after hours; the underlying's price is `close`.
+
+Unknown symbols answer 403 or 404, and so does everything when Cboe has blocked our address. So a 403 is believed
+about its symbol only while `SURE_SYMBOL` is not refused as well.
 """
 
 import asyncio
@@ -28,6 +31,7 @@ from shared.contracts.data import ChainHeader, Source
 from shared.errors import NotFound, Permanent, Transient
 
 DELAY_S: Final = 900.0
+SURE_SYMBOL: Final = "SPY"  # there as long as there are option chains
 AHEAD: Final = timedelta(minutes=5)
 FIELDS: Final = {
     "contract": "option",
@@ -97,7 +101,7 @@ class CboeSource:
 
     async def fetch(self, symbol: str, known: Validators) -> Snapshot | Unchanged | Ended:
         """Return the newest chain, or Unchanged on 304."""
-        path = f"/api/global/delayed_quotes/options/{parse_symbol(symbol)}.json"
+        path = _path(parse_symbol(symbol))
         headers = {"if-none-match": known.etag, "if-modified-since": known.last_modified}
         request = self._client.build_request("GET", path, headers={k: v for k, v in headers.items() if v})
         await self._sleep(self._bucket.reserve(self._clock()))
@@ -107,6 +111,8 @@ class CboeSource:
                 try:
                     if response.status_code == HTTPStatus.NOT_MODIFIED:
                         return Unchanged()
+                    if response.status_code == HTTPStatus.FORBIDDEN:
+                        await self._check_not_blocked()
                     _check_status(response, symbol)
                     body = await self._read(response)
                 finally:
@@ -130,6 +136,13 @@ class CboeSource:
         if snapshot.header.as_of > self._clock() + AHEAD:
             raise UnusableAnswer("Cboe's answer is dated in the future", symbol=symbol)
         return snapshot
+
+    async def _check_not_blocked(self) -> None:
+        """Raise Transient when Cboe refuses even what it surely has."""
+        await self._sleep(self._bucket.reserve(self._clock()))
+        answer = await self._client.head(_path(SURE_SYMBOL))
+        if answer.status_code == HTTPStatus.FORBIDDEN:
+            raise Transient("Cboe refuses everything we ask for", status=HTTPStatus.FORBIDDEN)
 
     async def _read(self, response: httpx.Response) -> bytes:
         parts = bytearray()
@@ -184,6 +197,10 @@ def parse_answer(
         ask=price(data.get("ask")),
     )
     return Snapshot(header, contracts, validators, dropped)
+
+
+def _path(symbol: str) -> str:
+    return f"/api/global/delayed_quotes/options/{symbol}.json"
 
 
 def _decode(body: bytes) -> Any:
