@@ -1,5 +1,7 @@
 """Wires the data service. The source of chains is chosen when the poller starts, not at import or build."""
 
+import asyncio
+
 from services.data import READS, routes
 from services.data.adapters.cboe import CboeSource
 from services.data.adapters.replay import ReplaySource
@@ -74,9 +76,11 @@ async def choose_source(
     if wanted == "replay":
         if settings.replay_dir is None:
             raise Invalid("OPENBELL_DATA_SOURCE=replay needs OPENBELL_DATA_REPLAY_DIR")
-        return ReplaySource(folder=settings.replay_dir, sessions=sessions, clock=clock, pace_s=settings.replay_pace_s)
+        return await asyncio.to_thread(  # it reads every recording
+            ReplaySource, folder=settings.replay_dir, sessions=sessions, clock=clock, pace_s=settings.replay_pace_s
+        )
     return SimulatorSource(
-        closes=load_closes(),
+        closes=await asyncio.to_thread(load_closes),
         sessions=sessions,
         clock=clock,
         seed=settings.simulator_seed,

@@ -1,4 +1,7 @@
+import asyncio
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,6 +20,7 @@ from services.data.settings import DataSettings
 from shared.errors import Invalid
 from shared.service import Environment
 from shared.settings import SharedSettings
+from tests.conftest import eventually
 from tests.data.fake_cboe import FakeCboe, answer
 
 NOW = datetime(2026, 7, 24, 18, 0, 30, tzinfo=UTC)
@@ -51,6 +55,26 @@ async def test_a_named_source_is_taken_whatever_else_is_there(cboe: FakeCboe, fo
         source = await choose_source(settings(source=name, replay_dir=folder), lambda: NOW, sessions)
         assert isinstance(source, kind)
         await source.aclose()
+
+
+async def test_recordings_are_read_beside_the_loop(folder: Path, sessions: Sessions) -> None:
+    fifo = folder / "slow.json"
+    os.mkfifo(fifo)  # whoever reads it waits for the writer
+    opening = asyncio.create_task(choose_source(settings(source="replay", replay_dir=folder), lambda: NOW, sessions))
+    writer = -1
+
+    def reading() -> bool:
+        nonlocal writer
+        with contextlib.suppress(OSError):  # nobody reads yet
+            writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        return writer >= 0
+
+    await eventually(reading)
+    assert not opening.done()
+    os.close(writer)
+    source = await opening
+    assert isinstance(source, ReplaySource)
+    assert source.passed_over == [fifo]
 
 
 async def test_a_replay_without_a_folder_is_refused(sessions: Sessions) -> None:
