@@ -1,10 +1,13 @@
 """What this service does: record what a source told, and answer with the last good of it."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from services.data.domain.chain import Quote, Snapshot, Validators, fact_id, quote_taken
 from services.data.domain.symbols import parse_contract, parse_symbol
@@ -14,6 +17,9 @@ from shared.contracts.base import Event
 from shared.contracts.data import ChainCollected, ChainHeader, Source
 from shared.db import Tx
 from shared.errors import NotFound, OpenbellError
+
+DECODED: Final = 32
+"""Chains that stay decoded, those asked for last: about half a megabyte each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,7 @@ class DataService:
     def __init__(self, store: SnapshotStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._last_good: OrderedDict[str, ChainCollected] = OrderedDict()
 
     async def record(self, snapshot: Snapshot, tx: Tx) -> list[Event]:
         """Keep the snapshot and tell of it, unless its symbol and source already told something as new."""
@@ -74,19 +81,31 @@ class DataService:
         """
         symbol = parse_symbol(symbol)
         wanted = None if contract is None else parse_contract(contract)
-        kept = await self._store.latest(symbol, tx)
-        if kept is None:
-            raise NotFound("no option chain of this symbol has been collected", symbol=symbol)
-        now = self._clock()
-        event = ChainCollected.from_bytes(kept.chain, id=UUID(int=0), time=now)  # read back, never published
+        event, failures = await self._decoded(symbol, tx)
         contracts = event.contracts
         if wanted is not None:
-            names = contracts["contract"].to_pylist()
-            if wanted not in names:
+            index = pc.index(contracts["contract"], wanted).as_py()
+            if index < 0:
                 raise NotFound("the chain has no such contract", symbol=symbol, contract=wanted)
-            contracts = contracts.slice(names.index(wanted), 1)
-        age_s = (now - event.header.as_of).total_seconds()
-        return LastGood(event.header, contracts, age_s, kept.failures)
+            contracts = contracts.slice(index, 1)
+        age_s = (self._clock() - event.header.as_of).total_seconds()
+        return LastGood(event.header, contracts, age_s, failures)
+
+    async def _decoded(self, symbol: str, tx: Tx) -> tuple[ChainCollected, int]:
+        """Return the last good chain, decoded once for each snapshot, and the fetches that failed since."""
+        event = self._last_good.get(symbol)
+        known = None if event is None else (event.header.source, event.header.as_of)
+        kept = await self._store.latest(symbol, tx, known)
+        if kept is None:
+            raise NotFound("no option chain of this symbol has been collected", symbol=symbol)
+        if event is None or kept.chain is not None:
+            assert kept.chain is not None  # noqa: S101 - it was not known, so it came along
+            event = ChainCollected.from_bytes(kept.chain, id=UUID(int=0), time=self._clock())  # never published
+        self._last_good[symbol] = event
+        self._last_good.move_to_end(symbol)
+        if len(self._last_good) > DECODED:
+            self._last_good.popitem(last=False)
+        return event, kept.failures
 
 
 def _quote_of(header: ChainHeader) -> Quote:

@@ -44,7 +44,10 @@ _FAILED: Final = text(
 )
 _LATEST: Final = text(
     """
-    select chain, recorded_at, checked_at, failures from snapshots
+    select source, as_of, failures,
+        case when (source, as_of) is distinct from (cast(:source as text), cast(:as_of as timestamptz)) then chain end
+            as chain
+    from snapshots
     where symbol = :symbol and chain is not null
     order by recorded_at desc limit 1
     """
@@ -56,12 +59,12 @@ _VALIDATORS: Final = text(
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A last good answer: the Arrow stream, and how many fetches have failed since."""
+    """A last good answer: which it is, its Arrow stream unless it is already known, and the fetches failed since."""
 
-    chain: bytes
-    recorded_at: datetime
-    checked_at: datetime
+    source: Source
+    as_of: datetime
     failures: int
+    chain: bytes | None
 
 
 class SnapshotStore:
@@ -92,9 +95,10 @@ class SnapshotStore:
         """Note a failed fetch; the last good answer stays."""
         await tx.execute(_FAILED, symbol=symbol, source=source, error=error, now=now)
 
-    async def latest(self, symbol: str, tx: Tx) -> Kept | None:
-        """Return the answer of `symbol` that was recorded last, from any source."""
-        row = await tx.fetchrow(_LATEST, symbol=symbol)
+    async def latest(self, symbol: str, tx: Tx, known: tuple[Source, datetime] | None = None) -> Kept | None:
+        """Return the answer of `symbol` that was recorded last, from any source; without its chain if it is `known`."""
+        source, as_of = known or (None, None)
+        row = await tx.fetchrow(_LATEST, symbol=symbol, source=source, as_of=as_of)
         return None if row is None else Kept(**dict(row))
 
     async def validators(self, source: Source, tx: Tx) -> Mapping[str, Validators]:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -6,7 +7,7 @@ from services.data.adapters.simulator import SimulatorSource
 from services.data.domain.chain import Quote, Snapshot, Validators
 from services.data.domain.columns import Floats
 from services.data.domain.sessions import Sessions
-from services.data.service import DataService
+from services.data.service import DECODED, DataService
 from services.data.store import SnapshotStore
 from shared.contracts.data import ChainCollected, QuoteTaken, Source
 from shared.db import Database
@@ -108,6 +109,36 @@ async def test_a_symbol_that_only_failed_has_no_answer(data_db: Database, servic
         assert await service.validators("cboe", tx) == {}
         with pytest.raises(NotFound):
             await service.last_good("MSFT", None, tx)
+
+
+async def test_a_chain_is_decoded_once_and_a_newer_one_takes_its_place(
+    data_db: Database, service: DataService, closes: dict[str, Floats], sessions: Sessions
+) -> None:
+    async with data_db.transaction() as tx:
+        await service.record(await snapshot(closes, sessions), tx)
+        first = await service.last_good("AAPL", None, tx)
+        assert (await service.last_good("AAPL", None, tx)).contracts is first.contracts
+        await service.record_failure("AAPL", "simulator", Transient("it is down"), tx)
+        assert (await service.last_good("AAPL", None, tx)).failures == 1
+        newer = await snapshot(closes, sessions, NOW + timedelta(seconds=2))
+        await service.record(newer, tx)
+        assert (await service.last_good("AAPL", None, tx)).header == newer.header
+        await tx.connection.execute("truncate snapshots")
+        with pytest.raises(NotFound):
+            await service.last_good("AAPL", None, tx)
+
+
+async def test_only_the_chains_asked_for_last_stay_decoded(
+    data_db: Database, service: DataService, closes: dict[str, Floats], sessions: Sessions
+) -> None:
+    found = await snapshot(closes, sessions)
+    names = [f"S{number}" for number in range(DECODED + 1)]
+    async with data_db.transaction() as tx:
+        for name in names:
+            await service.record(replace(found, header=found.header.model_copy(update={"symbol": name})), tx)
+        first = [(await service.last_good(name, None, tx)).contracts for name in names]
+        again = [(await service.last_good(name, None, tx)).contracts for name in (names[-1], names[0])]
+    assert [again[0] is first[-1], again[1] is first[0]] == [True, False]
 
 
 async def test_one_contract_can_be_asked_for(
