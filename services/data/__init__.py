@@ -1,17 +1,17 @@
 """data: collects option chains and tells what they are.
 
-Owns     schema `data`: the last good answer of each symbol and source
-Reads    nothing from Kafka; the exchange's answers come through `adapters/`
+Owns     schema `data`: the last good answer of each symbol and source, and which symbols users watch
+Reads    api.watchlists (StockAdded, StockRemoved); the exchange's answers come through `adapters/`
 Publishes data.chains (ChainCollected), data.quotes (QuoteTaken), api.audit (ActionAudited)
 Serves   GET /realtime-options/{symbol}
 """
 
 from typing import Final
 
-from shared.contracts.api import ActionAudited
+from shared.contracts.api import ActionAudited, StockAdded, StockRemoved
 from shared.contracts.base import Event
 from shared.contracts.data import ChainCollected, QuoteTaken
 
 OWNS: Final = "data"
-READS: Final[tuple[type[Event], ...]] = ()
+READS: Final[tuple[type[Event], ...]] = (StockAdded, StockRemoved)
 PUBLISHES: Final[tuple[type[Event], ...]] = (ChainCollected, QuoteTaken, ActionAudited)

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from services.data import READS, routes
+from services.data import READS, consumers, routes
 from services.data.adapters.cboe import CboeSource
 from services.data.adapters.replay import ReplaySource
 from services.data.adapters.simulator import SimulatorSource, load_closes
@@ -40,12 +40,15 @@ def build(env: Environment) -> Service:
             door=service.door,
             clock=service.clock,
             symbols=tuple(parse_symbol(symbol) for symbol in settings.symbols),
+            max_watched=settings.max_watched,
             batch=settings.batch,
             attempts=settings.attempts,
             breaker_threshold=settings.breaker_threshold,
             breaker_s=settings.breaker_s,
         )
     )
+    for consumer in consumers.tables(data):
+        service.consume(consumer)
     service.serve(routes.handlers(data, service.door))
     return service
 

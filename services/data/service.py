@@ -13,6 +13,7 @@ from services.data.domain.chain import Quote, Snapshot, Validators, fact_id, quo
 from services.data.domain.symbols import parse_contract, parse_symbol
 from services.data.store import SnapshotStore
 from shared.clock import Clock
+from shared.contracts.api import StockAdded, StockRemoved
 from shared.contracts.base import Event
 from shared.contracts.data import ChainCollected, ChainHeader, Source
 from shared.db import Tx
@@ -68,6 +69,20 @@ class DataService:
         """Note a failed fetch."""
         await self._store.failed(symbol, source, f"{error.code}: {error.message}"[:500], self._clock(), tx)
         return []
+
+    async def watch(self, event: StockAdded, tx: Tx) -> list[Event]:
+        """Keep that a user watches a symbol; from the next round on it is asked for."""
+        await self._store.watch(parse_symbol(event.symbol), event.user_id, tx)
+        return []
+
+    async def unwatch(self, event: StockRemoved, tx: Tx) -> list[Event]:
+        """Keep that a user no longer watches a symbol."""
+        await self._store.unwatch(parse_symbol(event.symbol), event.user_id, tx)
+        return []
+
+    async def watched(self, tx: Tx) -> Sequence[str]:
+        """Return the symbols that users watch, those of most users first."""
+        return await self._store.watched(tx)
 
     async def validators(self, source: Source, tx: Tx) -> Mapping[str, Validators]:
         """Return what makes the next requests conditional, by symbol."""

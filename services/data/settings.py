@@ -19,6 +19,8 @@ class DataSettings(BaseSettings):
         *("IBM", "INTC", "JPM", "META", "MSFT", "NFLX", "NVDA", "PLTR", "TSLA", "XOM"),
     )
     """Comma-separated. The simulator has five of them, a replay exactly what its folder has."""
+    max_watched: int = Field(default=100, ge=0)
+    """Symbols besides these that are collected because users watch them, those of most users first."""
     poll_every_s: float = Field(default=60.0, gt=0)
     batch: int = Field(default=4, ge=1)
     """Symbols asked for at the same time."""

@@ -1,4 +1,4 @@
-"""The schema `data`: the last good answer of each symbol and source, and how asking for it goes.
+"""The schema `data`: the last good answer of each symbol and source, how asking for it goes, and what users watch.
 
 `chain` is the Arrow stream as the event carries it, its header included. A symbol may have one row a source,
 for a simulated answer must never overwrite a real one; what was recorded last is what is shown.
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
+from uuid import UUID
 
 from sqlalchemy import text
 
@@ -56,6 +57,10 @@ _VALIDATORS: Final = text(
     "select symbol, etag, last_modified from snapshots where source = :source and chain is not null"
 )
 
+_WATCH: Final = text("insert into watched (symbol, user_id) values (:symbol, :user_id) on conflict do nothing")
+_UNWATCH: Final = text("delete from watched where symbol = :symbol and user_id = :user_id")
+_WATCHED: Final = text("select symbol from watched group by symbol order by count(*) desc, symbol")
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -68,7 +73,7 @@ class Kept:
 
 
 class SnapshotStore:
-    """Reads and writes `data.snapshots`."""
+    """Reads and writes `data.snapshots` and `data.watched`."""
 
     async def keep(self, event: ChainCollected, validators: Validators, now: datetime, tx: Tx) -> bool:
         """Keep the chain if it is newer than the one of its symbol and source; say whether it was."""
@@ -100,6 +105,18 @@ class SnapshotStore:
         source, as_of = known or (None, None)
         row = await tx.fetchrow(_LATEST, symbol=symbol, source=source, as_of=as_of)
         return None if row is None else Kept(**dict(row))
+
+    async def watch(self, symbol: str, user_id: UUID, tx: Tx) -> None:
+        """Keep that a user watches a symbol."""
+        await tx.execute(_WATCH, symbol=symbol, user_id=user_id)
+
+    async def unwatch(self, symbol: str, user_id: UUID, tx: Tx) -> None:
+        """Keep that a user no longer does."""
+        await tx.execute(_UNWATCH, symbol=symbol, user_id=user_id)
+
+    async def watched(self, tx: Tx) -> list[str]:
+        """Return the symbols that users watch, those of most users first."""
+        return [row["symbol"] for row in await tx.fetch(_WATCHED)]
 
     async def validators(self, source: Source, tx: Tx) -> Mapping[str, Validators]:
         """Return, by symbol, what makes the next request to `source` conditional."""

@@ -1,7 +1,8 @@
 """The poller: asks the source for every symbol, round after round, and records what it tells.
 
-Fetching happens outside any transaction; what came of it is recorded through the door. A round asks first for
-the symbols that waited longest, a few at a time. An open breaker or a closed market asks nothing; `health`
+The symbols are those of the settings and those that users watch, which each round reads anew. Fetching happens
+outside any transaction; what came of it is recorded through the door. A round asks first for the symbols that waited
+longest, a few at a time. An open breaker or a closed market asks nothing; `health`
 and the metrics say so. When recording fails, `run` raises and is started again: nothing was told, and a
 recording or a tick told twice is the same fact.
 """
@@ -71,6 +72,7 @@ class Poller:
         door: Door,
         clock: Clock,
         symbols: Sequence[str],
+        max_watched: int = 100,
         batch: int = 4,
         attempts: int = 3,
         breaker_threshold: int = 5,
@@ -83,7 +85,9 @@ class Poller:
         self._service = service
         self._door = door
         self._clock = clock
-        self._symbols = tuple(symbols)
+        self._configured = tuple(symbols)
+        self._max_watched = max_watched
+        self._symbols = self._configured
         self._batch = batch
         self._attempts = attempts
         self._breakers = AsyncCircuitBreakerFactory(
@@ -147,11 +151,8 @@ class Poller:
     async def round(self, source: ChainSource) -> bool:
         """Ask once for every symbol; return whether the source has ended for all of them."""
         now = self._clock()
-        due = [
-            symbol
-            for symbol in source.offers(self._symbols)
-            if symbol not in self._unknown_until or now >= self._unknown_until[symbol]
-        ]
+        self._symbols = await self._wanted(now)
+        due = [symbol for symbol in source.offers(self._symbols) if not self._unknown(symbol, now)]
         due.sort(key=lambda symbol: self._turns.get(symbol, -1))
         ended = 0
         for first in range(0, len(due), self._batch):
@@ -167,6 +168,16 @@ class Poller:
                 return False
             self._enter(Phase.POLLING)
         return bool(due) and ended == len(due)
+
+    async def _wanted(self, now: datetime) -> tuple[str, ...]:
+        """Return the symbols of the settings, then what users watch: those of most users, as far as they are known."""
+        async with self._door.read() as tx:
+            watched = await self._service.watched(tx)
+        more = [one for one in watched if one not in self._configured and not self._unknown(one, now)]
+        return *self._configured, *more[: self._max_watched]
+
+    def _unknown(self, symbol: str, now: datetime) -> bool:
+        return symbol in self._unknown_until and now < self._unknown_until[symbol]
 
     async def _ask(self, source: ChainSource, symbol: str) -> str:
         """Fetch one symbol and record the outcome; return its name."""

@@ -22,6 +22,7 @@ from services.data.ports import ChainSource
 from services.data.service import DataService
 from services.data.store import SnapshotStore
 from services.data.workers import Phase, Poller
+from shared.contracts.api import StockAdded, StockRemoved
 from shared.contracts.data import ChainCollected
 from shared.db import Database
 from shared.messaging.door import Door
@@ -264,6 +265,30 @@ async def test_unknown_symbols_do_not_open_the_breaker(
     watcher = poller(live, door, time, "A", "B", "C", batch=1, breaker_threshold=1)
     await watcher.round(live)
     assert cboe.symbols_asked() == ["A", "B", "C"]
+
+
+async def test_what_users_watch_is_asked_for_besides_the_settings_symbols_up_to_a_cap(
+    cboe: FakeCboe, live: CboeSource, door: Door, time: Time
+) -> None:
+    for name in ("AAPL", "MSFT", "TSLA"):
+        cboe.says(name, answer(name))
+    service = DataService(SnapshotStore(), time)
+    watcher = poller(live, door, time, "AAPL", batch=1, max_watched=2)
+    ada, bob = uuid4(), uuid4()
+    stocks = [(ada, "TSLA"), (bob, "TSLA"), (ada, "AAPL"), (ada, "JUNK"), (ada, "MSFT"), (ada, "XOM")]
+    async with door.transaction() as tx:
+        for user_id, symbol in stocks:
+            added = StockAdded(id=uuid4(), time=FRIDAY, user_id=user_id, symbol=symbol)
+            assert await service.watch(added, tx) == await service.watch(added, tx) == []
+    await watcher.round(live)
+    assert cboe.symbols_asked() == ["AAPL", "TSLA", "JUNK"]
+    await watcher.round(live)  # what is not known takes nobody's place
+    assert sorted(cboe.symbols_asked()[3:]) == ["AAPL", "MSFT", "TSLA"]
+    async with door.transaction() as tx:
+        for user_id in (ada, bob):
+            await service.unwatch(StockRemoved(id=uuid4(), time=FRIDAY, user_id=user_id, symbol="TSLA"), tx)
+    await watcher.round(live)
+    assert sorted(cboe.symbols_asked()[6:]) == ["AAPL", "MSFT", "XOM"]
 
 
 async def test_being_blocked_makes_no_symbol_unknown_and_opens_the_breaker(
