@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Final
 from uuid import UUID
 
 from services.alerts.domain.channels import MAILS_A_DAY, UNCONFIRMED, checked_target, lane_of, masked, next_mail_in_s
@@ -34,8 +33,6 @@ from shared.contracts.detector import ActivityDetected
 from shared.db import Row, Tx
 from shared.errors import Conflict, Invalid, NotFound, RateLimited
 from shared.messaging.door import Done
-
-CHANNELS: Final[tuple[Channel, ...]] = ("discord", "email")
 
 
 class ChannelNotOffered(Invalid):

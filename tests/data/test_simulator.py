@@ -12,7 +12,7 @@ from services.data.domain.chain import Snapshot, Validators
 from services.data.domain.columns import Floats
 from services.data.domain.pricing import black_scholes
 from services.data.domain.sessions import Sessions
-from services.data.domain.simulation import chain_at, expirations_after, moment_of, plan_session, spot_at, unusual_at
+from services.data.domain.simulation import Plan, chain_at, expirations_after, moment_of, plan_session, spot_at
 from services.data.domain.symbols import occ_columns
 
 NOW = datetime(2026, 11, 22, 6, 0, 1, 500_000, tzinfo=UTC)  # a Sunday: the simulated market does not mind
@@ -48,6 +48,11 @@ def test_the_closes_are_read_without_importing_the_package(closes: dict[str, Flo
     assert "bokeh_sampledata.stocks" not in sys.modules
     for name, prices in closes.items():
         assert np.abs(np.diff(np.log(prices))).max() < 0.25, f"{name}: an unadjusted split"
+
+
+def unusual_at(plan: Plan, done: float) -> set[str]:
+    """The contracts whose unusual print has happened: the ones that a detector must find."""
+    return {plan.names[row] for row, at in zip(plan.unusual, plan.prints_at, strict=True) if at <= done}
 
 
 @settings(deadline=None, max_examples=30)

@@ -29,8 +29,6 @@ from services.data.domain.sessions import Sessions
 from services.data.domain.symbols import occ_name
 from shared.contracts.data import CHAIN_SCHEMA
 
-DAY: Final = timedelta(days=1)
-DAY_S: Final = 86_400.0
 STRIKES_EACH_SIDE: Final = 12
 WEEKLIES: Final = 4
 MONTHLIES: Final = 5
@@ -139,11 +137,6 @@ def spot_at(plan: Plan, done: float) -> float:
     straight = plan.first_close + (plan.last_close - plan.first_close) * done
     low, high = sorted((plan.first_close, plan.last_close))
     return round(min(max(straight + bridge, low * 0.95), high * 1.05), 2)
-
-
-def unusual_at(plan: Plan, done: float) -> set[str]:
-    """Return the contracts whose unusual print has happened: the ones that a detector must find."""
-    return {plan.names[row] for row, at in zip(plan.unusual, plan.prints_at, strict=True) if at <= done}
 
 
 def chain_at(plan: Plan, done: float) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]
