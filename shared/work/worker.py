@@ -184,23 +184,24 @@ class Worker:
             await self._keep(now)
             self._keep_at = now + timedelta(seconds=self._policy.lease_s / 3)
         while (free := self._policy.concurrency - len(self._flights)) > 0:
-            rows, token = await self._claim(now, free)
-            if not rows:
-                return await self._rest_s(now)
+            rows, token, more = await self._claim(now, free)
             for row in rows:
                 self._launch(row, token)
+            if not more and len(self._flights) < self._policy.concurrency:
+                return await self._rest_s(now)
         return self._policy.poll_s
 
-    async def _claim(self, now: datetime, free: int) -> tuple[list[Row], UUID]:
-        token = self._new_token()
+    async def _claim(self, now: datetime, free: int) -> tuple[list[Row], UUID, bool]:
+        """Claim up to `free` rows; return them with their token, and whether another claim may find more."""
+        token, limit = self._new_token(), free * 4
         async with self._door.transaction() as tx:
             await tx.execute(self._serialise)  # lanes stay single across replicas
-            candidates = await tx.fetch(self._claimable, now=now, kind=self._work.kind, candidates=free * 4)
+            candidates = await tx.fetch(self._claimable, now=now, kind=self._work.kind, candidates=limit)
             rows = choose(candidates, free)
             if rows:
                 until = now + timedelta(seconds=self._policy.lease_s)
                 await tx.execute(self._claim_rows, token=token, until=until, ids=[row["id"] for row in rows])
-        return rows, token
+        return rows, token, bool(rows) and len(candidates) == limit
 
     async def _rest_s(self, now: datetime) -> float:
         async with self._door.read() as tx:

@@ -220,6 +220,17 @@ async def test_a_due_row_is_performed_once_and_done(bench: Bench) -> None:
     assert [settled.status for settled in bench.settled] == ["done"]
 
 
+async def test_a_lone_row_costs_one_claim(bench: Bench) -> None:
+    await bench.add("a")
+    claims: list[str] = []
+    async with bench.database.read() as tx:
+        tx.connection.add_query_logger(lambda said: claims.append(said.query) if "limit $" in said.query else None)
+    worker = bench.worker()
+    await worker.turn()
+    assert len(claims) == 1
+    await worker.idle()
+
+
 async def test_the_next_turn_comes_when_the_next_row_is_due_and_not_before(bench: Bench) -> None:
     await bench.add(None, due_in_s=0.4)
     worker = bench.worker()
