@@ -191,7 +191,7 @@ async def run_once(
                 value=value,
                 now=now,
             )
-        return Done(Outcome(status_code, value, replayed=False), done.events)
+        return Done(Outcome(status_code, value, replayed=False), done.events, done.letters)
 
     return await door.run(once)
 

@@ -283,12 +283,16 @@ class Scheduler:
         """Ask for a run now, and tell so; any replica picks it up, after a run in progress. Raises NotFound."""
 
         async def request(tx: Tx) -> Sequence[Event]:
-            if name not in self._jobs or not await tx.execute(_REQUEST, name=name, now=self._clock()):
-                raise NotFound(f"there is no job {name!r} here", jobs=self._names)
-            tx.after_commit(self._wake.set)
+            await self.request(name, tx)
             return told
 
         await self._door.publish(request)
+
+    async def request(self, name: str, tx: Tx) -> None:
+        """Ask for a run as soon as the transaction commits. Raises NotFound."""
+        if name not in self._jobs or not await tx.execute(_REQUEST, name=name, now=self._clock()):
+            raise NotFound(f"there is no job {name!r} here", jobs=self._names)
+        tx.after_commit(self._wake.set)
 
     async def jobs(self) -> list[JobView]:
         """Return every job with its last and its next run."""

@@ -26,7 +26,6 @@ it is started again after a pause, and readiness says so meanwhile.
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import secrets
 import signal
@@ -46,7 +45,7 @@ from litestar import Litestar
 from litestar.types import ControllerRouterHandler
 from sqlalchemy import text
 
-from shared import logs, telemetry
+from shared import idempotency, logs, telemetry
 from shared.clock import Clock, utc_now
 from shared.contracts.base import Event
 from shared.contracts.topics import TOPICS, dead_letter_topic
@@ -61,7 +60,7 @@ from shared.messaging.door import Door
 from shared.messaging.fuse import Fuse
 from shared.messaging.kafka import KafkaAddress, ensure_topics, wait_for_kafka
 from shared.messaging.lane import Lanes
-from shared.messaging.ops import FailedJobs
+from shared.messaging.ops import Bulk, FailedJobs, Operations, Positions, Runs, runs
 from shared.messaging.outbox import Outbox
 from shared.messaging.relay import Relay
 from shared.messaging.replay import Replay, parse, report
@@ -148,14 +147,15 @@ class Service:
         self.relay = Relay(name, self.db, self.kafka)
         self.outbox = Outbox(name, self.relay.wake)
         self.door = Door(self.db, self.outbox)
-        self.failed_jobs = FailedJobs(name, env.clock)
         self.handlers: list[ControllerRouterHandler] = []
         self.consumers: list[Consumer] = []
+        self.operations = self._operations(env)
         self._env = env
         self._runners: list[Runner] = []
         self._jobs = [
             Job("inbox-days", "17 * * * *", self._roll_inbox),
             Job("failed-jobs-retention", "27 4 * * *", self._forget_failed),
+            Job("idempotency-retention", "7 * * * *", self._forget_answers),
         ]
         self._scheduler: Scheduler | None = None
         self._app: Litestar | None = None
@@ -202,6 +202,14 @@ class Service:
     def serve(self, handlers: list[ControllerRouterHandler]) -> None:
         """Serve routes."""
         self.handlers.extend(handlers)
+
+    def _operations(self, env: Environment) -> Operations:
+        failed_jobs = FailedJobs(self.name, env.clock, consumers=self.consumers)
+        bulk = Bulk(failed_jobs)
+        running = Runs(self.name, self.door, bulk, self.replay, env.clock, runner=env.replica)
+        return Operations(
+            failed_jobs, bulk, running, Positions(self.name, self.db, self.kafka, self.consumers, env.clock)
+        )
 
     def replay(self, consumer: str) -> Replay:
         """Return what reads a topic again into one consumer. Raises Invalid for one that is not here."""
@@ -252,7 +260,7 @@ class Service:
         letters = [dead_letter_topic(consumer.name) for consumer in self.consumers]
         await ensure_topics(self.kafka, [*TOPICS, *letters])
         self._broken.pop("start", None)
-        for runner in (self.relay, self.scheduler, *self._runners):
+        for runner in (self.relay, self.scheduler, self.operations.runs, *self._runners):
             self._tasks.append(asyncio.create_task(self._supervise(runner), name=f"{self.name} {runner.name}"))
         _log.info("service_started", extra={"service": self.name, "replica": self._env.replica})
 
@@ -331,6 +339,11 @@ class Service:
     async def _forget_failed(self, now: datetime) -> None:
         async with self.db.transaction() as tx:
             await _forget(tx, now)
+            await runs.forget(tx, now - KEEP_SETTLED_JOBS)
+
+    async def _forget_answers(self, now: datetime) -> None:
+        async with self.db.transaction() as tx:
+            await idempotency.forget(tx, now)
 
 
 async def _end(tasks: Sequence[asyncio.Task[None]], within_s: float) -> set[asyncio.Task[None]]:
@@ -401,9 +414,6 @@ async def replay(service: Service, arguments: Sequence[str]) -> int:
     """Run the command line `replay ...`; return the exit code."""
     name, wanted, options = parse(arguments, service.clock())
     try:
-        topics = [topic.name for one in service.consumers if one.name == name for topic in one.topics]
-        if not wanted.topic and len(topics) == 1:
-            wanted = dataclasses.replace(wanted, topic=topics[0])
         counts = await service.replay(name).run(wanted, again=options.again, dry_run=options.dry_run, rate=options.rate)
     except Invalid as error:
         sys.stderr.write(f"{error.message}\n")

@@ -15,7 +15,6 @@ from services.alerts.ports import ChannelGone, Sender
 from services.alerts.store.alerts import AlertsStore, lines_of
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.months import roll
-from shared import idempotency
 from shared.clock import Clock
 from shared.contracts.alerts import Channel, DeliverySettled, DeliveryStatus
 from shared.contracts.base import Event
@@ -182,7 +181,6 @@ class Retention:
         async with self._door.transaction() as tx:
             await self._store.forget_contracts(tx, today - timedelta(days=self._contracts_days))
             await self._confirmations.forget(tx, at)
-            await idempotency.forget(tx, at)
 
 
 def _message(found: Row, *, repeat: bool) -> Message:

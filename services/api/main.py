@@ -23,7 +23,6 @@ from services.api.principals import Principals
 from services.api.routes import Doors, handlers
 from services.api.service import AuditLog, By, Keys, Users, Watchlists
 from services.api.settings import ApiSettings
-from shared import idempotency
 from shared.clock import NewId, new_id
 from shared.http import build_app
 from shared.identity import Signer, identity_secret, safe_secret
@@ -76,7 +75,7 @@ class _OperationsOnly:
         self.settings = service.settings
         self.clock = service.clock
         self.door = service.door
-        self.failed_jobs = service.failed_jobs
+        self.operations = service.operations
         self.handlers: list[ControllerRouterHandler] = []
         self._service = service
 
@@ -111,7 +110,6 @@ def build(env: Environment, ids: NewId = new_id) -> Gateway:
 
     for consumer in consumers.tables(audit, watchlists):
         gateway.consume(consumer)
-    gateway.schedule(Job("idempotency-retention", "7 * * * *", lambda now: _forget_answers(gateway, now)))
     gateway.schedule(Job("rate-buckets-retention", "37 * * * *", lambda now: _forget_buckets(gateway, now)))
     gateway.serve(
         handlers(
@@ -167,11 +165,6 @@ async def create_admin(service: Service, email: str) -> str:
 
 def _key_secret(settings: ApiSettings, shared: SharedSettings) -> str:
     return safe_secret("OPENBELL_API_KEY_SECRET", settings.key_secret.get_secret_value(), shared)
-
-
-async def _forget_answers(gateway: Gateway, now: datetime) -> None:
-    async with gateway.door.transaction() as tx:
-        await idempotency.forget(tx, now)
 
 
 async def _forget_buckets(gateway: Gateway, now: datetime) -> None:

@@ -14,7 +14,7 @@ DAY_MS: Final = 24 * HOUR_MS
 class Topic:
     """One topic `<owner>.<plural>`.
 
-    `max_message_bytes` is the largest record batch the broker takes.
+    `key` names the entity whose order matters. `max_message_bytes` is the largest record batch the broker takes.
     """
 
     name: str
@@ -22,6 +22,7 @@ class Topic:
     retention_ms: int = 7 * DAY_MS
     compact: bool = False
     max_message_bytes: int = 1_048_588
+    key: str = ""
 
     @property
     def owner(self) -> str:
@@ -29,19 +30,23 @@ class Topic:
         return self.name.partition(".")[0]
 
 
-CHAINS: Final = Topic("data.chains", partitions=8, retention_ms=DAY_MS, max_message_bytes=4_194_304)
-QUOTES: Final = Topic("data.quotes", partitions=4, retention_ms=DAY_MS)
-ACTIVITY: Final = Topic("detector.activity", partitions=8)
-LEADERBOARD: Final = Topic("detector.leaderboard", partitions=1)
-ALERTS: Final = Topic("alerts.alerts")
-DELIVERIES: Final = Topic("alerts.deliveries")
-USERS: Final = Topic("api.users")
-WATCHLISTS: Final = Topic("api.watchlists")
-AUDIT: Final = Topic("api.audit", retention_ms=30 * DAY_MS)
+CHAINS: Final = Topic(
+    "data.chains", partitions=8, retention_ms=DAY_MS, max_message_bytes=4_194_304, key="underlying symbol"
+)
+QUOTES: Final = Topic("data.quotes", partitions=4, retention_ms=DAY_MS, key="symbol")
+ACTIVITY: Final = Topic("detector.activity", partitions=8, key="underlying symbol")
+LEADERBOARD: Final = Topic("detector.leaderboard", partitions=1, key="one for all")
+ALERTS: Final = Topic("alerts.alerts", key="user")
+DELIVERIES: Final = Topic("alerts.deliveries", key="user")
+USERS: Final = Topic("api.users", key="user")
+WATCHLISTS: Final = Topic("api.watchlists", key="user")
+AUDIT: Final = Topic("api.audit", retention_ms=30 * DAY_MS, key="subject")
 
 TOPICS: Final = (CHAINS, QUOTES, ACTIVITY, LEADERBOARD, ALERTS, DELIVERIES, USERS, WATCHLISTS, AUDIT)
 
 
 def dead_letter_topic(consumer: str) -> Topic:
     """Return the topic that receives, byte for byte, what `consumer` gave up on."""
-    return Topic(f"{consumer}.dlq", partitions=1, retention_ms=30 * DAY_MS, max_message_bytes=8_388_608)
+    return Topic(
+        f"{consumer}.dlq", partitions=1, retention_ms=30 * DAY_MS, max_message_bytes=8_388_608, key="as it came"
+    )

@@ -7,7 +7,7 @@ from litestar.types import ControllerRouterHandler
 
 from shared.clock import Clock
 from shared.messaging.door import Door
-from shared.messaging.ops import FailedJobs
+from shared.messaging.ops import Operations
 from shared.schedule import Scheduler
 from shared.settings import SharedSettings
 
@@ -41,8 +41,8 @@ class Served(Protocol):
         ...
 
     @property
-    def failed_jobs(self) -> FailedJobs:
-        """What is parked."""
+    def operations(self) -> Operations:
+        """What a person does about its messaging."""
         ...
 
     @property

@@ -14,17 +14,18 @@ from typing import Generic, TypeVar
 from shared import telemetry
 from shared.contracts.base import Event
 from shared.db import Database, Tx
-from shared.messaging.outbox import Outbox
+from shared.messaging.outbox import Message, Outbox
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[T]):
-    """What a use case answers, and what happened."""
+    """What a use case answers, and what happened. `letters` are records to be published as they are."""
 
     value: T
     events: Sequence[Event] = ()
+    letters: Sequence[Message] = ()
 
 
 class Door:
@@ -39,7 +40,7 @@ class Door:
         with telemetry.working("door"):
             async with self._db.transaction() as tx:
                 done = await use_case(tx)
-                await self._outbox.add(tx, done.events)
+                await self._outbox.add(tx, done.events, done.letters)
         return done.value
 
     async def publish(self, use_case: Callable[[Tx], Awaitable[Sequence[Event]]]) -> None:

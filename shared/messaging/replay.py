@@ -14,10 +14,11 @@ import re
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import uuid5
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -48,6 +49,31 @@ class Range:
     until: datetime | None = None
 
 
+@dataclass(slots=True)
+class Progress:
+    """How far a replay is: counts, and for each partition the next offset and the one to stop before."""
+
+    counts: Counter[str] = field(default_factory=lambda: Counter(read=0, skipped=0, known=0, run=0, nameless=0))
+    following: dict[int, int] = field(default_factory=dict[int, int])
+    ends: dict[int, int] = field(default_factory=dict[int, int])
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any], counts: Mapping[str, int]) -> "Progress":
+        """Read back what `written` gave."""
+        progress = cls()
+        progress.counts.update(counts)
+        for name, place in (("following", progress.following), ("ends", progress.ends)):
+            place.update({int(number): offset for number, offset in written.get(name, {}).items()})
+        return progress
+
+    def written(self) -> dict[str, Any]:
+        """Return the offsets as JSON."""
+        return {
+            "following": {str(number): offset for number, offset in self.following.items()},
+            "ends": {str(number): offset for number, offset in self.ends.items()},
+        }
+
+
 class Replay:
     """Reads a range again into one consumer of a service."""
 
@@ -58,73 +84,124 @@ class Replay:
         self._address = address
         self._clock = clock
 
-    async def run(
-        self, wanted: Range, *, again: str | None = None, dry_run: bool = False, rate: float | None = None
-    ) -> Counter[str]:
-        """Replay; return how many records were read, skipped (no handler), already known and run (or would be).
+    def check(self, wanted: Range, again: str | None) -> Range:
+        """Return the range with its topic, which is the consumer's only one by default.
 
         Raises Invalid for a topic that the consumer does not read and for `again` on a consumer that holds.
         """
         topics = [topic.name for topic in self._consumer.topics]
+        if not wanted.topic and len(topics) == 1:
+            wanted = replace(wanted, topic=topics[0])
         if wanted.topic not in topics:
-            raise Invalid(f"{self._consumer.name} does not read {wanted.topic}; it reads {', '.join(topics)}")
+            raise Invalid(f"{self._consumer.name} reads {', '.join(topics)}: say which; {wanted.topic!r} is none")
         if again is not None and self._consumer.policy.hold:
             raise Invalid(f"{self._consumer.name} keeps its keys in order and cannot run events again")
-        counts: Counter[str] = Counter(read=0, skipped=0, known=0, run=0)
-        async for records in self._read(wanted):
-            began = time.monotonic()
-            counts["read"] += len(records)
-            now = self._clock()
-            items = [item for record in records if (item := self._item(record, again, now)) is not None]
-            counts["skipped"] += len(records) - len(items)
-            known = await self._known(items)
-            counts["known"] += known
-            counts["run"] += len(items) - known
-            if not dry_run:
-                await self._settle(items)
-            if rate:
-                await asyncio.sleep(max(0.0, len(items) / rate - (time.monotonic() - began)))
-        return counts
+        return wanted
+
+    async def run(
+        self, wanted: Range, *, again: str | None = None, dry_run: bool = False, rate: float | None = None
+    ) -> Counter[str]:
+        """Replay; return how many records were read, skipped (no handler), known, and run (or would be).
+
+        Events without a readable id are `nameless`: they park once and then stay as they are. Raises as `check`.
+        """
+        progress = Progress()
+        async with aclosing(self.steps(wanted, progress, again=again, dry_run=dry_run, rate=rate)) as steps:
+            async for _ in steps:
+                pass
+        return progress.counts
+
+    async def steps(
+        self,
+        wanted: Range,
+        progress: Progress,
+        *,
+        again: str | None = None,
+        dry_run: bool = False,
+        rate: float | None = None,
+    ) -> AsyncGenerator[None]:
+        """Replay page by page from where `progress` stands; it is true whenever a page is yielded.
+
+        Raises Invalid as `check` does, FuseOpen while the consumer is stopped, KafkaError.
+        """
+        wanted = self.check(wanted, again)
+        size = min(self._consumer.max_batch, max(1, int(rate))) if rate else self._consumer.max_batch
+        async with aclosing(self._read(wanted, progress, size)) as pages:
+            async for number, after, records in pages:
+                began = time.monotonic()
+                now = self._clock()
+                items = [item for record in records if (item := self._item(record, again, now)) is not None]
+                counts = await self._counted(records, items)
+                if not dry_run:
+                    await self._settle(items)
+                progress.counts.update(counts)
+                progress.following[number] = after
+                if rate:
+                    await asyncio.sleep(max(0.0, len(items) / rate - (time.monotonic() - began)))
+                yield
+
+    async def _counted(self, records: Sequence[Record], items: Sequence[Item]) -> Counter[str]:
+        ids = {item.event_id for item in items if item.event_id is not None}
+        async with self._db.read() as tx:
+            known = {row["event_id"] for row in await tx.fetch(_SEEN, consumer=self._consumer.name, ids=list(ids))}
+        nameless = sum(item.event_id is None for item in items)
+        return Counter(
+            read=len(records),
+            skipped=len(records) - len(items),
+            nameless=nameless,
+            run=len(ids - known),
+            known=len(items) - nameless - len(ids - known),
+        )
 
     def _item(self, record: Record, again: str | None, now: datetime) -> Item | None:
         if again is not None:
             record = _renamed(record, again)
         return decode(self._consumer, record, now)
 
-    async def _known(self, items: Sequence[Item]) -> int:
-        ids = [item.event_id for item in items if item.event_id is not None]
-        async with self._db.read() as tx:
-            return len(await tx.fetch(_SEEN, consumer=self._consumer.name, ids=ids))
-
     async def _settle(self, items: Sequence[Item]) -> None:
         lanes: defaultdict[int, list[Item]] = defaultdict(list)
         for item in items:
             lanes[lane_of(item.record, Lanes.count)].append(item)
         never = asyncio.Event()
-        await asyncio.gather(*(self._lanes.settle(lane, some, never) for lane, some in lanes.items()))
+        outcomes = await asyncio.gather(
+            *(self._lanes.settle(lane, some, never) for lane, some in lanes.items()), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
 
-    async def _read(self, wanted: Range) -> AsyncGenerator[list[Record]]:
-        """Yield the range's records, one partition after the other, in pages."""
+    async def _read(
+        self, wanted: Range, progress: Progress, size: int
+    ) -> AsyncGenerator[tuple[int, int, list[Record]]]:
+        """Yield (partition, offset after it, records) by page, one partition after the other."""
         kafka = AIOKafkaConsumer(bootstrap_servers=self._address.bootstrap, enable_auto_commit=False)
-        await kafka.start()
         try:
+            await kafka.start()
             await kafka.topics()  # partitions are known only after somebody asked
             numbers = sorted(kafka.partitions_for_topic(wanted.topic) or ())
             parts = [TopicPartition(wanted.topic, one) for one in numbers if wanted.partition in {None, one}]
             if not parts:
                 raise Invalid(f"{wanted.topic} has no partition {wanted.partition}")
             kafka.assign(parts)
-            ends = await kafka.end_offsets(parts)
+            if not progress.ends:
+                progress.ends.update({part.partition: end for part, end in (await kafka.end_offsets(parts)).items()})
             for part in parts:
-                following = await _start(kafka, part, wanted)
-                while following < ends[part]:
+                number = part.partition
+                following = progress.following.get(number) or await _start(kafka, part, wanted)
+                while following < progress.ends[number]:
                     found, after = await raw_fetch.fetch(kafka, part, following)
                     if after == following:
                         break
+                    records = [
+                        one
+                        for one in found
+                        if isinstance(one, Record) and one.offset < progress.ends[number] and _wanted(one, wanted)
+                    ]
+                    for first in range(0, len(records), size):
+                        page = records[first : first + size]
+                        yield number, page[-1].offset + 1, page
                     following = after
-                    records = [one for one in found if isinstance(one, Record) and _wanted(one, wanted)]
-                    for first in range(0, len(records), self._consumer.max_batch):
-                        yield records[first : first + self._consumer.max_batch]
+                    yield number, after, []
         finally:
             await kafka.stop()
 
@@ -187,5 +264,5 @@ def report(counts: Counter[str], *, dry_run: bool) -> None:
     verb = "would run" if dry_run else "ran"
     sys.stdout.write(
         f"read {counts['read']}, {verb} {counts['run']}, already known {counts['known']}, "
-        f"no handler {counts['skipped']}; what failed is in failed jobs\n"
+        f"no handler {counts['skipped']}, no readable id {counts['nameless']}; what failed is in failed jobs\n"
     )

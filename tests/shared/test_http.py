@@ -80,7 +80,7 @@ class FakeService:
         self.handlers = list(handlers)
         self.checks: dict[str, tuple[bool, str]] = {"database": (True, "fine")}
         self.door: Any = None
-        self.failed_jobs: Any = None
+        self.operations: Any = None
         self.scheduler: Any = None
 
     def clock(self) -> datetime:

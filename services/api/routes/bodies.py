@@ -89,9 +89,3 @@ class StockPatch(Body):
 
     alerts_enabled: Flag = True
     note: Annotated[str, Field(max_length=2000)] = ""
-
-
-class DiscardReason(Body):
-    """Why a failed job is given up."""
-
-    reason: Annotated[str, Field(min_length=1, max_length=500)]
