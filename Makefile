@@ -28,6 +28,8 @@ $(STAMP): requirements-dev.lock
 	@$(PYTHON) -m uv --version >/dev/null 2>&1 || \
 	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r <($(UV_LINES))
 	$(PYTHON) -m uv pip sync --quiet --python $(PYTHON) --require-hashes requirements-dev.lock
+	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -P -m cli "$$@"\n' "$(CURDIR)" "$(CURDIR)/$(PYTHON)" >.venv/bin/openbell
+	@chmod +x .venv/bin/openbell
 	@touch $@
 
 # The lines of the lock that pin uv itself.

@@ -51,7 +51,8 @@ _CREATE: Final = (
     "create index idempotency_keys_created_at on idempotency_keys (created_at)",
 )
 
-_LOCK: Final = text("select pg_try_advisory_xact_lock(hashtextextended(:name, 0))")
+# Locks are the database's: the schema's name lets several services take one key at the same moment.
+_LOCK: Final = text("select pg_try_advisory_xact_lock(hashtextextended(current_schema() || :name, 0))")
 _FIND: Final = text(
     """
     select fingerprint, status_code, value from idempotency_keys

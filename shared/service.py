@@ -60,7 +60,7 @@ from shared.messaging.door import Door
 from shared.messaging.fuse import Fuse
 from shared.messaging.kafka import KafkaAddress, ensure_topics, wait_for_kafka
 from shared.messaging.lane import Lanes
-from shared.messaging.ops import Bulk, FailedJobs, Operations, Positions, Runs, runs
+from shared.messaging.ops import Bulk, FailedJobs, Operations, Positions, Runs, runs_table
 from shared.messaging.outbox import Outbox
 from shared.messaging.relay import Relay
 from shared.messaging.replay import Replay, parse, report
@@ -339,7 +339,7 @@ class Service:
     async def _forget_failed(self, now: datetime) -> None:
         async with self.db.transaction() as tx:
             await _forget(tx, now)
-            await runs.forget(tx, now - KEEP_SETTLED_JOBS)
+            await runs_table.forget(tx, now - KEEP_SETTLED_JOBS)
 
     async def _forget_answers(self, now: datetime) -> None:
         async with self.db.transaction() as tx:

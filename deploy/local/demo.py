@@ -1,6 +1,7 @@
 """The demo: two users with keys that stay the same from start to start, and watched symbols that always have news.
 
-Seeded through the public API, as anybody would do it; the keys lie in `.openbell/demo.json`.
+Seeded through the public API, as anybody would do it; the keys lie in `.openbell/demo.json`, with the gateway's
+address, where `openbell` finds both.
 """
 
 import json
@@ -21,12 +22,13 @@ Demo = dict[str, str]
 
 
 async def seed(home: Path, http: httpx.AsyncClient, new_admin: Callable[[], Awaitable[str]]) -> Demo:
-    """Return the demo users' ids and keys, made at the first start."""
+    """Return the demo users' ids and keys, made at the first start, with this start's address."""
     file = home / FILE
+    url = {"url": str(http.base_url)}
     if file.exists():
         demo: Demo = json.loads(file.read_text())
         if await _works(http, demo):
-            return demo
+            return _written(file, demo | url)
     answer = await http.post("/api/users", json={"email": "demo@openbell.example"})
     if answer.status_code == CONFLICT:
         raise RuntimeError(f"the demo user exists but {file} with its key is gone; `make clean` begins anew")
@@ -36,8 +38,12 @@ async def seed(home: Path, http: httpx.AsyncClient, new_admin: Callable[[], Awai
     onboarding = {"investing_style": "trader", "tickers": list(SYMBOLS)}
     path = f"/api/user/{demo['user_id']}/onboarding"
     (await http.post(path, json=onboarding, headers=auth)).raise_for_status()
+    return _written(file, demo | url)
+
+
+def _written(file: Path, demo: Demo) -> Demo:
+    file.touch(mode=0o600)
     file.write_text(json.dumps(demo, indent=2) + "\n")
-    file.chmod(0o600)
     return demo
 
 

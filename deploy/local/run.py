@@ -213,7 +213,7 @@ Try:
   curl -s {base}/api/health
   curl -s {base}/leaderboard {key}
   curl -s {base}/api/alerts/{made["user_id"]} {key}
-  curl -s {base}/ops/failed-jobs -H "Authorization: Bearer {made["admin_key"]}"
+  .venv/bin/openbell lag
 
 Ctrl-C stops everything; the data stays."""
     )

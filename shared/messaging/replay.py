@@ -22,6 +22,7 @@ from typing import Any, Final
 from uuid import uuid5
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaConnectionError
 from sqlalchemy import text
 
 from shared.clock import Clock
@@ -177,7 +178,7 @@ class Replay:
         kafka = AIOKafkaConsumer(bootstrap_servers=self._address.bootstrap, enable_auto_commit=False)
         try:
             await kafka.start()
-            await kafka.topics()  # partitions are known only after somebody asked
+            await know_topics(kafka)
             numbers = sorted(kafka.partitions_for_topic(wanted.topic) or ())
             parts = [TopicPartition(wanted.topic, one) for one in numbers if wanted.partition in {None, one}]
             if not parts:
@@ -204,6 +205,16 @@ class Replay:
                     yield number, after, []
         finally:
             await kafka.stop()
+
+
+async def know_topics(kafka: AIOKafkaConsumer) -> None:
+    """Learn all topics with their partitions, which a client that follows none does not. Raises KafkaError.
+
+    `topics()` would tell their names and forget the rest.
+    """
+    client: Any = kafka._client  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - aiokafka has no public way
+    if not await client.force_metadata_update():
+        raise KafkaConnectionError("no broker tells which topics there are")
 
 
 async def _start(kafka: AIOKafkaConsumer, part: TopicPartition, wanted: Range) -> int:

@@ -25,7 +25,7 @@ from shared.messaging.door import Door
 from shared.messaging.fuse import Fuse
 from shared.messaging.kafka import KafkaAddress, ensure_topics
 from shared.messaging.lane import Lanes
-from shared.messaging.ops import FailedJobs, runs
+from shared.messaging.ops import FailedJobs, runs_table
 from shared.messaging.outbox import Outbox
 from shared.messaging.record import Headers, headers_of
 from shared.messaging.relay import Relay
@@ -66,7 +66,7 @@ async def make_schema(admin_url: str) -> None:
     statements = _Statements()
     tables.create(statements)
     tables.add_cluster(statements)
-    runs.create_table(statements)
+    runs_table.create_table(statements)
     admin = await asyncpg.connect(admin_url)
     await admin.execute("set role openbell_probe")
     await admin.execute("set search_path to probe")

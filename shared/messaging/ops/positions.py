@@ -21,6 +21,7 @@ from shared.messaging import raw_fetch
 from shared.messaging.consumer import Consumer
 from shared.messaging.kafka import KafkaAddress
 from shared.messaging.record import Record
+from shared.messaging.replay import know_topics
 
 ANSWER_S: Final = 5.0
 PROBLEM: Final = "Kafka does not answer"
@@ -135,7 +136,7 @@ class Positions:
             try:
                 async with asyncio.timeout(ANSWER_S):
                     await kafka.start()
-                    await kafka.topics()  # partitions are known only after somebody asked
+                    await know_topics(kafka)
             except (KafkaError, OSError, TimeoutError):
                 yield None
             else:

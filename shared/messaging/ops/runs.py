@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -32,36 +32,6 @@ from shared.messaging.replay import Progress, Range, Replay
 
 Outcome = Literal["done", "failed", "cancelled"]
 AUDITED_ROWS: Final = 100
-
-_CREATE: Final = (
-    """
-    create table ops_runs (
-        id uuid primary key,
-        kind text not null check (kind in ('retry', 'discard', 'replay')),
-        consumer text,
-        request jsonb not null,
-        rows uuid[] not null,
-        progress jsonb not null,
-        counts jsonb not null,
-        status text not null check (status in ('queued', 'running', 'done', 'failed', 'cancelled')),
-        cancel boolean not null default false,
-        error text,
-        actor text not null,
-        request_id text,
-        token uuid,
-        runner text,
-        lease_until timestamptz,
-        created_at timestamptz not null,
-        started_at timestamptz,
-        finished_at timestamptz
-    )
-    """,
-    """
-    create unique index ops_runs_one_replay on ops_runs (consumer)
-        where kind = 'replay' and status in ('queued', 'running')
-    """,
-    "create index ops_runs_open on ops_runs (created_at) where status in ('queued', 'running')",
-)
 
 _SHOWN: Final = """
     id, kind, consumer, request, counts, cardinality(rows) as rows, cancel, error, actor, runner, created_at,
@@ -114,33 +84,8 @@ _END: Final = text(
     where id = :id and token = :token and status = 'running' returning *
     """
 )
-_FORGET: Final = text("delete from ops_runs where finished_at < :before")
 
 _log = logging.getLogger(__name__)
-
-
-class Operations(Protocol):
-    """The part of `alembic.op` used here."""
-
-    def execute(self, sqltext: str) -> None:
-        """Run one statement."""
-        ...
-
-
-def create_table(op: Operations) -> None:
-    """Create `ops_runs`."""
-    for statement in _CREATE:
-        op.execute(statement)
-
-
-def drop_table(op: Operations) -> None:
-    """Drop it."""
-    op.execute("drop table ops_runs")
-
-
-async def forget(tx: Tx, before: datetime) -> int:
-    """Delete runs that ended before that time; return how many."""
-    return await tx.execute(_FORGET, before=before)
 
 
 class _LeaseLost(Exception):  # not an error: somebody else goes on with the run
@@ -153,8 +98,8 @@ class Runs:
     name = "operations"
     poll_s: Final = 2.0
     lease_s: Final = 15.0
-    beat_s: Final = 3.0
-    again_s: Final = 3.0
+    beat_s = 3.0
+    again_s = 3.0
     at_once: Final = 4
 
     def __init__(  # noqa: PLR0917 - wired in one place, shared.service

@@ -6,21 +6,21 @@ Revision ID: 0003
 from alembic import op
 
 from shared import idempotency
-from shared.messaging.ops import runs
+from shared.messaging.ops import runs_table
 
 revision = "0003"
-down_revision = "0001"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
 
 def upgrade() -> None:
     """Create."""
-    runs.create_table(op)
+    runs_table.create_table(op)
     idempotency.create(op)
 
 
 def downgrade() -> None:
     """Drop."""
     idempotency.drop(op)
-    runs.drop_table(op)
+    runs_table.drop_table(op)

@@ -1,0 +1,49 @@
+"""Every `openbell ...` line in the documents is one that the command takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cli.commands import COMMANDS
+from cli.parser import EXAMPLES, build
+
+ROOT = Path(__file__).parents[2]
+LINE = re.compile(r"(?:^|[`$|] ?)(?:\.venv/bin/)?openbell ((?:[^`\n|\\]|\\\n)+)", re.MULTILINE)
+STANDS_FOR = {"$JOB": "detector/01980000-0000-7000-8000-000000000001"}
+STANDS_FOR |= {"$RUN": STANDS_FOR["$JOB"], "$GROUP": "1bc10c97252fc417", "$CONSUMER": "detector.chains"}
+
+
+def commands(text: str) -> list[list[str]]:
+    found: list[list[str]] = []
+    for match in LINE.finditer(text):
+        words = shlex.split(match[1].replace("\\\n", " "), comments=True)
+        words = words[: next((n for n, word in enumerate(words) if word.startswith((">", "<"))), len(words))]
+        found.append([STANDS_FOR.get(word, word) for word in words])
+    return found
+
+
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
+WRITTEN = [
+    pytest.param(words, id=f"{path.stem}: {' '.join(words)[:60]}")
+    for path in DOCUMENTS
+    for words in commands(path.read_text())
+]
+HELP = [words for line in EXAMPLES.splitlines() for words in commands(line.strip())]
+
+
+@pytest.mark.parametrize("words", [*WRITTEN, *HELP])
+def test_a_documented_command_parses(words: list[str]):
+    asked = build().parse_args(words)
+    assert asked.run in COMMANDS
+
+
+def test_the_runbooks_are_full_of_commands():
+    assert len(WRITTEN) > 20
+    assert len(HELP) == 5
+
+
+def test_every_command_stands_in_a_document():
+    told = {build().parse_args(param.values[0]).run for param in WRITTEN}
+    assert set(COMMANDS) - told == set()
