@@ -14,7 +14,7 @@ from shared.service import Service
 from tests.api.conftest import Person, client_of, problem, rows
 
 AWAY = {"alerts": "UPSTREAM_UNAVAILABLE", "detector": "UPSTREAM_UNAVAILABLE"}
-POSTS = [
+POSTS: list[tuple[str, Any]] = [
     ("/ops/failed-jobs/retry", {"consumer": "api.audit"}),
     ("/ops/failed-jobs/discard", {"consumer": "api.audit", "reason": "x"}),
     (f"/ops/failed-jobs/api/{uuid4()}/retry", None),
@@ -57,7 +57,8 @@ async def dead(service: Service, offset: int = 0, code: str = "REFUSED") -> None
 
 
 async def test_only_an_administrator_operates(client: httpx.AsyncClient, ada: Person):
-    for method, path, body in [*(("GET", path, None) for path in GETS), *(("POST", *post) for post in POSTS)]:
+    calls = [("GET", path, None) for path in GETS] + [("POST", path, body) for path, body in POSTS]
+    for method, path, body in calls:
         stranger = await client.request(method, path, json=body)
         assert (stranger.status_code, problem(stranger)["code"]) == (401, "UNAUTHENTICATED"), path
         user = await client.request(method, path, json=body, headers=ada.headers)

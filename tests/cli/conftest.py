@@ -1,3 +1,3 @@
-from tests.api.conftest import admin, client, clock, gateway, join, make_gateway
+from tests.api.conftest import ada, admin, client, clock, gateway, join, make_gateway
 
-__all__ = ["admin", "client", "clock", "gateway", "join", "make_gateway"]
+__all__ = ["ada", "admin", "client", "clock", "gateway", "join", "make_gateway"]
