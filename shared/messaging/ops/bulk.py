@@ -80,6 +80,11 @@ class Order:
     reason: str | None = None
 
     @property
+    def pace(self) -> timedelta:
+        """The time between two rows."""
+        return timedelta(seconds=1 / self.rate) if self.rate else timedelta(0)
+
+    @property
     def notes(self) -> list[str] | None:
         """Codes of rows that cannot be meant."""
         return sorted(NOTES) if self.verb == "retry" else None
@@ -115,9 +120,12 @@ class Bulk:
         return [row["id"] for row in sorted(rows, key=lambda row: (lane_of_row(row), first[_key(row)], row[-1]))]
 
     async def batch(  # noqa: PLR0917 - where the order stands
-        self, tx: Tx, order: Order, ids: Sequence[UUID], position: int, began: datetime, now: datetime
+        self, tx: Tx, order: Order, ids: Sequence[UUID], position: int, start: datetime, now: datetime
     ) -> tuple[int, int]:
-        """Act on the next rows from `position` on, of one lane; return (the position after them, rows done)."""
+        """Act on the next rows from `position` on, of one lane; return (the position after them, rows done).
+
+        What is retried runs from `start` on, at the order's rate.
+        """
         rows = await tx.fetch(_PLACES, ids=list(ids[position : position + BATCH]))
         if not rows:
             return min(len(ids), position + BATCH), 0
@@ -128,7 +136,7 @@ class Bulk:
         params = {"statuses": list(order.chosen.statuses), "notes": order.notes}
         found = await tx.fetch(_LOCK, ids=mine, **params)
         if found:
-            await self._act(tx, order, lane, found, {one: position + n for n, one in enumerate(mine)}, began, now)
+            await self._act(tx, order, lane, found, {one: n for n, one in enumerate(mine)}, start, now)
         return after, len(found)
 
     async def _act(  # noqa: PLR0917 - one batch's facts
@@ -138,7 +146,7 @@ class Bulk:
         lane: tuple[str, str, int, int],
         rows: Sequence[Row],
         places: dict[UUID, int],
-        began: datetime,
+        start: datetime,
         now: datetime,
     ) -> None:
         ids = [row["id"] for row in rows]
@@ -146,8 +154,7 @@ class Bulk:
             await tx.execute(_DISCARD, ids=ids, now=now, actor=order.actor, reason=order.reason)
             await settle_heads(tx, lane, {row["key"]: now for row in rows if row["key"] is not None}, now)
             return
-        pace_s = 1 / order.rate if order.rate else 0.0
-        dues = [max(now, began + timedelta(seconds=places[row["id"]] * pace_s)) for row in rows]
+        dues = [start + places[row["id"]] * order.pace for row in rows]
         await tx.execute(_RETRY, ids=ids, dues=dues, now=now, actor=order.actor)
         heads: dict[bytes, datetime] = {}
         for row, due in zip(rows, dues, strict=True):

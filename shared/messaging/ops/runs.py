@@ -339,11 +339,15 @@ class Runs:
         order = Order(row["kind"], chosen, row["actor"], request["rate"], request["reason"])
         counts = Counter[str]({"done": 0, "skipped": 0} | row["counts"])
         position: int = row["progress"].get("position", 0)
+        due = datetime.fromisoformat(row["progress"]["due"]) if row["progress"] else row["started_at"]
         while position < len(ids):
             async with self._door.transaction() as tx:
-                after, done = await self._bulk.batch(tx, order, ids, position, row["started_at"], self._clock())
+                now = self._clock()
+                start = max(now, due)  # late, as after an interruption, the rest keeps its pace
+                after, done = await self._bulk.batch(tx, order, ids, position, start, now)
+                due = start + (after - position) * order.pace
                 counts.update(done=done, skipped=after - position - done)
-                await self._note(tx, row, {"position": after}, counts)
+                await self._note(tx, row, {"position": after, "due": due}, counts)
             position = after
 
     async def _replay_range(self, row: Row) -> None:
