@@ -86,7 +86,7 @@ _FAIL: Final = text(
     where id = :id
     """
 )
-FREE_NEXT: Final = text(
+_FREE_NEXT: Final = text(
     """
     update failed_jobs set due_at = :now, updated_at = :now
     where status = 'waiting' and due_at is null and id in (
@@ -244,7 +244,7 @@ class Retries:
                 await tx.execute(_RESOLVE, ids=[row["id"] for row in done], now=now)
             await self._fail(tx, failed, now)
             if keys := list({row["key"] for row, _ in claimed if row["key"] is not None}):
-                await tx.execute(FREE_NEXT, **place, keys=keys, now=now)
+                await tx.execute(_FREE_NEXT, **place, keys=keys, now=now)
             await self._outbox.add(tx, ran.events, self._letters(failed))
         if probe and not claimed:
             self._fuse.unspent()
@@ -330,7 +330,7 @@ class Retries:
             failed = [(found[0][0], self._judge(found[0][0], error, now, paused=probe or self._fuse.is_open))]
             await self._fail(tx, failed, now)
             if row["key"] is not None:
-                await tx.execute(FREE_NEXT, **place, keys=[row["key"]], now=now)
+                await tx.execute(_FREE_NEXT, **place, keys=[row["key"]], now=now)
             await self._outbox.add(tx, (), self._letters(failed))
         self._tell([], failed, now)
 

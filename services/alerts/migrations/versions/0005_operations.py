@@ -1,15 +1,14 @@
-"""Runs of operations; answers to requests that may be sent again.
+"""Runs of operations.
 
 Revision ID: 0003
 """
 
 from alembic import op
 
-from shared import idempotency
 from shared.messaging.ops import runs_table
 
-revision = "0003"
-down_revision = "0002"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
@@ -17,10 +16,8 @@ depends_on = None
 def upgrade() -> None:
     """Create."""
     runs_table.create_table(op)
-    idempotency.create(op)
 
 
 def downgrade() -> None:
     """Drop."""
-    idempotency.drop(op)
     runs_table.drop_table(op)
