@@ -11,7 +11,7 @@ export OPENBELL_KAFKA := $(or $(KAFKA),$(OPENBELL_KAFKA))
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt bench migrate asyncapi openapi replay lock clean
+.PHONY: help install run test check fmt bench chaos migrate asyncapi openapi replay lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 13
@@ -53,6 +53,9 @@ fmt: $(STAMP) ## Format, and fix what the linter can
 
 bench: $(STAMP) ## Run the benchmarks and print their table
 	$(PYTHON) -m benchmarks $(ARGS)
+
+chaos: $(STAMP) ## Kill everything under a ledger, 200,000 events, ten minutes (ARGS="--seed 1 --seconds 60")
+	$(PYTHON) -m tests.chaos.ledger $(ARGS)
 
 migrate: $(STAMP) ## Bring every service's schema to the newest version
 	$(PYTHON) -m deploy.local.migrate $(ARGS)

@@ -1,5 +1,6 @@
 import argparse
 import asyncio
+import logging
 import secrets
 import signal
 import sys
@@ -44,5 +45,7 @@ async def main() -> int:
 
 if __name__ == "__main__":
     logs.configure("WARNING")
+    # A producer that is given up leaves futures that nobody awaits: its messages are sent again by the next one.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(main()))

@@ -126,13 +126,13 @@ class Source:
 
 
 def _kind(share: float, draw: Random, *, poison: bool = True) -> Kind:
-    if share < 0.02:
+    if share < 0.005:
         return "transient"
-    if share < 0.022:
+    if share < 0.0055:
         return "exhausted"
-    if share < 0.025:
+    if share < 0.006:
         return "permanent"
-    if share < 0.028 and poison:
+    if share < 0.007 and poison:
         return draw.choice(POISON)
     return "fine"
 

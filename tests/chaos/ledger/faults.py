@@ -5,6 +5,7 @@ struck at the same time. Each has chance of its own, drawn from the plan's, so t
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -174,19 +175,24 @@ async def quit_postgres(world: World, draw: Random) -> None:
 async def kill_backend(world: World, draw: Random) -> None:
     """SIGKILL one session's process: Postgres throws out all and recovers."""
     async with world.postgres.lock:
-        try:
-            async with asyncio.timeout(5):
-                connection = await asyncpg.connect(world.postgres.admin_url)
-                try:
-                    pid = await connection.fetchval(_BACKEND, role_of())
-                finally:
-                    connection.terminate()
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            return
-        if pid:
+        async with asyncio.timeout(30):
+            while (pid := await _some_session(world)) is None:  # noqa: ASYNC110 - another process's state
+                await asyncio.sleep(0.1)
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             world.kills["postgres session"] += 1
         await asyncio.sleep(draw.uniform(0.5, 1))
+
+
+async def _some_session(world: World) -> int | None:
+    try:
+        connection = await asyncpg.connect(world.postgres.admin_url, timeout=5)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return None
+    try:
+        return await connection.fetchval(_BACKEND, role_of())
+    finally:
+        connection.terminate()
 
 
 async def kill_kafka(world: World, draw: Random) -> None:

@@ -12,6 +12,7 @@ from tests.chaos.ledger.events import DEBIT_CONSUMER
 from tests.chaos.ledger.producer import Sent
 
 _OFFSETS = "select partition, next_offset from ledger.consumer_offsets where consumer = $1"
+_EFFECTS = "select coalesce(sum(effects), 0)::bigint from ledger.totals"
 EVERY_S = 0.2
 
 
@@ -29,7 +30,9 @@ class Watched:
 
     recoveries: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     longest_stall_s: float = 0.0
-    stalled_where: str = ""
+    """In which nothing at all took effect although something was there."""
+    longest_standing_s: float = 0.0
+    """In which one partition's position stood: it moves when a whole batch is settled."""
     most_behind: int = 0
 
 
@@ -42,6 +45,8 @@ class Monitor:
         self._sent = sent
         self._offsets: dict[int, int] = {}
         self._moved_at: dict[int, float] = {}
+        self._effects = 0
+        self._effect_at = time.monotonic()
         self._open: list[_Open] = []
 
     def healed(self, kind: str, begun: float) -> None:
@@ -54,34 +59,35 @@ class Monitor:
             try:
                 connection = await asyncpg.connect(self._admin_url(), timeout=5)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                self._note({})
+                self._note({}, self._effects)
                 await asyncio.sleep(EVERY_S)
                 continue
             try:
                 while True:
                     async with asyncio.timeout(5):
                         rows = await connection.fetch(_OFFSETS, DEBIT_CONSUMER)
-                    self._note({row["partition"]: row["next_offset"] for row in rows})
+                        effects = await connection.fetchval(_EFFECTS)
+                    self._note({row["partition"]: row["next_offset"] for row in rows}, effects)
                     await asyncio.sleep(EVERY_S)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
                 pass
             finally:
                 connection.terminate()
 
-    def _note(self, offsets: dict[int, int]) -> None:
+    def _note(self, offsets: dict[int, int], effects: int) -> None:
         now = time.monotonic()
         behind = 0
         for partition, end in self._sent.ends.items():
             at = offsets.get(partition, self._offsets.get(partition, 0))
-            moved = at != self._offsets.get(partition) or at >= end
+            if at != self._offsets.get(partition) or at >= end:
+                self._moved_at[partition] = now
             self._offsets[partition] = at
             behind += max(0, end - at)
-            if moved:
-                self._moved_at[partition] = now
             still_s = now - self._moved_at.setdefault(partition, now)
-            if still_s > self.seen.longest_stall_s:
-                self.seen.longest_stall_s = still_s
-                self.seen.stalled_where = f"partition {partition} at {at} of {end}"
+            self.seen.longest_standing_s = max(self.seen.longest_standing_s, still_s)
+        if effects != self._effects or not behind:
+            self._effects, self._effect_at = effects, now
+        self.seen.longest_stall_s = max(self.seen.longest_stall_s, now - self._effect_at)
         self.seen.most_behind = max(self.seen.most_behind, behind)
         for fault in list(self._open):
             if all(self._offsets.get(partition, 0) >= end for partition, end in fault.beyond.items()):

@@ -65,7 +65,8 @@ def rows(outcome: Outcome) -> list[dict[str, Any]]:
         _row("payouts left unknown", found.payouts_unknown, "payouts"),
         _row("stopped in the middle of a transaction", outcome.mid_transaction, "times"),
         _row("producers of the driver given up", outcome.renewals, "times"),
-        _row("longest stall of a partition", round(outcome.watched.longest_stall_s, 1), "s"),
+        _row("longest stall: nothing took effect", round(outcome.watched.longest_stall_s, 1), "s"),
+        _row("longest time that a partition's position stood", round(outcome.watched.longest_standing_s, 1), "s"),
         _row("most records behind", outcome.watched.most_behind, "records"),
         _row("settled after the last fault", round(outcome.settled_s, 1), "s"),
     ]
