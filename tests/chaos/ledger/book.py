@@ -82,6 +82,7 @@ async def make_schema(admin_url: str) -> None:
     await migrate.prepare(admin_url, [SERVICE])
     statements: list[str] = []
     tables.create(_Into(statements))
+    tables.add_cluster(_Into(statements))
     statements += _TABLES
     create_indexes(_Into(statements), "payouts")
     admin = await asyncpg.connect(admin_url)

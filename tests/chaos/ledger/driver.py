@@ -154,6 +154,7 @@ async def _stage(options: Options, folder: Path) -> AsyncGenerator[Stage]:
             places.append(Replica(f"replica{number}", folder, keeper, proxy, env))
         for place in places[1:]:
             await place.start()
+        await asyncio.gather(*(place.started() for place in places[1:]))
         yield Stage(postgres, kafka, places[1:], places[0], sink, folder)
     finally:
         for place in places:

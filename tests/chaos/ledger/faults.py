@@ -11,8 +11,8 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
@@ -58,6 +58,16 @@ class Planned:
 Fault = Callable[[World, Random], Awaitable[None]]
 
 
+@asynccontextmanager
+async def _striking(lock: asyncio.Lock, rest_s: float) -> AsyncGenerator[None]:
+    """Hold a target, and for a while longer, so that it works a little before it is struck again."""
+    await lock.acquire()
+    try:
+        yield
+    finally:
+        asyncio.get_running_loop().call_later(rest_s, lock.release)
+
+
 async def kill_replica(world: World, draw: Random) -> None:
     """SIGKILL one; it comes back after up to two seconds."""
     await _kill_replicas(world, draw.sample(world.replicas, 1), draw)
@@ -76,7 +86,7 @@ async def kill_all(world: World, draw: Random) -> None:
 async def _kill_replicas(world: World, replicas: Sequence[Replica], draw: Random) -> None:
     async with AsyncExitStack() as held:
         for replica in sorted(replicas, key=lambda one: one.name):
-            await held.enter_async_context(replica.lock)
+            await held.enter_async_context(_striking(replica.lock, 3))
         for replica in replicas:
             await replica.kill()
             world.kills["replica"] += 1
@@ -88,7 +98,7 @@ async def _kill_replicas(world: World, replicas: Sequence[Replica], draw: Random
 async def redeploy(world: World, draw: Random) -> None:
     """SIGTERM one, as a deployment does; start it again."""
     replica = draw.choice(world.replicas)
-    async with replica.lock:
+    async with _striking(replica.lock, 3):
         if not await replica.stop():
             world.done["hung at SIGTERM"] += 1
         await replica.start()
@@ -111,7 +121,7 @@ async def stop_long(world: World, draw: Random) -> None:
 
 async def _stop(world: World, draw: Random, seconds: float) -> None:
     replica = draw.choice(world.replicas)
-    async with replica.lock:
+    async with _striking(replica.lock, 3):
         if await _stop_in_transaction(world, replica):
             world.mid_transaction += 1
         try:
@@ -157,7 +167,7 @@ async def rebalance(world: World, draw: Random) -> None:
 
 async def kill_postgres(world: World, draw: Random) -> None:
     """SIGKILL the postmaster; it recovers from its log."""
-    async with world.postgres.lock:
+    async with _striking(world.postgres.lock, 2):
         await world.postgres.kill()
         world.kills["postgres"] += 1
         await asyncio.sleep(draw.uniform(0, 1.5))
@@ -166,7 +176,7 @@ async def kill_postgres(world: World, draw: Random) -> None:
 
 async def quit_postgres(world: World, draw: Random) -> None:
     """Immediate shutdown."""
-    async with world.postgres.lock:
+    async with _striking(world.postgres.lock, 2):
         await world.postgres.quit()
         await asyncio.sleep(draw.uniform(0, 1))
         await world.postgres.start()
@@ -174,7 +184,7 @@ async def quit_postgres(world: World, draw: Random) -> None:
 
 async def kill_backend(world: World, draw: Random) -> None:
     """SIGKILL one session's process: Postgres throws out all and recovers."""
-    async with world.postgres.lock:
+    async with _striking(world.postgres.lock, 2):
         async with asyncio.timeout(30):
             while (pid := await _some_session(world)) is None:  # noqa: ASYNC110 - another process's state
                 await asyncio.sleep(0.1)
@@ -197,7 +207,7 @@ async def _some_session(world: World) -> int | None:
 
 async def kill_kafka(world: World, draw: Random) -> None:
     """SIGKILL the broker."""
-    async with world.kafka.lock:
+    async with _striking(world.kafka.lock, 6):
         await world.kafka.kill()
         world.kills["kafka"] += 1
         await asyncio.sleep(draw.uniform(0, 2))
@@ -206,7 +216,7 @@ async def kill_kafka(world: World, draw: Random) -> None:
 
 async def freeze_kafka(world: World, draw: Random) -> None:
     """SIGSTOP the broker: connections stand and nobody answers."""
-    async with world.kafka.lock:
+    async with _striking(world.kafka.lock, 6):
         process = world.kafka.server.process
         process.send_signal(signal.SIGSTOP)
         try:
@@ -275,14 +285,14 @@ async def slow_postgres(world: World, draw: Random) -> None:
 
 
 KILLS: Final[dict[str, tuple[Fault, int, int]]] = {
-    "kill replica": (kill_replica, 1, 12),
-    "kill two replicas": (kill_two, 2, 6),
-    "kill all replicas": (kill_all, 3, 5),
+    "kill replica": (kill_replica, 1, 5),
+    "kill two replicas": (kill_two, 2, 5),
+    "kill all replicas": (kill_all, 3, 12),
     "kill postgres": (kill_postgres, 1, 14),
-    "kill postgres session": (kill_backend, 1, 14),
-    "kill kafka": (kill_kafka, 1, 6),
+    "kill postgres session": (kill_backend, 1, 16),
+    "kill kafka": (kill_kafka, 1, 5),
 }
-"""Name -> (fault, kills, weight)."""
+"""Name -> (fault, kills, weight). A group waits ten seconds for its dead: they mostly die together."""
 OTHERS: Final[dict[str, tuple[Fault, int]]] = {
     "immediate shutdown of postgres": (quit_postgres, 3),
     "freeze kafka": (freeze_kafka, 3),

@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
-from shared.messaging.kafka import KafkaAddress, new_producer, stop_producer
+from shared.messaging.kafka import KafkaAddress
 from tests.chaos.ledger.events import TRANSFERS, Message, Source
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Steady:
         begun = time.monotonic()
         while len(self.sent.acknowledged) < self._count:
             self._broken.clear()
-            producer = new_producer(self._address, "chaos-driver")
+            producer = self._address.writer("chaos-driver")
             try:
                 async with asyncio.timeout(10):
                     await producer.start()
@@ -63,7 +63,7 @@ class Steady:
                 self.sent.renewals += 1
                 await asyncio.sleep(0.2)
             finally:
-                await stop_producer(producer)
+                await producer.give_up()
 
     async def _send_with(self, producer: AIOKafkaProducer, begun: float) -> None:
         quiet_since, acknowledged = time.monotonic(), len(self.sent.acknowledged)

@@ -20,6 +20,7 @@ from shared.messaging.kafka import wait_for_kafka
 from shared.service import Environment, Service, until_signal
 from shared.work import Worker
 from tests.chaos.ledger.book import SERVICE, consumers, payouts
+from tests.chaos.ledger.events import Credited, Transferred
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Ledger(Service):
 
 def build(env: Environment, sink: tuple[str, int]) -> Ledger:
     """Wire it."""
-    service = Ledger(SERVICE, env)
+    service = Ledger(SERVICE, env, reads=(Transferred, Credited))
     payer = Worker(payouts(sink), service.door, env.clock)
     for consumer in consumers(payer.wake):
         service.consume(consumer)

@@ -215,6 +215,12 @@ class Replica:
         lock = processes.claim(folder)
         return processes.start(self.name, command, folder=folder, lock=lock, stop_signal=signal.SIGKILL, env=env)
 
+    async def started(self, within_s: float = 60) -> None:
+        """Return when its consumers, relay and workers were started. Raises TimeoutError."""
+        async with asyncio.timeout(within_s):
+            while self.server is None or b"service_started" not in self.server.log.read_bytes():  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.1)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if it lives."""
         if self.runs:
