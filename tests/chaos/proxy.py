@@ -22,6 +22,8 @@ class Proxy:
         self._random = random
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
+        self.hides_ends = False
+        """When a server ends a connection, its client hears the last bytes and not the end."""
         self._latency_s = 0.0
         self._stalled = False
 
@@ -37,10 +39,14 @@ class Proxy:
         """Close everything."""
         if self._server is not None:
             self._server.close()
+        self._stalled = False
         tasks = [link.task for link in self._links if link.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for link in list(self._links):
+            link.cut("client")
+            link.cut("server")
+            link.end()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5)
 
     def upstream_ports(self) -> list[int]:
         """The ports that the server sees its clients on."""
@@ -109,7 +115,8 @@ class Proxy:
             ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                if link.silent:
+                if link.silent or self.hides_ends:
+                    link.silent = True
                     await link.ended.wait()
             finally:
                 for way in ways:

@@ -328,7 +328,9 @@ def plan(seed: int, kills: int, seconds: float, only: Sequence[str] = ()) -> lis
         kinds.append(kind)
         planned += KILLS[kind][1]
     if others:
-        kinds += draw.choices(others, [OTHERS[name][1] for name in others], k=max(1, kills // 2))
+        count = max(1, kills // 2)
+        kinds += draw.sample(others, min(count, len(others)))  # each once, as far as there is room
+        kinds += draw.choices(others, [OTHERS[name][1] for name in others], k=max(0, count - len(others)))
     draw.shuffle(kinds)
     step = seconds / max(1, len(kinds))
     late = seconds - 40

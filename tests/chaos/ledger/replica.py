@@ -11,11 +11,13 @@ import os
 import signal
 import sys
 import traceback
+from typing import Any
 
 import uvloop
 
 from shared import logs
 from shared.lean import keep_pandas_out
+from shared.messaging.delivery import Delivery
 from shared.messaging.kafka import wait_for_kafka
 from shared.service import Environment, Service, until_signal
 from shared.work import Worker
@@ -49,7 +51,18 @@ def build(env: Environment, sink: tuple[str, int]) -> Ledger:
 
 
 def dump(service: Service) -> None:
-    """Write where every task stands."""
+    """Write where every task stands, and what the Kafka client thinks of every partition."""
+    for delivery in (one for one in service._runners if isinstance(one, Delivery)):
+        for name, partition in delivery._partitions.items():
+            reader: Any = partition._kafka
+            subscription = reader._subscription.subscription
+            state = subscription.assignment.state_value(name) if subscription.assignment else None
+            about: dict[str, Any] = {"partition": f"{name.topic}/{name.partition}", "following": partition.following}
+            if state is not None:
+                about |= {"position": state._position, "paused": state.paused, "highwater": state.highwater}
+                about |= {"status": str(state._status), "buffered": name in reader._fetcher._records}
+            about |= {"in_flight": list(reader._fetcher._in_flight), "fetching": not reader._fetcher._fetch_task.done()}
+            _log.warning("partition", extra=about)
     for task in asyncio.all_tasks():
         frames = [f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}" for frame in task.get_stack()]
         coroutine = task.get_coro()

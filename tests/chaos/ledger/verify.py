@@ -102,14 +102,19 @@ async def verify(admin_url: str, bootstrap: str, sent: Sent, sink: Sink) -> Find
         failed = await connection.fetch("select * from failed_jobs order by id")
         totals = await connection.fetch("select book, account, total, effects from totals")
         payouts = await connection.fetch("select id, status, amount from payouts")
+        stored = await connection.fetch("select topic, partition, next_offset from consumer_offsets")
         left = await connection.fetchval("select count(*) from outbox")
     finally:
         await connection.close()
 
+    logged = {one.id for one in transfers}
+    relayed = Counter(one.id for one in credited)
     found = Findings(events_in=len(sent.acknowledged), log_records=len(transfers) + len(credited))
     found.effects = len(effects)
     found.parked = sum(row["attempts"] > 0 or row["status"] == "dead" for row in failed)
     found.dead = sum(row["status"] == "dead" for row in failed)
+    for id_ in sent.acknowledged - logged:
+        found.blame("log", f"Kafka acknowledged {id_} and has it not")
     if left:
         found.blame("stall", f"{left} rows are left in the outbox")
     books = {book: [row for row in effects if row["book"] == book] for book in ("debit", "credit")}
@@ -117,29 +122,37 @@ async def verify(admin_url: str, bootstrap: str, sent: Sent, sink: Sink) -> Find
         name: [row for row in failed if row["consumer"] == name] for name in (DEBIT_CONSUMER, CREDIT_CONSUMER)
     }
 
+    read_to = {(row["topic"], row["partition"]): row["next_offset"] for row in stored}
+    transfers = _read(found, TRANSFERS, transfers, read_to)
+    credited = _read(found, CREDITS, credited, read_to)
     in_log = {one.id for one in transfers}
-    for id_ in sent.acknowledged - in_log:
-        found.blame("log", f"Kafka acknowledged {id_} and has it not")
     expected = {id_: _expected(sent.messages[id_].kind) for id_ in in_log}
     _settled_once(found, "debit", transfers, books["debit"], by_consumer[DEBIT_CONSUMER], expected)
     _in_order(found, "debit", transfers, books["debit"])
 
     booked = {row["event_id"] for row in books["debit"]}
     causes = {credit_id(id_): sent.messages[id_] for id_ in booked}
-    relayed = Counter(one.id for one in credited)
     found.credits_relayed_again = sum(relayed.values()) - len(relayed)
     for id_, cause in causes.items():
         if id_ not in relayed:
             found.blame("lost", f"the credit {id_} of the booked transfer {cause.id} never reached Kafka")
     for id_ in relayed.keys() - causes.keys():
         found.blame("invented", f"the credit {id_} follows from no booked transfer")
-    expected = {id_: _expected(causes[id_].credit) for id_ in relayed if id_ in causes}
+    expected = {one.id: _expected(causes[one.id].credit) for one in credited if one.id in causes}
     _settled_once(found, "credit", credited, books["credit"], by_consumer[CREDIT_CONSUMER], expected)
     _in_order(found, "credit", credited, books["credit"])
     _relayed_in_order(found, credited, books["debit"])
     _balance(found, effects, totals)
     _paid_once(found, books["credit"], payouts, sink)
     return found
+
+
+def _read(found: Findings, topic: Topic, log: list[Logged], read_to: dict[tuple[str, int], int]) -> list[Logged]:
+    """Return what the consumer says that it has read; the rest is not lost, it is late."""
+    late = [one for one in log if one.offset >= read_to.get((topic.name, one.partition), 0)]
+    for partition, count in Counter(one.partition for one in late).items():
+        found.blame("stall", f"{count} records of {topic.name}/{partition} were never read")
+    return [one for one in log if one.offset < read_to.get((topic.name, one.partition), 0)]
 
 
 def _expected(kind: Kind) -> str | None:
