@@ -12,8 +12,8 @@ the pool here hands a freed connection to the one who waited longest.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -63,6 +63,11 @@ _LOST = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 _NO_ENTRY = (asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
 
 
+ANSWER_S = 40.0
+"""A statement without an answer for so long is given up: its connection may have fallen silent, as behind a load
+balancer. Longer than a lane's deadline, which tells a slow handler from a slow Postgres."""
+
+
 def is_rerun(error: BaseException) -> bool:
     """Whether the same transaction may well work when it runs again: the data did nothing wrong."""
     return isinstance(error, _RERUN)
@@ -107,29 +112,44 @@ class Tx:
     async def fetch(self, statement: Executable, /, **params: Any) -> list[Row]:
         """Return all rows."""
         sql, args = _bind(statement, params)
-        return await self.connection.fetch(sql, *args)
+        with _answering(self.connection):
+            return await self.connection.fetch(sql, *args)
 
     async def fetchrow(self, statement: Executable, /, **params: Any) -> Row | None:
         """Return the first row, or None."""
         sql, args = _bind(statement, params)
-        return await self.connection.fetchrow(sql, *args)
+        with _answering(self.connection):
+            return await self.connection.fetchrow(sql, *args)
 
     async def fetchval(self, statement: Executable, /, **params: Any) -> Any:
         """Return the first column of the first row, or None."""
         sql, args = _bind(statement, params)
-        return await self.connection.fetchval(sql, *args)
+        with _answering(self.connection):
+            return await self.connection.fetchval(sql, *args)
 
     async def execute(self, statement: Executable, /, **params: Any) -> int:
         """Run the statement; return how many rows it touched."""
         sql, args = _bind(statement, params)
-        status = await self.connection.execute(sql, *args)
+        with _answering(self.connection):
+            status = await self.connection.execute(sql, *args)
         count = status.rpartition(" ")[2]
         return int(count) if count.isdigit() else 0
 
     async def execute_many(self, statement: Executable, rows: Iterable[Mapping[str, Any]]) -> None:
         """Run the statement once for each row, pipelined."""
         sql, names, defaults = compile_statement(statement)
-        await self.connection.executemany(sql, [[{**defaults, **row}[name] for name in names] for row in rows])
+        with _answering(self.connection):
+            await self.connection.executemany(sql, [[{**defaults, **row}[name] for name in names] for row in rows])
+
+
+@contextmanager
+def _answering(connection: Connection) -> Generator[None]:
+    """Turn a statement's time-out into a lost connection. A deadline of the caller comes as a cancellation."""
+    try:
+        yield
+    except TimeoutError as error:
+        connection.terminate()
+        raise DatabaseUnavailable("a statement was not answered") from error
 
 
 def _bind(statement: Executable, params: Mapping[str, Any]) -> tuple[str, list[Any]]:
@@ -241,6 +261,7 @@ class Database:
             connection: Connection = await asyncpg.connect(
                 self.url,
                 timeout=10,
+                command_timeout=ANSWER_S,
                 statement_cache_size=512,
                 server_settings={
                     "search_path": self.schema,
@@ -256,6 +277,9 @@ class Database:
             await connection.set_type_codec(
                 "jsonb", schema="pg_catalog", encoder=_to_json, decoder=orjson.loads, format="text"
             )
+        except _LOST as error:
+            connection.terminate()
+            raise DatabaseUnavailable("the connection was lost at once") from error
         except BaseException:
             connection.terminate()
             raise

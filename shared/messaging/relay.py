@@ -78,6 +78,15 @@ _SETTINGS: Final = """
     set synchronous_commit = off; set idle_session_timeout = '{0:.0f}s'; set transaction_timeout = '{0:.0f}s'
 """
 
+# InternalClientError: Postgres has said that it ends the connection, and asyncpg was asked before the end came.
+_LOST: Final = (
+    DatabaseUnavailable,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -133,7 +142,7 @@ class Relay:
         while self._unsaid:
             await asyncio.sleep(self.debounce_s)
             self._unsaid = False
-            with contextlib.suppress(DatabaseUnavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            with contextlib.suppress(*_LOST):
                 async with self._db.read() as tx:
                     await tx.connection.execute(f"notify {self._channel}")
 
@@ -142,13 +151,7 @@ class Relay:
         while True:
             try:
                 await self._stand()
-            except (
-                DatabaseUnavailable,
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                KafkaError,
-                OSError,
-            ) as error:
+            except (*_LOST, KafkaError) as error:
                 self._trouble = f"{type(error).__name__}: {error}"[:200]
                 _log.warning("relay_interrupted", extra=self._about | {"error": repr(error)[:300]})
                 await asyncio.sleep(0.5)
