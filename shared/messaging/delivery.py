@@ -31,6 +31,8 @@ class Delivery:
     check_s: Final = 2.0
     answer_s: Final = 5.0
     """Red after check_s + answer_s without an answer from Kafka."""
+    starved_s: float = 10.0
+    """A client that gets nothing for so long, though there is more, is given up for a new one."""
 
     def __init__(  # noqa: PLR0917 - wired in one place, shared.service
         self,
@@ -106,7 +108,10 @@ class Delivery:
                     await reader.stop()
 
     async def _ask_ends(self, reader: KafkaReader) -> None:
-        """Ask Kafka where the partitions end: it gives the lag, and shows that a broker answers."""
+        """Ask Kafka where the partitions end: it gives the lag, and shows that a broker answers.
+
+        Raises KafkaError when a partition is starved: its client has lost its way.
+        """
         asked = set(reader.assignment()) or {TopicPartition(topic.name, 0) for topic in self._consumer.topics}
         try:
             async with asyncio.timeout(self.answer_s):
@@ -117,8 +122,13 @@ class Delivery:
         self._trouble = None
         for name, end in ends.items():
             partition = self._partitions.get(name)
-            if partition is not None and partition.following is not None:
-                partition.lag().set(max(0, end - partition.following))
+            if partition is None or partition.following is None:
+                continue
+            partition.lag().set(max(0, end - partition.following))
+            if partition.is_starved(end, self.starved_s):
+                raise KafkaError(
+                    f"{name.topic}/{name.partition} ends at {end}, and nothing comes after {partition.following}"
+                )
 
     def assigned(self, reader: KafkaReader, names: Sequence[TopicPartition]) -> None:
         """Begin to run partitions."""

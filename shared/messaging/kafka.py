@@ -100,7 +100,12 @@ class Reader(AIOKafkaConsumer):
             )
             for one in batches.get(partition, ())
         ]
-        return records, records[-1].offset + 1 if records else offset
+        after = records[-1].offset + 1 if records else offset
+        assignment: Any = self._subscription.subscription.assignment  # none between two assignments
+        state = assignment.state_value(partition) if assignment is not None else None
+        if state is not None and state.has_valid_position:
+            after = max(after, state.position)  # what follows may not be for us: the mark of a transaction's end
+        return records, after
 
     async def _fetch_raw(
         self, partition: TopicPartition, offset: int, error: Exception

@@ -80,6 +80,17 @@ class Partition:
         self.following: int | None = None  # the next offset to read
         self.settled: int | None = None  # the next offset, as far as Kafka has not been told
         self.stuck: str | None = None
+        self._stood: tuple[int, float] | None = None  # where it stands although there is more, and since when
+
+    def is_starved(self, end: int, after_s: float) -> bool:
+        """Whether Kafka has had more for so long, up to `end`, and gives nothing of it to us, who ask for it."""
+        if self._fuse.is_open or not self._waits or self.following is None or end <= self.following:
+            self._stood = None
+            return False
+        now = asyncio.get_running_loop().time()
+        if self._stood is None or self._stood[0] != self.following:
+            self._stood = (self.following, now)
+        return now - self._stood[1] >= after_s
 
     def stop(self) -> None:
         """Ask it to end after what is in flight."""

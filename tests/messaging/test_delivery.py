@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from sqlalchemy import text
 
 from shared.contracts.base import Event
@@ -281,6 +282,31 @@ async def test_a_handler_that_hangs_is_cut_and_parked(probe: Probe) -> None:
     await probe.send(probe.make("b", 2))
     await eventually(lambda: _has(probe, "b", [2]))
     await eventually(lambda: _jobs_with(probe, "DEADLINE"))
+
+
+@pytest.mark.apache
+async def test_the_mark_of_a_transactions_end_is_no_lag(probe: Probe) -> None:
+    event = probe.make("a", 1)
+    producer = AIOKafkaProducer(bootstrap_servers=probe.address.bootstrap, transactional_id=probe.name)
+    await producer.start()
+    try:
+        async with producer.transaction():
+            headers = [(name.decode(), value) for name, value in headers_of(event, "/test")]
+            sent = await producer.send_and_wait(probe.topic.name, event.to_bytes(), b"a", headers=headers)
+    finally:
+        await producer.stop()
+    replica = probe.start(record_effect)
+    await eventually(lambda: _has(probe, "a", [1]))
+
+    async def at_the_end() -> bool:
+        async with probe.db.read() as tx:
+            found = await tx.fetchval(
+                text("select next_offset from consumer_offsets where partition = :partition"), partition=sent.partition
+            )
+        return found == sent.offset + 2
+
+    await eventually(at_the_end)
+    assert replica.delivery.health() == (True, "2 partitions")
 
 
 async def test_another_kafka_is_read_from_its_start_though_its_offsets_look_known(probe: Probe) -> None:
