@@ -47,8 +47,11 @@ async def run(tx: Tx, items: Sequence[Item], judge: Callable[[Item, Exception], 
     """Run the handlers, in order; `judge` says what a failure means.
 
     A failure that waits or is held puts the later items of its key behind it. Raises what is not the events' fault
-    (`is_rerun`), and OnlyFailures when `most` events failed, none was done and more are left.
+    (`is_rerun`), OnlyFailures when `most` events failed, none was done and more are left, and what a single item
+    raises: it is the caller's whole transaction, and needs no savepoint.
     """
+    if len(items) == 1:
+        return Ran(await handle(tx, items, turn), list(items))
     ran = Ran()
     todo = list(items)
     size = len(todo)

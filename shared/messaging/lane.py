@@ -1,6 +1,6 @@
-"""A lane: some keys of one partition, in order, in one transaction with inbox, fence, handlers and outbox.
+"""Lanes: some keys of one partition, in order, in one transaction with inbox, fence, handlers and outbox.
 
-    lock the lane > insert inbox rows > read the fence > run handlers > park what failed > add events > commit
+    lock the lanes > insert inbox rows > read the fence > run handlers > park what failed > add events > commit
 
 What fails outside a handler (an event that cannot be published, a constraint at the commit) halves the lane until the
 failing record stands alone; it is then parked. What is not the event's fault (deadlock, lost connection, unknown
@@ -10,6 +10,7 @@ commit) runs again and never counts.
 import asyncio
 import logging
 import zlib
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
@@ -29,14 +30,15 @@ from shared.messaging.failed import BEHIND, Failure, Parked, dead_letter, fenced
 from shared.messaging.fuse import Fuse
 from shared.messaging.handling import Turn, run
 from shared.messaging.outbox import Message, Outbox
+from shared.messaging.record import lane_of
 
 T = TypeVar("T")
 
 _ENTER: Final = text(
     """
-    with lane as materialized (
-        select pg_advisory_xact_lock(cast(:space as int), cast(:lane as int))
-    ), ready as materialized (select count(*) from lane)
+    with locked as materialized (
+        select pg_advisory_xact_lock(cast(:space as int), lane) from unnest(cast(:lanes as int[])) lane
+    ), ready as materialized (select count(*) from locked)
     insert into inbox (consumer, event_id, day)
     select :consumer, r.event_id, r.day
     from ready, unnest(cast(:ids as uuid[]), cast(:days as date[])) r(event_id, day)
@@ -96,6 +98,7 @@ class Lanes:
     """Settles items of one consumer; every transaction of live records goes through here."""
 
     count: Final = 4
+    few: Final = 16
     deadline_s: Final = 30.0
 
     def __init__(  # noqa: PLR0917 - wired in one place, shared.service
@@ -120,24 +123,42 @@ class Lanes:
         """Why transactions have been running again for seconds; None when all goes well."""
         return next(iter(self._held_up.values()), None)
 
-    async def settle(self, lane: int, items: Sequence[Item], stopping: asyncio.Event, *, probe: bool = False) -> None:
-        """Make every item done or parked. Raises Stopped or FuseOpen with the rest untouched."""
+    async def settle(self, items: Sequence[Item], stopping: asyncio.Event, *, probe: bool = False) -> None:
+        """Make every item of a partition done or parked, lanes at once; a few items go together, which is cheaper.
+
+        Raises Stopped or FuseOpen with the rest untouched.
+        """
+        lanes: defaultdict[int, list[Item]] = defaultdict(list)
+        for item in items:
+            lanes[self._lane(item)].append(item)
+        groups = [items] if 0 < len(items) <= self.few else lanes.values()
+        outcomes = await asyncio.gather(
+            *(self._settle(some, stopping, probe=probe) for some in groups), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+
+    async def _settle(self, items: Sequence[Item], stopping: asyncio.Event, *, probe: bool) -> None:
         if self._fuse.is_open and not probe:
             raise FuseOpen
         try:
-            await self.rerun(lambda: self._together(lane, items, probe=probe), stopping)
+            await self.rerun(lambda: self._together(items, probe=probe), stopping)
         except (Stopped, FuseOpen, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - a handler may raise anything; nothing may be lost
             if len(items) == 1:
-                await self._give_up(lane, items[0], error, stopping, probe=probe)
+                await self._give_up(items[0], error, stopping, probe=probe)
                 return
             hung = error.item if isinstance(error, TookTooLong) else None
             for some in _around(items, hung) if hung is not None else _halves(items):
                 if hung is not None and some[0] is hung:
-                    await self._give_up(lane, hung, error, stopping, probe=probe)
+                    await self._give_up(hung, error, stopping, probe=probe)
                 else:
-                    await self.settle(lane, some, stopping, probe=probe)
+                    await self._settle(some, stopping, probe=probe)
+
+    def _lane(self, item: Item) -> int:
+        return lane_of(item.record, self.count)
 
     async def rerun(self, action: Callable[[], Awaitable[T]], stopping: asyncio.Event) -> T:
         """Run until it works or fails for a reason of its own; waits 50 ms to 5 s between runs."""
@@ -161,9 +182,9 @@ class Lanes:
         finally:
             self._held_up.pop(me, None)
 
-    async def _together(self, lane: int, items: Sequence[Item], *, probe: bool) -> None:
+    async def _together(self, items: Sequence[Item], *, probe: bool) -> None:
         async with cut_off(self._db, self.deadline_s) as turn, self._db.transaction() as tx:
-            fresh = await self._enter(tx, lane, items)
+            fresh = await self._enter(tx, items)
             behind, rest = await self._split(tx, fresh)
             runnable = [item for item in rest if item.failure is None]
             broken = [(item, item.failure) for item in rest if item.failure is not None]
@@ -196,15 +217,15 @@ class Lanes:
         del item
         return judge(error, 0, self._consumer.policy, self._clock(), self._random.uniform(-1, 1))
 
-    async def _enter(self, tx: Tx, lane: int, items: Sequence[Item]) -> list[Item]:
-        """Take the lane and the inbox rows; return the items that nobody has dealt with."""
+    async def _enter(self, tx: Tx, items: Sequence[Item]) -> list[Item]:
+        """Take the lanes and the inbox rows; return the items that nobody has dealt with."""
         first = items[0].record
         space = lane_space(self._consumer.name, first.topic, first.partition)
         known = [item for item in items if item.event_id is not None]
         rows = await tx.fetch(
             _ENTER,
             space=space,
-            lane=lane,
+            lanes=sorted({self._lane(item) for item in items}),
             consumer=self._consumer.name,
             ids=[item.event_id for item in known],
             days=[item.day for item in known],
@@ -240,18 +261,18 @@ class Lanes:
             raise TooManyWaiting(topic=first.topic, partition=first.partition)
         return behind, rest
 
-    async def _give_up(self, lane: int, item: Item, error: Exception, stopping: asyncio.Event, *, probe: bool) -> None:
+    async def _give_up(self, item: Item, error: Exception, stopping: asyncio.Event, *, probe: bool) -> None:
         failure = self._judge(item, error)
         if probe and failure.status == "waiting":
             raise FuseOpen from error  # it stays where it is: attempts do not count while the fuse is open
-        outcome = await self.rerun(lambda: self._park_alone(lane, item, failure), stopping)
+        outcome = await self.rerun(lambda: self._park_alone(item, failure), stopping)
         metrics.EVENTS.labels(self._consumer.name, outcome).inc()
         if outcome == "parked":
             self._tell(item, failure)
 
-    async def _park_alone(self, lane: int, item: Item, failure: Failure) -> str:
+    async def _park_alone(self, item: Item, failure: Failure) -> str:
         async with cut_off(self._db, self.deadline_s), self._db.transaction() as tx:
-            fresh = await self._enter(tx, lane, [item])
+            fresh = await self._enter(tx, [item])
             if not fresh:
                 return "duplicate"
             behind, _ = await self._split(tx, fresh)

@@ -6,7 +6,6 @@ made anew, is read from its start, and the inbox knows what is not new.
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -20,12 +19,12 @@ from shared.clock import Clock
 from shared.db import Database, Row, Tx
 from shared.messaging import metrics
 from shared.messaging.consumer import Consumer
-from shared.messaging.decode import Item, decode_all
+from shared.messaging.decode import decode_all
 from shared.messaging.failed import Failure, Parked, clean, park
 from shared.messaging.fuse import Fuse
 from shared.messaging.lane import FuseOpen, Lanes, Stopped, happens
 from shared.messaging.ports import KafkaReader, Unreadable
-from shared.messaging.record import Record, lane_of
+from shared.messaging.record import Record
 
 _STORED: Final = text(
     """
@@ -185,16 +184,7 @@ class Partition:
                 self._fuse.unspent()
             return
         with metrics.BATCH_SECONDS.labels(self._consumer.name).time():
-            lanes: defaultdict[int, list[Item]] = defaultdict(list)
-            for item in items:
-                lanes[lane_of(item.record, Lanes.count)].append(item)
-            outcomes = await asyncio.gather(
-                *(self._lanes.settle(lane, some, self._stopping, probe=probe) for lane, some in lanes.items()),
-                return_exceptions=True,
-            )
-            for outcome in outcomes:
-                if outcome is not None:
-                    raise outcome
+            await self._lanes.settle(items, self._stopping, probe=probe)
         if (newest := records[-1].time) is not None:
             metrics.AGE_SECONDS.labels(self._consumer.name).observe(max(0.0, (self._clock() - newest).total_seconds()))
 

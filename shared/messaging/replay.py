@@ -13,7 +13,7 @@ import asyncio
 import re
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -33,7 +33,7 @@ from shared.messaging.consumer import Consumer
 from shared.messaging.decode import Item, decode
 from shared.messaging.kafka import KafkaAddress
 from shared.messaging.lane import Lanes
-from shared.messaging.record import Record, lane_of, open_envelope
+from shared.messaging.record import Record, open_envelope
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SEEN: Final = text("select event_id from inbox where consumer = :consumer and event_id = any(cast(:ids as uuid[]))")
@@ -134,7 +134,7 @@ class Replay:
                 items = [item for record in records if (item := self._item(record, again, now)) is not None]
                 counts = await self._counted(records, items)
                 if not dry_run:
-                    await self._settle(items)
+                    await self._lanes.settle(items, asyncio.Event())
                 progress.counts.update(counts)
                 progress.following[number] = after
                 if rate:
@@ -158,18 +158,6 @@ class Replay:
         if again is not None:
             record = _renamed(record, again)
         return decode(self._consumer, record, now)
-
-    async def _settle(self, items: Sequence[Item]) -> None:
-        lanes: defaultdict[int, list[Item]] = defaultdict(list)
-        for item in items:
-            lanes[lane_of(item.record, Lanes.count)].append(item)
-        never = asyncio.Event()
-        outcomes = await asyncio.gather(
-            *(self._lanes.settle(lane, some, never) for lane, some in lanes.items()), return_exceptions=True
-        )
-        for outcome in outcomes:
-            if outcome is not None:
-                raise outcome
 
     async def _read(
         self, wanted: Range, progress: Progress, size: int

@@ -183,7 +183,7 @@ async def test_a_replay_waits_while_the_consumer_is_stopped_by_its_fuse(probe: P
             raise Transient("not now")
         return await record_effect(event, tx)
 
-    for number in range(8):
+    for number in range(40):
         await probe.send(probe.make(f"k{number}", number), partition=0)
     policy = replace(FAST, fuse_keys=3)
     reader = Reader(probe, fail, policy)
@@ -196,7 +196,7 @@ async def test_a_replay_waits_while_the_consumer_is_stopped_by_its_fuse(probe: P
         done = await reader.ends(run)
     assert (done["status"], done["error"]) == ("done", None)
     parked = len(await probe.jobs("waiting"))
-    assert parked + len(await probe.effects()) == 8
+    assert parked + len(await probe.effects()) == 40
     assert parked >= 3
 
 

@@ -1,0 +1,43 @@
+"""What a service costs that has nothing to do: share of a core and resident memory, each as a process of its own."""
+
+import asyncio
+import contextlib
+from typing import Any, Final
+
+import psutil
+
+from benchmarks.messaging.bank import row
+from benchmarks.stack import servers, service
+
+SERVICES: Final = ("api", "alerts")
+"""The services without a data-frame library."""
+SETTLE_S: Final = 15.0
+WATCH_S: Final = 40.0
+BAR_CORE: Final = 1.0
+BAR_MB: Final = 120.0
+
+
+async def _watch() -> list[dict[str, Any]]:
+    with servers() as below:
+        async with contextlib.AsyncExitStack() as running:
+            found = {
+                name: psutil.Process((await running.enter_async_context(service(below, name)))[0]) for name in SERVICES
+            }
+            await asyncio.sleep(SETTLE_S)
+            before = {name: sum(process.cpu_times()[:2]) for name, process in found.items()}
+            await asyncio.sleep(WATCH_S)
+            used = {name: sum(process.cpu_times()[:2]) - before[name] for name, process in found.items()}
+            held = {name: process.memory_info().rss / 1_048_576 for name, process in found.items()}
+    rows: list[dict[str, Any]] = []
+    for name in SERVICES:
+        share = 100 * used[name] / WATCH_S
+        rows += [
+            row(f"idle {name}, share of a core", share, "%", 100.0, BAR_CORE, holds=share < BAR_CORE),
+            row(f"idle {name}, memory", held[name], "MB", None, BAR_MB, holds=held[name] < BAR_MB),
+        ]
+    return rows
+
+
+def run() -> list[dict[str, Any]]:
+    """Measure; two lines for each service."""
+    return asyncio.run(_watch())
