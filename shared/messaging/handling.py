@@ -6,7 +6,8 @@ together, and more again while all goes well. A batch handler names the failing 
 it does not, its batch is halved until the event stands alone.
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Final
@@ -93,14 +94,25 @@ async def handle(tx: Tx, items: Sequence[Item], turn: Turn) -> list[Event]:
             raise TypeError("an item without a handler cannot run")
         turn.at = None
         if route.batch:
-            events += await route.handler([item.event for item in group], tx)
+            events += await _called(route.handler([item.event for item in group], tx))
         else:
             for item in group:
                 turn.at = item
-                events += await route.handler(item.event, tx)
+                events += await _called(route.handler(item.event, tx))
     turn.at = None
     turn.handling = False
     return events
+
+
+async def _called(events: Awaitable[Sequence[Event]]) -> Sequence[Event]:
+    """Await a handler. One that something it awaits cancelled has failed; nobody asked the consumer to stop."""
+    try:
+        return await events
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("the handler was cancelled from within, by something that it awaits") from error
 
 
 def _blamed(error: Exception, together: Sequence[Item], at: Item | None) -> list[tuple[Item, Exception]]:

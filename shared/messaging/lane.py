@@ -11,8 +11,8 @@ import asyncio
 import logging
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from random import Random
 from typing import Final, TypeVar
 
@@ -77,16 +77,40 @@ class TooManyWaiting(Transient):
 async def cut_off(db: Database, after_s: float) -> AsyncGenerator[Turn]:
     """End the block after a while.
 
+    A handler that swallows its cancellation is cancelled again every second.
     Raises TookTooLong when the handlers were slow; DatabaseUnavailable when Postgres was: no event's fault.
     """
     turn = Turn()
     try:
         async with asyncio.timeout(after_s):
-            yield turn
+            with _insisting(turn, after_s):
+                yield turn
     except TimeoutError as error:
         if turn.handling and await db.answers():
             raise TookTooLong(turn.at) from error
         raise DatabaseUnavailable("the database did not answer before the deadline") from error
+
+
+@contextmanager
+def _insisting(turn: Turn, after_s: float) -> Generator[None]:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    again = 0
+
+    def insist() -> None:
+        nonlocal again, timer
+        if turn.handling and task is not None:
+            again += 1
+            _log.error("handler_will_not_stop", extra={"after_s": after_s, "times": again})
+            task.cancel()
+        timer = loop.call_later(1, insist)
+
+    timer = loop.call_later(after_s + 1, insist)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for _ in range(again if task is not None else 0):
+            task.uncancel()  # pyright: ignore[reportOptionalMemberAccess] - not None, as the line above says
 
 
 def lane_space(consumer: str, topic: str, partition: int) -> int:
