@@ -88,6 +88,7 @@ class ChainCollected(Event):
     def from_bytes(cls, body: bytes, *, id: UUID, time: Any) -> Self:  # noqa: A002 - the field's own name
         """Read the stream back. Raises ValueError when it is not Arrow or lacks header or columns."""
         table = pa.ipc.open_stream(body, options=_READ).read_all()  # pa.ArrowInvalid is a ValueError
+        table.validate(full=True)  # Arrow reads where offsets point: unchecked, bad ones end the process
         metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
         if metadata is None:
             raise ValueError("the Arrow schema carries no 'openbell' metadata with the chain's header")
