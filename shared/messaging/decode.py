@@ -1,9 +1,9 @@
 """From a record to something a handler can take, or to the reason why not."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -13,6 +13,10 @@ from shared.messaging.consumer import Consumer, Route
 from shared.messaging.failed import Failure, clean
 from shared.messaging.inbox import day_of, in_window
 from shared.messaging.record import Record, event_type, open_envelope
+
+MAX_KEY_BYTES: Final = 1024
+"""A longer key names no entity of ours, and would not fit the index that fences keys: such a record is dead at once."""
+_KEY_TOO_LONG: Final = Failure("dead", "KEY_TOO_LONG", f"the key is longer than {MAX_KEY_BYTES} bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,15 @@ class Item:
     failure: Failure | None = None
 
 
-def decode(consumer: Consumer, record: Record, now: datetime) -> Item | None:  # noqa: PLR0911 - a reason each
+def decode(consumer: Consumer, record: Record, now: datetime) -> Item | None:
     """Return the item, or None for a type that this consumer does not name."""
+    item = _decode(consumer, record, now)
+    if item is None or record.key is None or len(record.key) <= MAX_KEY_BYTES:
+        return item
+    return replace(item, event=None, route=None, failure=_KEY_TOO_LONG)
+
+
+def _decode(consumer: Consumer, record: Record, now: datetime) -> Item | None:  # noqa: PLR0911 - a reason each
     headers = dict(record.headers)  # of two of a name the last one counts, as for Kafka clients
     kind = event_type(headers)
     gone = "held" if consumer.policy.hold else "dead"

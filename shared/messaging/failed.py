@@ -22,7 +22,7 @@ from shared.messaging.outbox import Message
 from shared.messaging.record import Record, pack_headers
 
 BEHIND: Final = "BEHIND"
-NOTES: Final = frozenset({"GAP", "CORRUPT_BATCH", "OTHER_CLUSTER"})
+NOTES: Final = frozenset({"GAP", "CORRUPT_BATCH", "OTHER_CLUSTER", "KEY_TOO_LONG"})
 """Codes of rows that tell of records which nobody can run: they are read and discarded, not retried."""
 
 
@@ -131,7 +131,11 @@ def describe(error: BaseException) -> tuple[str, str]:
         return error.code, clean(error.message + details)
     if isinstance(error, TimeoutError):
         return "DEADLINE", "the handler did not finish before its deadline"
-    return type(error).__name__, clean(str(error) or type(error).__name__)
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot even tell what it is
+        said = ""
+    return type(error).__name__, clean(said or type(error).__name__)
 
 
 def clean(message: str) -> str:

@@ -276,6 +276,8 @@ def _body(value: bytes | None) -> Any:
     """Return JSON as it is, anything else as base64 of its first 64 KiB."""
     if value is None:
         return None
-    with contextlib.suppress(orjson.JSONDecodeError):
-        return orjson.loads(value)
+    with contextlib.suppress(orjson.JSONDecodeError, TypeError):
+        body = orjson.loads(value)
+        orjson.dumps(body)  # raises TypeError for what is nested so deeply that no answer can hold it
+        return body
     return {"base64": base64.b64encode(value[:65_536]).decode()}
