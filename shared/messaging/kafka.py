@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from random import choice
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -17,14 +19,16 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
     for_code,
 )
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from shared.contracts.topics import Topic
-from shared.messaging import raw_fetch
+from shared.messaging import raw_fetch, unpacked
 from shared.messaging.ports import Unreadable
 from shared.messaging.record import Record
 
 _DAY_MS: Final = 86_400_000
+_CUT: Final = 17  # bytes of a batch that do not make one
 _log = logging.getLogger(__name__)
 
 
@@ -49,6 +53,7 @@ class KafkaAddress:
             group_instance_id=f"{group}-{member}" if self.static_members else None,
             enable_auto_commit=False,
             auto_offset_reset="none",
+            isolation_level="read_committed",  # what a producer took back never happened
             max_poll_interval_ms=_DAY_MS,
             session_timeout_ms=10_000,
             rebalance_timeout_ms=30_000,  # long enough to finish what is in flight
@@ -74,7 +79,12 @@ class KafkaAddress:
 
 
 class Reader(AIOKafkaConsumer):
-    """A group member that can read what aiokafka's parser cannot."""
+    """A group member that can read what aiokafka's parser cannot, and whose memory no record can exhaust."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        client: Any = self._client  # between the wire and aiokafka's parser, which unpacks whatever comes
+        client.send = partial(_send, client.send)
 
     async def fetch(
         self, partition: TopicPartition, offset: int, *, wait_ms: int, limit: int
@@ -107,6 +117,10 @@ class Reader(AIOKafkaConsumer):
             after = max(after, state.position)  # what follows may not be for us: the mark of a transaction's end
         return records, after
 
+    def highwater(self, partition: TopicPartition) -> int | None:
+        """Return the partition's end as the last fetch saw it: of what is committed, for more cannot be read."""
+        return self.last_stable_offset(partition)
+
     async def _fetch_raw(
         self, partition: TopicPartition, offset: int, error: Exception
     ) -> tuple[list[Record | Unreadable], int]:
@@ -125,8 +139,41 @@ class Reader(AIOKafkaConsumer):
         return getattr(response, "cluster_id", None) or None
 
 
+async def _send(send: Any, node: Any, request: Any, **options: Any) -> Any:
+    """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off then: read raw."""
+    response = await send(node, request, **options)
+    if type(request) is FetchRequest:
+        response.topics = [
+            (topic, [(*part, _bounded(data) if data else data) for *part, data in parts])
+            for topic, parts in response.topics
+        ]
+    return response
+
+
+def _bounded(data: bytes) -> bytes:
+    return data[: unpacked.readable(data) or _CUT]
+
+
 class Writer(AIOKafkaProducer):
-    """A producer that can give up."""
+    """A producer that can give up, and that takes a record without key and value."""
+
+    async def send(  # noqa: PLR0917 - aiokafka's
+        self,
+        topic: str,
+        value: bytes | None = None,
+        key: bytes | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes | None]] | None = None,
+    ) -> asyncio.Future[Any]:
+        """Hand a record over; the future is done when Kafka has it."""
+        if key is not None or value is not None:
+            return await super().send(topic, value, key, partition, timestamp_ms, headers)
+        batch = self.create_batch()  # aiokafka asserts that one of them is there; Kafka does not
+        batch.append(timestamp=timestamp_ms, key=None, value=None, headers=headers or [])
+        if partition is None:
+            partition = choice(sorted(await self.partitions_for(topic)))  # noqa: S311 - as any record without a key
+        return await self.send_batch(batch, topic, partition=partition)
 
     async def answers(self) -> bool:
         """Tell whether a broker answers."""

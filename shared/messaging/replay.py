@@ -163,7 +163,9 @@ class Replay:
         self, wanted: Range, progress: Progress, size: int
     ) -> AsyncGenerator[tuple[int, int, list[Record]]]:
         """Yield (partition, offset after it, records) by page, one partition after the other."""
-        kafka = AIOKafkaConsumer(bootstrap_servers=self._address.bootstrap, enable_auto_commit=False)
+        kafka = AIOKafkaConsumer(
+            bootstrap_servers=self._address.bootstrap, enable_auto_commit=False, isolation_level="read_committed"
+        )
         try:
             await kafka.start()
             await know_topics(kafka)

@@ -25,11 +25,10 @@ THREE: list[One] = [
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_codec_is_read(codec: str) -> None:
-    records = THREE if codec == "none" else THREE[:2]  # the odd name is patched into plain bytes only
-    found, following = read(batch(records, codec, base=40), HERE, 41)
-    assert following == 40 + len(records)
+    found, following = read(batch(THREE, codec, base=40), HERE, 41)
+    assert following == 40 + len(THREE)
     assert [(one.offset, one.key, one.value, one.headers) for one in _records(found)] == [
-        (40 + number, *record) for number, record in enumerate(records) if number >= 1
+        (40 + number, *record) for number, record in enumerate(THREE) if number >= 1
     ]
 
 
@@ -37,6 +36,33 @@ def test_a_control_batch_is_stepped_over() -> None:
     data = batch(THREE[:1], base=5, attributes=0x20) + batch(THREE[:1], base=6)
     found, following = read(data, HERE, 5)
     assert ([one.offset for one in _records(found)], following) == ([6], 7)
+
+
+def test_a_transaction_that_was_aborted_is_left_out_and_the_next_of_its_producer_is_not() -> None:
+    """Producer 7 aborts, then commits; producer 8 commits meanwhile."""
+    data = b"".join(
+        (
+            _transactional(7, 0),
+            _transactional(8, 1),
+            batch(THREE[:1], base=2),
+            _mark(7, 3, commit=False),
+            _transactional(7, 4),
+            _mark(7, 5, commit=True),
+        )
+    )
+    found, following = read(data, HERE, 0, [(7, 0)])
+    assert ([one.offset for one in _records(found)], following) == ([1, 2, 4], 6)
+
+
+def _transactional(producer: int, base: int, data: bytes | None = None) -> bytes:
+    head = bytearray(data or batch(THREE[:1], base=base, attributes=0x10))
+    struct.pack_into(">q", head, 43, producer)
+    return sealed(bytes(head))
+
+
+def _mark(producer: int, base: int, *, commit: bool) -> bytes:
+    key = struct.pack(">hh", 0, int(commit))
+    return _transactional(producer, base, batch([(key, bytes(6), ())], base=base, attributes=0x30))
 
 
 def test_a_cut_off_tail_is_left_for_the_next_fetch() -> None:
