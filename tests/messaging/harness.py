@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from sqlalchemy import text
 
 from shared import migrate
+from shared.clock import Clock, utc_now
 from shared.contracts.base import Event
 from shared.contracts.topics import AUDIT, Topic, dead_letter_topic
 from shared.db import Database, Tx
@@ -125,7 +126,15 @@ class Probe:
         await self.producer.stop()
         await self.db.close()
 
-    def start(self, handler: Handler, *, batch: bool = False, policy: Policy = FAST, member: str = "static") -> Replica:
+    def start(
+        self,
+        handler: Handler,
+        *,
+        batch: bool = False,
+        policy: Policy = FAST,
+        member: str = "static",
+        clock: Clock = utc_now,
+    ) -> Replica:
         """Run a replica whose consumer hands deposits to `handler`."""
         db = Database(self.url, schema="probe", size=12)
         relay = Relay("probe", db, self.address)
@@ -133,7 +142,6 @@ class Probe:
         consumer = Consumer(self.name, policy)
         (consumer.on_batch if batch else consumer.on)(self.event, handler)
         fuse = Fuse(self.name, policy, monotonic)
-        clock = lambda: datetime.now(UTC)  # noqa: E731
         lanes = Lanes(consumer, db, outbox, fuse, clock, Random(1))
         delivery = Delivery(consumer, self.address, member, db, lanes, fuse, clock)
         retries = Retries(consumer, db, outbox, lanes, fuse, clock, Random(2))
