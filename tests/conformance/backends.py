@@ -1,6 +1,6 @@
 """The Kafkas that the suite runs against, each behind the port of shared.messaging.ports.
 
-The in-memory one is for tests, and has no wire: what needs one is asked of the others only.
+The in-memory one is for tests, and has no wire: what needs one (test_servers.py) is asked of the others only.
 """
 
 import contextlib
@@ -16,7 +16,19 @@ from deploy.local import kafka as local
 from shared.contracts.topics import Topic
 from shared.messaging.kafka import KafkaAddress, ensure_topics
 from shared.messaging.ports import Kafka
+from tests.fakes.kafka import MemoryKafka
 from tests.messaging.batches import produce
+
+
+@dataclass
+class Memory:
+    """The Kafka in memory."""
+
+    kafka: MemoryKafka = field(default_factory=lambda: MemoryKafka({}))
+
+    async def create(self, *topics: Topic) -> None:
+        for topic in topics:
+            self.kafka.create(topic.name, topic.partitions)
 
 
 @dataclass
@@ -25,10 +37,6 @@ class Server:
 
     running: local.RunningKafka
     folder: Path
-    wire: "Server" = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.wire = self
 
     @property
     def kind(self) -> str:

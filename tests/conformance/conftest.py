@@ -9,7 +9,7 @@ import pytest
 
 from deploy.local import kafka as local
 from deploy.local.processes import ServerError
-from tests.conformance.backends import Server
+from tests.conformance.backends import Memory, Server
 from tests.conformance.lacks import LACKS
 
 
@@ -24,23 +24,31 @@ def servers() -> Generator[dict[str, Server | str]]:
             shutil.rmtree(server.folder, ignore_errors=True)
 
 
+def _lacking(request: pytest.FixtureRequest, kind: str) -> None:
+    if reason := LACKS[kind].get(request.node.originalname):
+        request.applymarker(pytest.mark.xfail(reason=f"{kind}: {reason}", strict=True))
+
+
 @pytest.fixture(params=list(LACKS))
 def backend(request: pytest.FixtureRequest, servers: dict[str, Server | str]) -> Any:
     """Each Kafka in turn; what it lacks is expected to fail."""
-    kind: str = request.param
-    if reason := LACKS[kind].get(request.node.originalname):
-        request.applymarker(pytest.mark.xfail(reason=f"{kind}: {reason}", strict=True))
+    _lacking(request, request.param)
+    return Memory() if request.param == "memory" else _served(servers, request.param)
+
+
+@pytest.fixture(params=[kind for kind in LACKS if kind != "memory"])
+def wire(request: pytest.FixtureRequest, servers: dict[str, Server | str]) -> Server:
+    """Each Kafka that listens."""
+    _lacking(request, request.param)
+    return _served(servers, request.param)
+
+
+def _served(servers: dict[str, Server | str], kind: str) -> Server:
     if kind not in servers:
         servers[kind] = _start(kind)
     if isinstance(found := servers[kind], str):
         pytest.skip(found)
     return found
-
-
-@pytest.fixture
-def wire(backend: Any) -> Server:
-    """A Kafka that listens; the one in memory does not."""
-    return backend
 
 
 def _start(kind: str) -> Server | str:

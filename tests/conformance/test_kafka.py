@@ -8,6 +8,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -71,7 +72,16 @@ async def test_bytes_come_back_as_they_went_and_null_is_not_empty(backend: Any) 
         records = await member.read(len(sent))
     got = [(one.key, one.value, [(name.decode(), value) for name, value in one.headers]) for one in records]
     assert got == sent
-    assert all(one.time is not None for one in records)
+
+
+async def test_a_record_tells_when_it_was_sent(backend: Any) -> None:
+    topic = named(partitions=1)
+    await backend.create(topic)
+    await put(backend, topic, (b"k", b"v"))
+    async with joined(backend.kafka, topic.name, [topic.name]) as member:
+        (record,) = await member.read(1)
+    assert record.time is not None
+    assert abs((datetime.now(UTC) - record.time).total_seconds()) < 60
 
 
 async def test_offsets_tell_where_a_partition_begins_and_ends(backend: Any) -> None:
