@@ -201,6 +201,7 @@ _BOTH = {  # what fails, under a key that cannot be fenced
 }
 
 
+@pytest.mark.apache  # the embedded broker keeps 2 MB of a topic, read or not
 @pytest.mark.parametrize("hold", [False, True])
 async def test_whatever_is_sent_is_accounted_for_and_what_follows_takes_effect(probe: Probe, hold: bool) -> None:
     replica = probe.start(record_effect, policy=replace(PATIENT, hold=hold))
@@ -218,6 +219,7 @@ async def test_whatever_is_sent_is_accounted_for_and_what_follows_takes_effect(p
             await probe.failed_jobs.show(tx, job["id"])
 
 
+@pytest.mark.apache  # as above
 async def test_what_is_sent_under_one_key_does_not_stop_that_key(probe: Probe) -> None:
     """All poison has the key of the good records: these wait for retries at most, then take effect in order."""
     replica = probe.start(record_effect, policy=replace(PATIENT, delays_s=(0.02,)))
