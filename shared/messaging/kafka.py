@@ -117,7 +117,9 @@ class Reader(AIOKafkaConsumer):
             after = max(after, state.position)  # what follows may not be for us: the mark of a transaction's end
         return records, after
 
-    def highwater(self, partition: TopicPartition) -> int | None:
+    def highwater(  # pyright: ignore[reportIncompatibleMethodOverride] - aiokafka states no type
+        self, partition: TopicPartition
+    ) -> int | None:
         """Return the partition's end as the last fetch saw it: of what is committed, for more cannot be read."""
         return self.last_stable_offset(partition)
 
