@@ -17,7 +17,7 @@ from rich.table import Table
 ALL: Final = {
     "detection": "benchmarks.detection",
     "market": "benchmarks.market_through",
-    "messaging": "benchmarks.messaging",
+    "messaging": "benchmarks.messaging.all",
     "latency": "benchmarks.alert_latency",
     "gateway": "benchmarks.gateway",
     "memory": "benchmarks.memory",

@@ -52,7 +52,7 @@ from shared.contracts.topics import TOPICS, dead_letter_topic
 from shared.db import Database, Tx, is_rerun
 from shared.errors import Invalid
 from shared.http import build_app
-from shared.lean import keep_pandas_out
+from shared.lean import collect_rarely, keep_pandas_out
 from shared.messaging import inbox
 from shared.messaging.consumer import Consumer
 from shared.messaging.delivery import Delivery
@@ -435,6 +435,7 @@ def main(build: Callable[[Environment], Service]) -> None:
         if sys.argv[1:2] == ["replay"]:
             return await replay(service, sys.argv[2:])
         telemetry.configure(env.settings, service.name)
+        collect_rarely()
         await run(service)
         return 0
 

@@ -1,16 +1,1 @@
-"""The speed of the messaging runtime on Apache Kafka and a Postgres that syncs: `make bench-messaging`."""
-
-import asyncio
-import logging
-from typing import Any
-
-from benchmarks.messaging import idle, latency, relaying, throughput
-from benchmarks.messaging.bank import open_bank
-
-
-def run() -> list[dict[str, Any]]:
-    """Measure; one line for each figure."""
-    logging.disable(logging.ERROR)  # storms tell of every parked event
-    with open_bank() as bank:
-        rows = [row for part in (throughput, relaying, latency) for row in asyncio.run(part.run(bank))]
-    return [*rows, *idle.run()]
+"""The speed of the messaging runtime."""

@@ -4,9 +4,11 @@ Baselines of the same run: Kafka alone (produce to a bare consumer's getmany), a
 """
 
 import asyncio
+import sys
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from time import perf_counter
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from prometheus_client import REGISTRY
 
 from benchmarks.messaging.bank import Bank, Deposited, Noted, now, record, row, sendable, until
+from benchmarks.messaging.steadily import EVENTS, RATE
 from shared.contracts.base import Event
 from shared.contracts.topics import Topic
 from shared.db import Tx
@@ -23,10 +26,7 @@ from shared.messaging.door import Done, Door
 from shared.messaging.outbox import Outbox
 from shared.messaging.relay import Relay
 
-RATE: Final = 1_000
-EVENTS: Final = 20_000
 WARM: Final = 2_000
-KEYS: Final = 500
 RETRIES: Final = 400
 COMMITS: Final = 300
 BAR_EFFECT_MS: Final = 50.0
@@ -50,59 +50,53 @@ async def producing(bank: Bank) -> AsyncGenerator[AIOKafkaProducer]:
         await producer.stop()
 
 
-async def _produce(producer: AIOKafkaProducer, topic: Topic, sent: dict[int, float]) -> None:
-    """Produce at the rate; note when each was handed over."""
-    began = perf_counter()
-    for n in range(EVENTS):
-        if (ahead := began + n / RATE - perf_counter()) > 0:
-            await asyncio.sleep(ahead)
-        event = Deposited(id=uuid.uuid4(), time=now(), account=f"account-{n % KEYS}", n=n)
-        sent[n] = perf_counter()
-        await producer.send(topic.name, event.to_bytes(), event.key.encode(), headers=sendable(event))
+@asynccontextmanager
+async def steadily(bank: Bank, topic: Topic) -> AsyncGenerator[None]:
+    """Produce at the rate, from a process of its own: each event's time is when it was handed over."""
+    arguments = (bank.address.bootstrap, topic.name)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.messaging.steadily", *arguments)
+    try:
+        yield
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 async def effect_ms(bank: Bank) -> list[float]:
     """Return milliseconds from produce to the commit of the effect, the warm-up apart; the relay runs beside it."""
-    sent: dict[int, float] = {}
-    done: dict[int, float] = {}
+    took: dict[int, float] = {}
 
     async def noted(event: Deposited, tx: Tx) -> Sequence[Event]:
         def commit() -> None:
-            done[event.n] = perf_counter()
+            took[event.n] = (now() - event.time).total_seconds() * 1000
 
         tx.after_commit(commit)
         return await record(event, tx)
 
     async def finished() -> bool:
-        return len(done) == EVENTS
+        return len(took) == EVENTS
 
     topic = await bank.topic()
-    async with bank.database() as db, producing(bank) as producer, bank.consuming(db, topic, noted, relaying=True):
-        await _produce(producer, topic, sent)
+    async with bank.database() as db, bank.consuming(db, topic, noted, relaying=True), steadily(bank, topic):
         await until(finished)
-    return [(done[n] - sent[n]) * 1000 for n in range(WARM, EVENTS)]
+    return [took[n] for n in range(WARM, EVENTS)]
 
 
 async def kafka_ms(bank: Bank) -> list[float]:
     """Return milliseconds from produce to a bare consumer's getmany."""
     topic = await bank.topic()
-    sent: dict[int, float] = {}
-    found: list[float] = []
+    took: list[float] = []
     kafka = AIOKafkaConsumer(topic.name, bootstrap_servers=bank.address.bootstrap, auto_offset_reset="earliest")
     await kafka.start()
-    async with producing(bank) as producer:
-        sending = asyncio.create_task(_produce(producer, topic, sent))
-        while len(found) < EVENTS:
+    async with steadily(bank, topic):
+        while len(took) < EVENTS:
             for records in (await kafka.getmany(timeout_ms=1000)).values():
-                at = perf_counter()
-                found += [(at - sent[Deposited.model_validate_json(_whole(one.value)).n]) * 1000 for one in records]
-        await sending
+                at = now()
+                times = (datetime.fromisoformat(dict(one.headers)["ce_time"].decode()) for one in records)
+                took += [(at - time).total_seconds() * 1000 for time in times]
     await kafka.stop()
-    return found[WARM:]
-
-
-def _whole(body: bytes | None) -> bytes:
-    return (body or b"")[:-1] + b',"id":"00000000-0000-0000-0000-000000000000","time":"2026-01-01T00:00:00Z"}'
+    return took[WARM:]
 
 
 async def retry_ms(bank: Bank) -> float:

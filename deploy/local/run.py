@@ -30,7 +30,7 @@ import watchfiles
 from deploy.local import demo, stack
 from deploy.local.stack import Stack
 from shared import logs, telemetry
-from shared.lean import keep_pandas_out
+from shared.lean import collect_rarely, keep_pandas_out
 from shared.schema import SERVICES
 from shared.service import Environment, Service, http_server, until_signal
 
@@ -84,6 +84,7 @@ async def _one_process(below: Stack, home: Path, port: int, began: float) -> Non
                 service: Service = importlib.import_module(f"services.{name}.main").build(env)
                 gateway.neighbours[name] = service.app
                 services.append(service)
+            collect_rarely()
             server = http_server(gateway.app, settings.http_host, port)
             for service in services:
                 await running.enter_async_context(service.running())

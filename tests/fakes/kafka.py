@@ -4,9 +4,10 @@
     reader, writer = kafka.reader("group", "a"), kafka.writer("relay")
 
 Groups use the eager protocol: members hear of a rebalance by their next heartbeat, let everything go, and join again;
-who is silent for a session is left out, and his commits fail. A producer's records reach a partition in the order of the
-sends; after an error its later ones fail too, as an idempotent producer's do. What a client has on the wire when it is
-given up, or its process dies, may still arrive. `Network` says how long a request travels and what becomes of it.
+who is silent for a session is left out, and his commits fail. A producer's records reach a partition in the order of
+the sends; after an error its later ones fail too, as an idempotent producer's do. What a client has on the wire when
+it is given up, or its process dies, may still arrive. `Network` says how long a request travels and what becomes of
+it.
 
 Left out: topics that come or grow while members wait for them (the next rebalance sees them), transactions, compaction.
 """

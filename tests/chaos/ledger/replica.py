@@ -16,7 +16,7 @@ from typing import Any
 import uvloop
 
 from shared import logs
-from shared.lean import keep_pandas_out
+from shared.lean import collect_rarely, keep_pandas_out
 from shared.messaging.delivery import Delivery
 from shared.messaging.kafka import wait_for_kafka
 from shared.service import Environment, Service, until_signal
@@ -97,6 +97,7 @@ async def main() -> None:
     host, _, port = os.environ["CHAOS_SINK"].rpartition(":")
     service = build(env, (host, int(port)))
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, dump, service)
+    collect_rarely()
     async with service.running():
         health = asyncio.create_task(tell_health(service))
         await until_signal()
