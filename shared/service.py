@@ -324,6 +324,12 @@ class Service:
             try:
                 await runner.run()
                 why = "it ended by itself"
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                why = "it was cancelled from within"  # by something that it awaits: nobody asked it to stop
+                _log.exception("runner_failed", extra={"service": self.name, "runner": runner.name})
             except Exception as error:  # noqa: BLE001 - told in logs and readiness, and begun again
                 why = f"{type(error).__name__}: {error}"[:300]
                 _log.exception("runner_failed", extra={"service": self.name, "runner": runner.name})

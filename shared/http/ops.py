@@ -160,7 +160,7 @@ def _bulk(service: Served) -> list[HTTPRouteHandler]:
     @post("/ops/failed-jobs/discard", caller=Caller.ADMIN, status_code=202, tags=["operations"])
     async def discard_failed_jobs(request: HttpRequest, identity: Who, data: JSONBody[DiscardMany]) -> Response[bytes]:
         """Give many failed jobs up, or say with `dry_run` which ones that would be."""
-        order = Order("discard", data.chosen(), str(identity.user_id), reason=data.reason)
+        order = Order("discard", data.chosen(), str(identity.user_id), rate=data.rate, reason=data.reason)
         return await act(request, identity, order, data)
 
     return [retry_failed_jobs, discard_failed_jobs]

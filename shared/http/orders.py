@@ -2,15 +2,17 @@
 
 import base64
 import binascii
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import orjson
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from shared.messaging.consumer import Policy
 from shared.messaging.ops import Edit, Filter
 from shared.messaging.replay import Range
 
-MAX_ROWS = 100_000
+MAX_ROWS: Final = Policy().max_waiting // 2
+"""A retry of so many, which all wait at once without a rate, does not stop their consumer."""
 
 
 def _flag(value: object) -> object:
@@ -81,6 +83,7 @@ class Selection(Order):
     since: AwareDatetime | None = None
     until: AwareDatetime | None = None
     cap: Annotated[int, Field(ge=1, le=MAX_ROWS, description="How many rows at most, the oldest")] = 10_000
+    rate: Rate | None = None
     dry_run: Flag = False
 
     @model_validator(mode="after")
@@ -95,9 +98,7 @@ class Selection(Order):
 
 
 class RetryMany(Selection):
-    """Jobs to be run again, at a rate."""
-
-    rate: Rate | None = None
+    """Jobs to be run again."""
 
 
 class DiscardMany(Selection):

@@ -4,7 +4,8 @@
     consumer.on(ActivityDetected, service.raise_alerts)
 
 A handler is a plain function: event and transaction in, events out. `on_batch` hands over all of a lane's
-events of that type at once, in order for each key; if it raises, the lane runs them one by one.
+events of that type at once, in order for each key. It names the events that failed by raising `SomeFailed`; whatever
+else it raises halves the batch until the failing event stands alone.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

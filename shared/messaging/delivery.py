@@ -31,8 +31,9 @@ class Delivery:
     check_s: Final = 2.0
     answer_s: Final = 5.0
     """Red after check_s + answer_s without an answer from Kafka."""
-    starved_s: float = 10.0
-    """A client that gets nothing for so long, though there is more, is given up for a new one."""
+    starved_s: float = 45.0
+    """A client that gets nothing for so long, though there is more, is given up for a new one. Longer than aiokafka
+    waits for the answer to a fetch."""
 
     def __init__(  # noqa: PLR0917 - wired in one place, shared.service
         self,
@@ -62,10 +63,10 @@ class Delivery:
 
     def health(self) -> tuple[bool, str]:
         """Return (works, what it is doing or what stops it)."""
-        gaps = "records were gone before they were read: the GAP rows of /ops/failed-jobs" if self._lanes.gaps else None
+        lost = "records may be lost: the GAP and OTHER_CLUSTER rows of /ops/failed-jobs" if self._lanes.gaps else None
         trouble = (
             ("stopped by its fuse: it only fails; see /ops/failed-jobs" if self._fuse.is_open else None)
-            or gaps
+            or lost
             or self._trouble
             or (None if self._joined else "waits for its group")
             or next((one.stuck for one in self._partitions.values() if one.stuck), None)
@@ -145,6 +146,7 @@ class Delivery:
 
     async def revoked(self, reader: KafkaReader) -> None:
         """Finish what is in flight and let every partition go."""
+        self._joined = False
         await self._stop_partitions(reader)
 
     async def _stop_partitions(self, reader: KafkaReader) -> None:

@@ -60,6 +60,7 @@ class KafkaAddress:
             heartbeat_interval_ms=3_000,
             fetch_max_wait_ms=100,  # one fetch serves all partitions: a busy one waits this long for the idle ones
             max_partition_fetch_bytes=4 * 1_048_576,
+            fetch_max_bytes=8 * 1_048_576,  # of all partitions: an answer that a slow line brings in time
             metadata_max_age_ms=30_000,
         )
 

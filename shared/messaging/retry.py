@@ -53,7 +53,8 @@ _OLDEST: Final = text(
 )
 _COUNTS: Final = text(
     """
-    select status, count(*) as rows, count(due_at) as due, count(*) filter (where error_code = 'GAP') as gaps
+    select status, count(*) as rows, count(due_at) as due,
+           count(*) filter (where error_code in ('GAP', 'OTHER_CLUSTER')) as gaps
     from failed_jobs
     where consumer = :consumer and status in ('waiting', 'held', 'dead') group by status
     """

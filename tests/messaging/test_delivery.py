@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from shared.contracts.base import Event
 from shared.db import Tx
-from shared.errors import NotYet, Permanent, Transient
+from shared.errors import NotYet, Permanent, SomeFailed, Transient
 from shared.messaging.lane import Lanes
 from shared.messaging.record import Record, headers_of, lane_of
 from tests.conftest import eventually
@@ -335,6 +335,24 @@ async def test_another_kafka_is_read_from_its_start_though_its_offsets_look_know
     await probe.send(probe.make("a", 4))
     await eventually(lambda: _has(probe, "a", [1, 2, 3, 4]))
     assert len(await probe.jobs()) == 1, "the second start knows where it is"
+
+
+async def test_what_was_to_follow_a_commit_does_not_follow_what_was_undone(probe: Probe) -> None:
+    counted: list[int] = []
+
+    async def count(events: Sequence[Deposited], tx: Tx) -> list[Event]:
+        for event in events:
+            tx.after_commit(lambda n=event.n: counted.append(n))
+        if bad := [event for event in events if event.n == 3]:
+            raise SomeFailed({event.id: Permanent("three is refused") for event in bad})
+        return []
+
+    for n in range(5):
+        await probe.send(probe.make("a", n))
+    probe.start(count, batch=True)
+    await eventually(lambda: sorted(counted) == [0, 1, 2, 4])
+    await eventually(lambda: _statuses(probe, ["dead"]))
+    assert sorted(counted) == [0, 1, 2, 4]
 
 
 async def test_a_log_that_was_cut_before_it_was_read_is_a_visible_gap(probe: Probe) -> None:

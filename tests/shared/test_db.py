@@ -55,6 +55,11 @@ async def test_a_waiter_that_gives_up_loses_no_connection(db: Database) -> None:
     assert db.pool.in_use == 0
 
 
+async def test_postgres_answers_although_the_pool_is_all_in_use(db: Database) -> None:
+    async with db.read():
+        assert await db.answers(within_s=5)
+
+
 async def test_closing_the_pool_tells_those_who_wait(db: Database) -> None:
     async with db.transaction():
         waiting = asyncio.create_task(db.pool.acquire())

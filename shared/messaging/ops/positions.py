@@ -131,7 +131,11 @@ class Positions:
     @asynccontextmanager
     async def _asking(self) -> AsyncGenerator[AIOKafkaConsumer | None]:
         """Yield a connection to Kafka, or None when it does not answer."""
-        kafka = AIOKafkaConsumer(bootstrap_servers=self._address.bootstrap, enable_auto_commit=False)
+        kafka = AIOKafkaConsumer(
+            bootstrap_servers=self._address.bootstrap,
+            enable_auto_commit=False,
+            isolation_level="read_committed",  # as consumers read: what they cannot have yet is no lag
+        )
         try:
             try:
                 async with asyncio.timeout(ANSWER_S):
