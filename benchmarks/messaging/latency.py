@@ -74,13 +74,25 @@ async def effect_ms(bank: Bank) -> list[float]:
         tx.after_commit(commit)
         return await record(event, tx)
 
+    async def joined() -> bool:
+        return len(took) == 1
+
     async def finished() -> bool:
-        return len(took) == EVENTS
+        return len(took) == 1 + EVENTS
 
     topic = await bank.topic()
-    async with bank.database() as db, bank.consuming(db, topic, noted, relaying=True), steadily(bank, topic):
-        await until(finished)
+    async with bank.database() as db, bank.consuming(db, topic, noted, relaying=True):
+        async with producing(bank) as producer:
+            await _send(producer, topic, "account-0", -1)
+            await until(joined)
+        async with steadily(bank, topic):
+            await until(finished)
     return [took[n] for n in range(WARM, EVENTS)]
+
+
+async def _send(producer: AIOKafkaProducer, topic: Topic, account: str, n: int) -> None:
+    event = Deposited(id=uuid.uuid4(), time=now(), account=account, n=n)
+    await producer.send(topic.name, event.to_bytes(), event.key.encode(), headers=sendable(event))
 
 
 async def kafka_ms(bank: Bank) -> list[float]:
@@ -123,8 +135,7 @@ async def retry_ms(bank: Bank) -> float:
         bank.consuming(db, topic, once_then, policy=policy) as consumer,
     ):
         for n in range(RETRIES):
-            event = Deposited(id=uuid.uuid4(), time=now(), account=f"account-{n}", n=n)
-            await producer.send(topic.name, event.to_bytes(), event.key.encode(), headers=sendable(event))
+            await _send(producer, topic, f"account-{n}", n)
             await asyncio.sleep(0.02)
         await until(finished)
     name, labels = "openbell_retry_delay_error_seconds_bucket", {"consumer": consumer.name}
