@@ -15,7 +15,6 @@ from functools import partial
 from itertools import groupby
 from math import inf
 from random import Random
-from time import monotonic
 from typing import Any, Final
 from uuid import UUID
 
@@ -371,7 +370,7 @@ class Retries:
             _log.info("held_versions_released", extra=self._about | {"rows": released})
 
     async def _count(self) -> None:
-        now = monotonic()
+        now = asyncio.get_running_loop().time()
         if now - self._counted_at < self.idle_s:
             return
         self._counted_at = now

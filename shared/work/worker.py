@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -142,10 +141,10 @@ class Worker:
         turned_at = 0.0
         try:
             while True:
-                if time.monotonic() - turned_at < BUSY_S:
+                if asyncio.get_running_loop().time() - turned_at < BUSY_S:
                     await asyncio.sleep(LINGER_S)  # one claim for several rows; a lone row is claimed at once
                 self._wake.clear()
-                turned_at = time.monotonic()
+                turned_at = asyncio.get_running_loop().time()
                 try:
                     wait_s = await self.turn()
                     self._trouble = ""

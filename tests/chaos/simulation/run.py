@@ -1,0 +1,423 @@
+"""One run of a plan: start the processes, tell the facts, do what the plan does to them, wait for rest, and look."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import asyncpg
+from aiokafka import TopicPartition
+
+from shared.messaging.record import Record, headers_of
+from tests.chaos.simulation import invariants
+from tests.chaos.simulation.database import Postgres, Server, SimDatabase, Weather
+from tests.chaos.simulation.invariants import Fate, Job, Observed, Row, Seen
+from tests.chaos.simulation.loop import PROCESS, Process, Stalled, VirtualLoop
+from tests.chaos.simulation.plan import Plan, Trouble
+from tests.chaos.simulation.service import DAY_ONE, DERIVED, FACTS, SCHEMA, Derived, Fact, Outside, Service, make_schema
+from tests.fakes.kafka import MemoryKafka, MemoryReader, MemoryWriter
+from tests.fakes.kafka_broker import Fate as BatchFate
+from tests.fakes.kafka_broker import Network
+
+PATIENCE_S: Final = 900.0
+_FATES: Final[dict[str, Fate]] = {
+    "plain": "done",
+    "again": "done",
+    "transient": "done",
+    "permanent": "parked",
+    "hopeless": "parked",
+    "poison": "parked",
+    "next_version": "parked",
+    "not_yet": "either",
+    "foreign": "passed",
+}
+_TABLES: Final = ("inbox_one", "consumer_offsets", "outbox", "failed_jobs", "effects", "jobs")
+_EMPTY: Final = "; ".join(f"delete from {table}" for table in _TABLES)
+_TRUNCATE: Final = f"truncate {', '.join(_TABLES)}"
+_BUSY: Final = """
+    select (select count(*) from outbox) as outbox,
+           (select count(*) from jobs where status in ('pending', 'claimed', 'started')) as work,
+           (select count(*) from failed_jobs f where status = 'waiting' and due_at is not null) as waiting
+"""
+
+
+@dataclass
+class Report:
+    """What a run showed."""
+
+    plan: Plan
+    wrong: list[str] = field(default_factory=list[str])
+    steps: int = 0  # of the first process
+    touched: list[int] = field(default_factory=list[int])  # its steps right after which the world had changed
+    statements: int = 0
+    virtual_s: float = 0.0
+    trace: deque[str] = field(default_factory=lambda: deque[str](maxlen=4000))
+    digest: str = ""
+
+    def explain(self) -> str:
+        """Say what is wrong, what came before, and how to see it again."""
+        return "\n".join(
+            [
+                f"seed {self.plan.seed}, crash at step {self.plan.crash_at}, {self.virtual_s:.3f} s of virtual time",
+                *self.wrong,
+                "the last of what was done (virtual time, process, step):",
+                *list(self.trace)[-30:],
+                "again:",
+                f"  python -m tests.chaos.simulation --plan '{self.plan.to_json()}'",
+            ]
+        )
+
+
+class _SimNetwork(Network):
+    def __init__(self, plan: Plan, random: Random) -> None:
+        self._plan = plan
+        self._random = random
+
+    def delay_s(self) -> float:
+        slow = self._random.random() < self._plan.slow
+        return self._random.uniform(0, 0.05) if slow else 0.0003 * self._random.random()
+
+    def fate(self) -> BatchFate:
+        if self._random.random() >= self._plan.unacknowledged:
+            return "kept"
+        return self._random.choice(("kept but not acknowledged", "lost"))
+
+    def arrives_late(self) -> bool:
+        return self._random.random() < 0.5
+
+
+class _SimKafka(MemoryKafka):
+    """Clients know which process they are of, and go with it."""
+
+    session_s = 2.0
+    rebalance_s = 6.0
+    heartbeat_s = 0.4
+
+    def writer(self, client_id: str) -> MemoryWriter:
+        writer = super().writer(client_id)
+        PROCESS.get().on_death.append(writer.vanish)
+        return writer
+
+    def reader(self, group: str, member: str) -> MemoryReader:
+        return super().reader(group, member)
+
+
+class Run:
+    """A run under way."""
+
+    def __init__(self, plan: Plan, server: Server) -> None:
+        self.report = Report(plan)
+        self._plan = plan
+        self._server = server
+        self._random = Random(f"run/{plan.seed}")
+        self._loop = VirtualLoop(Random(f"loop/{plan.seed}"))
+        self._hash = hashlib.sha256()
+        self._members: dict[int, Process] = {}  # who runs now, by number
+        self._all: list[Process] = []
+        self._under_test: Process | None = None
+        ids = Random(f"ids/{plan.seed}")
+        own = [UUID(int=ids.getrandbits(128), version=4) for _ in plan.facts]
+        self._ids = [own[one.needs] if one.kind == "again" else own[n] for n, one in enumerate(plan.facts)]
+        self._told = 0
+        self._fates: dict[tuple[int, int], tuple[UUID | None, Fate]] = {}
+
+    def clock(self) -> datetime:
+        return DAY_ONE + timedelta(seconds=self._loop.time())
+
+    def go(self) -> Report:
+        """Run the plan to its end and return what it showed."""
+        self._server.runs += 1
+        emptied = _TRUNCATE if self._server.runs % 200 == 0 else _EMPTY
+        self._server.run(self._server.monitor.execute(emptied))  # type: ignore[arg-type]
+        logging.disable(logging.CRITICAL)
+        try:
+            self._loop.run_until_complete(self._story())
+        except Stalled as error:
+            self.report.wrong.append(str(error))
+        self.report.wrong += self._violations(final=True)
+        self.report.virtual_s = self._loop.time()
+        self.report.digest = self._hash.hexdigest()
+        if self._under_test is not None:
+            self.report.steps = self._under_test.steps
+        self._clean_up()
+        logging.disable(logging.NOTSET)
+        return self.report
+
+    async def _story(self) -> None:
+        plan = self._plan
+        self._kafka = _SimKafka(
+            {FACTS.name: plan.partitions, DERIVED.name: plan.partitions, "sim.first.dlq": 1, "sim.second.dlq": 1},
+            _SimNetwork(plan, Random(f"network/{plan.seed}")),
+            plan.seed,
+        )
+        self._kafka.appended = lambda record: self._note(
+            self._loop.world, f"kafka {record.topic}/{record.partition} {record.offset} {record.key!r}"
+        )
+        self._postgres = Postgres(
+            self._server,
+            self._loop,
+            Random(f"postgres/{plan.seed}"),
+            Weather(slow=plan.slow, lost=plan.lost),
+            self._note,
+        )
+        self._outside = Outside(
+            plan, Random(f"outside/{plan.seed}"), self.clock, self._ids, lambda what: self._note(PROCESS.get(), what)
+        )
+        for number in range(plan.processes):
+            self._start(number)
+        if self._under_test is not None:
+            self._under_test.crash_at = plan.crash_at
+        troubles = [self._loop.create_task(self._trouble(one)) for one in plan.troubles]
+        await self._tell()
+        await asyncio.gather(*troubles)
+        await self._rest()
+
+    def _start(self, number: int) -> None:
+        if number in self._members:
+            return
+        process = Process(f"p{number}.{len(self._all)}")
+        self._members[number] = process
+        self._all.append(process)
+        self._under_test = self._under_test or process
+        process.on_death.append(lambda: self._died(number, process))
+        self._note(self._loop.world, f"{process.name} starts")
+        self._loop.spawn(process, self._process(process, len(self._all)))
+
+    async def _process(self, process: Process, seed: int) -> None:
+        db = SimDatabase(self._postgres, SCHEMA, 10)
+        await Service(self._outside, db, self._kafka, process.name, seed).main()
+
+    def _died(self, number: int, process: Process) -> None:
+        """What a SIGKILL leaves: sockets that close, and after a while a successor."""
+        self._note(self._loop.world, f"{process.name} is dead")
+        self._members.pop(number, None)
+        for connection in [one for one in self._postgres.connections if one.process is process]:
+            connection.terminate()
+        self.report.wrong += [f"at the crash: {one}" for one in self._violations(final=False)]
+        self._postgres.later(self._random.uniform(0.01, 0.5), self._start, number)
+
+    async def _tell(self) -> None:
+        """Put the facts into the log."""
+        for n, fact in enumerate(self._plan.facts):
+            await asyncio.sleep(self._plan.gap_s * self._random.random())
+            original = fact.needs if fact.kind == "again" else n
+            entity = fact.key if fact.key is not None else f"-{original}"
+            event = Fact(id=self._ids[n], time=DAY_ONE, entity=entity, n=original)
+            headers = dict(headers_of(event, "/sim"))
+            value = event.to_bytes()
+            if fact.kind == "poison":
+                value = b"\xff\x00"
+                if n % 2:
+                    headers[b"ce_id"] = b"not an id"
+            if fact.kind == "next_version":
+                headers[b"ce_type"] = b"sim.fact.told.v2"
+            if fact.kind == "foreign":
+                headers[b"ce_type"] = b"sim.other.told.v1"
+            key = None if fact.key is None else fact.key.encode()
+            partition = self._kafka.choose(FACTS.name, key)
+            if fact.kind == "again":  # where a null key went first is where a producer's duplicate lies
+                partition = next(one for one, _ in self._fates if self._fates[one, _][0] == event.id)
+            place = partition, self._kafka.logs[TopicPartition(FACTS.name, partition)].end
+            nameless = fact.kind == "poison" and n % 2
+            self._fates[place] = (None if nameless else event.id, _FATES[fact.kind])
+            self._kafka.append(Record(FACTS.name, partition, -1, key, value, tuple(headers.items()), 0))
+
+    async def _trouble(self, one: Trouble) -> None:
+        await asyncio.sleep(one.at_s)
+        number = one.who % self._plan.processes if one.what != "start" else one.who
+        process = self._members.get(number)
+        self._note(self._loop.world, f"{one.what} {number} for {one.for_s}")
+        if one.what == "start":
+            self._start(number)
+        elif one.what == "postgres":
+            self._postgres.up = False
+            self._postgres.restart()
+            await asyncio.sleep(one.for_s)
+            self._postgres.up = True
+        elif one.what == "kafka":
+            self._kafka.network.up = False
+            await asyncio.sleep(one.for_s)
+            self._kafka.network.up = True
+        elif process is None:
+            return
+        elif one.what == "crash":
+            process.kill()
+        elif one.what == "cut":
+            for connection in [it for it in self._postgres.connections if it.process is process]:
+                connection.break_off()
+        elif one.what == "freeze":
+            await self._freeze(process, one.for_s)
+        elif one.what == "stop":
+            await self._stop(number, process)
+
+    async def _freeze(self, process: Process, for_s: float) -> None:
+        """SIGSTOP and SIGCONT. Postgres ends what stands still for too long, as shared.migrate and the relay ask."""
+        process.frozen = True
+        await asyncio.sleep(min(for_s, 30.0))
+        if for_s > 30.0:
+            for one in [it for it in self._postgres.connections if it.process is process]:
+                if one.relay or one.is_in_transaction():
+                    one.break_off()
+            await asyncio.sleep(for_s - 30.0)
+        process.frozen = False
+
+    async def _stop(self, number: int, process: Process) -> None:
+        """A graceful stop, and a start after it."""
+        process.tasks[0].cancel()
+        await asyncio.wait(process.tasks[:1], timeout=60)
+        if not process.tasks[0].done() and not process.dead:
+            self.report.wrong.append(f"{process.name} did not stop within a minute")
+        if not process.dead:
+            process.on_death.clear()
+            process.kill()
+            for connection in [one for one in self._postgres.connections if one.process is process]:
+                connection.terminate()
+            self._members.pop(number, None)
+            self._start(number)
+
+    async def _rest(self) -> None:
+        """Wait until nothing is left to do."""
+        started_at = self._loop.time()
+        while self._loop.time() - started_at < PATIENCE_S:
+            await asyncio.sleep(0.4)
+            if self._is_quiet():
+                return
+        self.report.wrong.append(f"no rest within {PATIENCE_S:.0f} s")
+
+    def _is_quiet(self) -> bool:
+        crash_to_come = self._plan.crash_at is not None and self._under_test is not None and not self._under_test.dead
+        if crash_to_come or not self._members:
+            return False
+        rows = self._ask("select consumer, partition, next_offset from consumer_offsets")
+        known = {(row["consumer"], row["partition"]): row["next_offset"] for row in rows}
+        for consumer, topic in (("sim.first", FACTS.name), ("sim.second", DERIVED.name)):
+            for name, log in self._kafka.logs.items():
+                if name.topic == topic and log.end and known.get((consumer, name.partition), 0) != log.end:
+                    return False
+        (busy,) = self._ask(_BUSY)
+        return not any(busy.values())
+
+    def _ask(self, sql: str) -> list[Any]:
+        return self._server.run(self._server.monitor.fetch(sql))  # type: ignore[arg-type]
+
+    def _violations(self, *, final: bool) -> Iterator[str] | list[str]:
+        first, second = self._observe("sim.first", FACTS.name), self._observe("sim.second", DERIVED.name)
+        found = [*invariants.offsets_behind_what_is_settled(first), *invariants.offsets_behind_what_is_settled(second)]
+        if not final:
+            return found
+        for seen in (first, second):
+            found += [*invariants.done_or_parked(seen), *invariants.in_order(seen), *invariants.at_rest(seen)]
+        rows = [
+            Row(row["id"], row["status"], row["lease_until"] is not None or row["token"] is not None)
+            for row in self._ask("select id, status, lease_until, token from jobs")
+        ]
+        found += invariants.outside(rows, self._outside.performed, self._plan.on_unknown)
+        made = [
+            (row["key"].encode(), Derived.caused_by(Fact(id=row["event_id"], time=DAY_ONE, entity="", n=0), entity="").id)
+            for row in self._ask("select key, event_id from effects where consumer = 'sim.first' order by n")
+        ]
+        arrived = [(one.key or b"", _id_of(one)) for one in self._kafka.records(DERIVED.name)]
+        (outbox,) = self._ask("select count(*) from outbox")
+        found += invariants.told(made, arrived, outbox["count"])
+        found += self._letters((first, second))
+        return found
+
+    def _letters(self, consumers: Sequence[Observed]) -> Iterator[str]:
+        """Every row that died or is held after a failure of its own lies in the dead-letter topic too."""
+        for seen in consumers:
+            letters = {_place_of(one) for one in self._kafka.records(f"{seen.consumer}.dlq")}
+            rows = {job.place for job in seen.jobs if job.status in {"dead", "held"}}
+            if letters != rows:
+                yield f"{seen.consumer}: {sorted(rows)} are dead or held, {sorted(letters)} lie in the dead-letter topic"
+
+    def _observe(self, consumer: str, topic: str) -> Observed:
+        jobs = [
+            Job(
+                (row["partition"], row["record_offset"]), row["key"], row["event_id"], row["status"], bool(row["due_at"])
+            )
+            for row in self._ask(f"select * from failed_jobs where consumer = '{consumer}'")
+        ]
+        effects = self._ask(f"select event_id from effects where consumer = '{consumer}' order by n")
+        inbox = self._ask(f"select event_id from inbox where consumer = '{consumer}'")
+        offsets = self._ask(f"select partition, next_offset from consumer_offsets where consumer = '{consumer}'")
+        shown = {name.partition: offset for (group, name), offset in self._kafka.committed.items() if group == consumer}
+        return Observed(
+            consumer,
+            [self._seen(record) for record in self._kafka.records(topic)],
+            [row["event_id"] for row in effects],
+            jobs,
+            frozenset(row["event_id"] for row in inbox),
+            {row["partition"]: row["next_offset"] for row in offsets},
+            shown,
+        )
+
+    def _seen(self, record: Record) -> Seen:
+        place = record.partition, record.offset
+        if record.topic == FACTS.name:
+            return Seen(place, record.key, *self._fates[place])
+        return Seen(place, record.key, _id_of(record), "done")
+
+    def _note(self, process: Process, what: str) -> None:
+        line = f"{self._loop.time():10.5f} {process.name} {process.steps} {what}"
+        self.report.trace.append(line)
+        self.report.statements += 1
+        self._hash.update(line.encode())
+        if process is self._under_test and (not self.report.touched or self.report.touched[-1] != process.steps):
+            self.report.touched.append(process.steps)
+
+    def _clean_up(self) -> None:
+        """Bury the processes, then give every connection back."""
+        self._postgres.up = False
+        for connection in tuple(self._postgres.connections):
+            connection.break_off()
+        for process in self._all:
+            process.on_death.clear()
+            self._loop.bury(process)
+        self._loop.bury(self._loop.world)
+        for connection in tuple(self._postgres.connections):
+            connection.break_off()
+        self._loop.close()
+
+
+def _id_of(record: Record) -> UUID:
+    return UUID((record.header(b"ce_id") or b"").decode())
+
+
+def _place_of(letter: Record) -> tuple[int, int]:
+    partition, offset = letter.header(b"openbell-dlq-partition"), letter.header(b"openbell-dlq-offset")
+    return int(partition or -1), int(offset or -1)
+
+
+def simulate(plan: Plan, server: Server) -> Report:
+    """Run a plan once."""
+    return Run(plan, server).go()
+
+
+@contextlib.contextmanager
+def simulating(admin_url: str) -> Generator[Server]:
+    """Make a database for simulations, and drop it at the end. Call it while no loop runs."""
+    name = f"sim_{uuid4().hex[:12]}"
+    url = f"{admin_url.rpartition('/')[0]}/{name}"
+    asyncio.run(_command(admin_url, f"create database {name}"))
+    asyncio.run(make_schema(url))
+    server = Server(url.replace("//postgres@", "//openbell_sim@"), SCHEMA)
+    try:
+        yield server
+    finally:
+        server.close()
+        asyncio.run(_command(admin_url, f"drop database {name} with (force)"))
+
+
+async def _command(url: str, sql: str) -> None:
+    admin = await asyncpg.connect(url)
+    try:
+        await admin.execute(sql)
+    finally:
+        await admin.close()
