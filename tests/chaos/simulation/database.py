@@ -23,7 +23,9 @@ from tests.chaos.simulation.loop import PROCESS, Process, VirtualLoop
 
 T = TypeVar("T")
 
-LOCK_TIMEOUT_S: Final = 10.0
+LOCK_TIMEOUT_S: Final = 2.0
+STANDS_STILL_S: Final = 6.0
+"""Time-outs of the roles and of the relay's session, all of them a fifth of shared.migrate's: runs are shorter so."""
 _RESET: Final = "rollback; select pg_advisory_unlock_all(); reset all"
 _WAITS: Final = "select exists(select from pg_locks where pid = $1 and not granted)"
 

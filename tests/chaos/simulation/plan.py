@@ -162,10 +162,10 @@ def random_troubles(random: Random, count: int) -> tuple[Trouble, ...]:
     whats: tuple[Upset, ...] = ("crash", "crash", "crash", "freeze", "freeze", "stop", "start", "postgres", "kafka", "cut")
     return tuple(
         Trouble(
-            round(random.choice((0.3, 1.0, 6.0)) * random.random(), 4),
+            round(random.choice((0.3, 1.0, 3.0)) * random.random(), 4),
             random.choice(whats),
             random.randrange(3),
-            random.choice((0.2, 2.5, 8.0, 45.0)),
+            random.choice((0.2, 1.0, 3.0, 9.0)),
         )
         for _ in range(count)
     )

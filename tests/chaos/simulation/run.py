@@ -17,7 +17,7 @@ from aiokafka import TopicPartition
 
 from shared.messaging.record import Record, headers_of
 from tests.chaos.simulation import invariants
-from tests.chaos.simulation.database import Postgres, Server, SimDatabase, Weather
+from tests.chaos.simulation.database import STANDS_STILL_S, Postgres, Server, SimDatabase, Weather
 from tests.chaos.simulation.invariants import Fate, Job, Observed, Row, Seen
 from tests.chaos.simulation.loop import PROCESS, Process, Stalled, VirtualLoop
 from tests.chaos.simulation.plan import Plan, Trouble
@@ -26,7 +26,7 @@ from tests.fakes.kafka import MemoryKafka, MemoryReader, MemoryWriter
 from tests.fakes.kafka_broker import Fate as BatchFate
 from tests.fakes.kafka_broker import Network
 
-PATIENCE_S: Final = 900.0
+PATIENCE_S: Final = 300.0
 _FATES: Final[dict[str, Fate]] = {
     "plain": "done",
     "again": "done",
@@ -98,7 +98,8 @@ class _SimKafka(MemoryKafka):
 
     session_s = 2.0
     rebalance_s = 6.0
-    heartbeat_s = 0.4
+    heartbeat_s = 0.6
+    request_s = 8.0
 
     def writer(self, client_id: str) -> MemoryWriter:
         writer = super().writer(client_id)
@@ -260,12 +261,12 @@ class Run:
     async def _freeze(self, process: Process, for_s: float) -> None:
         """SIGSTOP and SIGCONT. Postgres ends what stands still for too long, as shared.migrate and the relay ask."""
         process.frozen = True
-        await asyncio.sleep(min(for_s, 30.0))
-        if for_s > 30.0:
+        await asyncio.sleep(min(for_s, STANDS_STILL_S))
+        if for_s > STANDS_STILL_S:
             for one in [it for it in self._postgres.connections if it.process is process]:
                 if one.relay or one.is_in_transaction():
                     one.break_off()
-            await asyncio.sleep(for_s - 30.0)
+            await asyncio.sleep(for_s - STANDS_STILL_S)
         process.frozen = False
 
     async def _stop(self, number: int, process: Process) -> None:
