@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from time import monotonic
 
+from tests.chaos.simulation.database import Server
 from tests.chaos.simulation.plan import CALM, HOLDING, Plan, random_plan
 from tests.chaos.simulation.run import Report, simulate, simulating
-from tests.chaos.simulation.database import Server
 from tests.infra import postgres_server
 
 
@@ -34,16 +34,21 @@ def main() -> int:
         for report in _reports(given, server):
             runs += 1
             if given.plan:
-                print("\n".join(report.trace))
+                _say("\n".join(report.trace))
             if report.wrong:
                 failed += 1
-                print(report.explain(), end="\n\n", flush=True)
+                _say(report.explain() + "\n")
             if failed >= given.most:
                 break
             if runs % 100 == 0:
-                print(f"{runs} runs, {failed} failed, {monotonic() - began:.0f} s", flush=True)
-    print(f"{runs} runs in {monotonic() - began:.0f} s, {failed} failed")
+                _say(f"{runs} runs, {failed} failed, {monotonic() - began:.0f} s")
+    _say(f"{runs} runs in {monotonic() - began:.0f} s, {failed} failed")
     return 1 if failed else 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def _reports(given: argparse.Namespace, server: Server) -> Iterator[Report]:

@@ -1,16 +1,16 @@
-"""Real Postgres under a virtual clock: every statement is executed for real, one at a time, when the simulation says so.
+"""Real Postgres under a virtual clock: each statement is executed for real, one at a time, when the run says so.
 
-A statement travels, is executed, and its answer travels; between these the process may die. Statements run on a loop of
-their own that turns only while one of them is executed. One that waits for a lock is known by pg_locks: it stays in
-flight, and whoever ends its wait completes it. What the server does by the wall clock (lock_timeout, the time-outs of idle
-transactions and sessions) is done here by the virtual one.
+A statement travels, is executed, and its answer travels; between these the process may die. Statements run on a loop
+of their own that turns only while one of them is executed. One that waits for a lock is known by pg_locks: it stays in
+flight, and whoever ends its wait completes it. What the server does by the wall clock (lock_timeout, the time-outs of
+idle transactions and sessions) is done here by the virtual one.
 """
 
 import asyncio
 import contextlib
 import contextvars
 from asyncio import events
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
 from random import Random
 from time import monotonic
@@ -271,7 +271,7 @@ class SimConnection:
         return self._transaction()
 
     @contextlib.asynccontextmanager
-    async def _transaction(self) -> Any:
+    async def _transaction(self) -> AsyncGenerator[None]:
         await self.execute("begin")
         try:
             yield
@@ -293,9 +293,7 @@ class SimConnection:
 
     def notified(self, channel: str) -> None:
         if self._listener is not None and not self.gone:
-            self._postgres.loop.call_soon(
-                self._listener, self, 0, channel, "", context=contextvars_of(self.process)
-            )
+            self._postgres.loop.call_soon(self._listener, self, 0, channel, "", context=contextvars_of(self.process))
 
     async def close(self, timeout: float = 0) -> None:  # noqa: ASYNC109 - asyncpg's own signature
         self.terminate()
@@ -371,4 +369,3 @@ def _end(answer: "asyncio.Future[Any]", result: Any, error: BaseException | None
         answer.set_exception(error)
     else:
         answer.set_result(result)
-

@@ -43,6 +43,7 @@ class Observed:
     inbox: frozenset[UUID]
     offsets: Mapping[int, int]  # partition -> next offset, as stored
     shown: Mapping[int, int] = field(default_factory=dict[int, int])  # the same, as Kafka was told
+    retried: frozenset[UUID] = frozenset()  # what a person ran again after its key had been released
 
 
 def offsets_behind_what_is_settled(seen: Observed) -> Iterator[str]:
@@ -95,7 +96,7 @@ def in_order(seen: Observed) -> Iterator[str]:
     last: dict[tuple[int, bytes], Place] = {}
     for event in seen.effects:
         record = first.get(event)
-        if record is None or record.key is None:
+        if record is None or record.key is None or event in seen.retried:
             continue
         lane = (record.place[0], record.key)
         if lane in last and record.place < last[lane]:

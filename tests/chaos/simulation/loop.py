@@ -1,8 +1,8 @@
 """An event loop on a virtual clock that runs several "processes", and can stop one between any two awaits.
 
-A process is a tag in the context (`PROCESS`), which tasks and timers inherit. Within a process callbacks run in the order in
-which asyncio would run them. Between processes, and between those and the world outside (answers of Postgres and Kafka),
-a seeded random chooses. When nothing can run, the clock jumps to the next timer.
+A process is a tag in the context (`PROCESS`), which tasks and timers inherit. Within a process callbacks run in the
+order in which asyncio would run them. Between processes, and between those and the world outside (answers of Postgres
+and Kafka), a seeded random chooses. When nothing can run, the clock jumps to the next timer.
 """
 
 import asyncio

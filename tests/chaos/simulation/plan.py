@@ -4,7 +4,7 @@ A plan is plain data, so that a failure prints it and a command runs it again.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import Any, Final, Literal
 
@@ -60,6 +60,8 @@ class Plan:
     unacknowledged: float = 0.0
     sink_fails: float = 0.0
     on_unknown: OnUnknown = "resend"
+    deploy_at_s: float | None = None  # from then on, new processes know the next version
+    operator: bool = False  # at rest, a person retries or discards what died or is held
     troubles: tuple[Trouble, ...] = ()
     crash_at: int | None = None
 
@@ -108,20 +110,20 @@ HOLDING: Final = Plan(
     ),
     hold=True,
     on_unknown="leave",
+    operator=True,
 )
-"""Another: a consumer that holds, bytes that are no event, a record without a key."""
+"""Another: a consumer that holds until a person decides, bytes that are no event, a record without a key."""
 
 
 def random_plan(seed: int) -> Plan:
     """Draw a plan; the same seed gives the same one."""
     random = Random(seed)
     rough = random.random() < 0.6
-    return Plan(
+    plan = Plan(
         facts=random_facts(random, random.randint(4, 24)),
         seed=seed,
         batch=random.random() < 0.5,
         hold=random.random() < 0.3,
-        fuse_keys=3 if random.random() < 0.15 else 50,
         partitions=random.randint(1, 3),
         processes=random.choice((1, 1, 2, 2, 3)),
         gap_s=random.choice((0.0, 0.002, 0.05, 0.3)),
@@ -131,19 +133,33 @@ def random_plan(seed: int) -> Plan:
         sink_fails=random.choice((0.0, 0.3)),
         on_unknown=random.choice(("resend", "look_up", "leave")),
         troubles=random_troubles(random, random.randint(0, 5)),
+        operator=random.random() < 0.4,
+        deploy_at_s=random.choice((0.1, 1.0)) if random.random() < 0.2 else None,
     )
+    return with_low_fuse(plan) if random.random() < 0.25 else plan
+
+
+def with_low_fuse(plan: Plan) -> Plan:
+    """Let failures over two keys stop the consumer, and see to it that one of them can start it again.
+
+    Where only hopeless facts are left to try, it stands still until a person comes, as it should.
+    """
+    kinds: dict[str, Kind] = {"next_version": "permanent", "not_yet": "plain"}
+    facts = [replace(one, kind=kinds.get(one.kind, one.kind)) for one in plan.facts]
+    hopeless = [n for n, one in enumerate(facts) if one.kind == "hopeless"]
+    for n in hopeless[1:]:
+        facts[n] = replace(facts[n], kind="transient", times=3)
+    return replace(plan, facts=tuple(facts), fuse_keys=2, hold=False, deploy_at_s=None)
 
 
 def random_facts(random: Random, count: int) -> tuple[Fact, ...]:
     """Draw facts over a few keys, most of them plain."""
     keys = random.sample("abcdefgh", random.randint(1, 5))
-    kinds: tuple[Kind, ...] = (
-        *("plain",) * 8,
-        *("transient",) * 4,
-        *("permanent", "hopeless", "not_yet", "poison", "next_version", "foreign", "again"),
-    )
+    rare: tuple[Kind, ...] = ("permanent", "hopeless", "not_yet", "poison", "next_version", "foreign", "again")
+    usual: list[Kind] = ["plain", "plain", "transient"]
+    kinds = (*usual * 4, *rare)
     facts: list[Fact] = []
-    for number in range(count):
+    for _ in range(count):
         kind = random.choice(kinds)
         sound = [n for n, one in enumerate(facts) if one.kind in {"plain", "transient"}]
         if kind in {"not_yet", "again"} and not sound:
@@ -153,13 +169,23 @@ def random_facts(random: Random, count: int) -> tuple[Fact, ...]:
         if kind == "again":
             key = facts[needs].key
         facts.append(Fact(key, kind, random.randint(1, 3) if kind == "transient" else 0, needs))
-        assert number == len(facts) - 1
     return tuple(facts)
 
 
 def random_troubles(random: Random, count: int) -> tuple[Trouble, ...]:
     """Draw what is done to the processes."""
-    whats: tuple[Upset, ...] = ("crash", "crash", "crash", "freeze", "freeze", "stop", "start", "postgres", "kafka", "cut")
+    whats: tuple[Upset, ...] = (
+        "crash",
+        "crash",
+        "crash",
+        "freeze",
+        "freeze",
+        "stop",
+        "start",
+        "postgres",
+        "kafka",
+        "cut",
+    )
     return tuple(
         Trouble(
             round(random.choice((0.3, 1.0, 3.0)) * random.random(), 4),

@@ -5,23 +5,29 @@ import contextlib
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any, Final
+from typing import Final
 from uuid import UUID, uuid4
 
 import asyncpg
 from aiokafka import TopicPartition
 
+from shared.contracts.topics import AUDIT
+from shared.db import is_rerun
+from shared.errors import Conflict
+from shared.messaging.door import Door
+from shared.messaging.ops import FailedJobs
+from shared.messaging.outbox import Outbox
 from shared.messaging.record import Record, headers_of
-from tests.chaos.simulation import invariants
 from tests.chaos.simulation.database import STANDS_STILL_S, Postgres, Server, SimDatabase, Weather
-from tests.chaos.simulation.invariants import Fate, Job, Observed, Row, Seen
+from tests.chaos.simulation.invariants import Fate
+from tests.chaos.simulation.look import Look
 from tests.chaos.simulation.loop import PROCESS, Process, Stalled, VirtualLoop
 from tests.chaos.simulation.plan import Plan, Trouble
-from tests.chaos.simulation.service import DAY_ONE, DERIVED, FACTS, SCHEMA, Derived, Fact, Outside, Service, make_schema
+from tests.chaos.simulation.service import DAY_ONE, DERIVED, FACTS, SCHEMA, Fact, Outside, Service, make_schema
 from tests.fakes.kafka import MemoryKafka, MemoryReader, MemoryWriter
 from tests.fakes.kafka_broker import Fate as BatchFate
 from tests.fakes.kafka_broker import Network
@@ -46,6 +52,7 @@ _BUSY: Final = """
            (select count(*) from jobs where status in ('pending', 'claimed', 'started')) as work,
            (select count(*) from failed_jobs f where status = 'waiting' and due_at is not null) as waiting
 """
+_HELD_FOR_A_KNOWN_VERSION: Final = "select 1 from failed_jobs where status = 'held' and error_code = 'UNKNOWN_VERSION'"
 
 
 @dataclass
@@ -126,8 +133,6 @@ class Run:
         ids = Random(f"ids/{plan.seed}")
         own = [UUID(int=ids.getrandbits(128), version=4) for _ in plan.facts]
         self._ids = [own[one.needs] if one.kind == "again" else own[n] for n, one in enumerate(plan.facts)]
-        self._told = 0
-        self._fates: dict[tuple[int, int], tuple[UUID | None, Fate]] = {}
 
     def clock(self) -> datetime:
         return DAY_ONE + timedelta(seconds=self._loop.time())
@@ -142,7 +147,7 @@ class Run:
             self._loop.run_until_complete(self._story())
         except Stalled as error:
             self.report.wrong.append(str(error))
-        self.report.wrong += self._violations(final=True)
+        self.report.wrong += self._look.violations(final=True)
         self.report.virtual_s = self._loop.time()
         self.report.digest = self._hash.hexdigest()
         if self._under_test is not None:
@@ -154,7 +159,13 @@ class Run:
     async def _story(self) -> None:
         plan = self._plan
         self._kafka = _SimKafka(
-            {FACTS.name: plan.partitions, DERIVED.name: plan.partitions, "sim.first.dlq": 1, "sim.second.dlq": 1},
+            {
+                FACTS.name: plan.partitions,
+                DERIVED.name: plan.partitions,
+                "sim.first.dlq": 1,
+                "sim.second.dlq": 1,
+                AUDIT.name: 1,
+            },
             _SimNetwork(plan, Random(f"network/{plan.seed}")),
             plan.seed,
         )
@@ -171,14 +182,22 @@ class Run:
         self._outside = Outside(
             plan, Random(f"outside/{plan.seed}"), self.clock, self._ids, lambda what: self._note(PROCESS.get(), what)
         )
+        self._look = Look(self._server, self._kafka, self._outside)
         for number in range(plan.processes):
             self._start(number)
         if self._under_test is not None:
             self._under_test.crash_at = plan.crash_at
         troubles = [self._loop.create_task(self._trouble(one)) for one in plan.troubles]
+        if plan.deploy_at_s is not None:
+            troubles.append(self._loop.create_task(self._deploy(plan.deploy_at_s)))
         await self._tell()
-        await asyncio.gather(*troubles)
+        if plan.deploy_at_s is not None or not plan.operator:
+            await asyncio.gather(*troubles)
         await self._rest()
+        if plan.operator:
+            await self._operate()
+            await asyncio.gather(*troubles)
+            await self._rest()
 
     def _start(self, number: int) -> None:
         if number in self._members:
@@ -193,7 +212,9 @@ class Run:
 
     async def _process(self, process: Process, seed: int) -> None:
         db = SimDatabase(self._postgres, SCHEMA, 10)
-        await Service(self._outside, db, self._kafka, process.name, seed).main()
+        deploy_at_s = self._plan.deploy_at_s
+        knows_next = deploy_at_s is not None and self._loop.time() >= deploy_at_s
+        await Service(self._outside, db, self._kafka, process.name, seed, knows_next=knows_next).main()
 
     def _died(self, number: int, process: Process) -> None:
         """What a SIGKILL leaves: sockets that close, and after a while a successor."""
@@ -201,7 +222,7 @@ class Run:
         self._members.pop(number, None)
         for connection in [one for one in self._postgres.connections if one.process is process]:
             connection.terminate()
-        self.report.wrong += [f"at the crash: {one}" for one in self._violations(final=False)]
+        self.report.wrong += [f"at the crash: {one}" for one in self._look.violations(final=False)]
         self._postgres.later(self._random.uniform(0.01, 0.5), self._start, number)
 
     async def _tell(self) -> None:
@@ -224,10 +245,10 @@ class Run:
             key = None if fact.key is None else fact.key.encode()
             partition = self._kafka.choose(FACTS.name, key)
             if fact.kind == "again":  # where a null key went first is where a producer's duplicate lies
-                partition = next(one for one, _ in self._fates if self._fates[one, _][0] == event.id)
+                partition = next(one for one, _ in self._look.fates if self._look.fates[one, _][0] == event.id)
             place = partition, self._kafka.logs[TopicPartition(FACTS.name, partition)].end
             nameless = fact.kind == "poison" and n % 2
-            self._fates[place] = (None if nameless else event.id, _FATES[fact.kind])
+            self._look.fates[place] = (None if nameless else event.id, _FATES[fact.kind])
             self._kafka.append(Record(FACTS.name, partition, -1, key, value, tuple(headers.items()), 0))
 
     async def _trouble(self, one: Trouble) -> None:
@@ -271,6 +292,8 @@ class Run:
 
     async def _stop(self, number: int, process: Process) -> None:
         """A graceful stop, and a start after it."""
+        if process.dead:
+            return
         process.tasks[0].cancel()
         await asyncio.wait(process.tasks[:1], timeout=60)
         if not process.tasks[0].done() and not process.dead:
@@ -282,6 +305,43 @@ class Run:
                 connection.terminate()
             self._members.pop(number, None)
             self._start(number)
+
+    async def _deploy(self, at_s: float) -> None:
+        """Replace the processes one by one with such as know the next version."""
+        await asyncio.sleep(at_s)
+        for number, process in sorted(self._members.items()):
+            await self._stop(number, process)
+            await asyncio.sleep(0.5)
+
+    async def _operate(self) -> None:
+        """What made facts fail is mended; a person retries or discards each that died or is held."""
+        self._outside.cured = True
+        jobs = FailedJobs(SCHEMA, self.clock)
+        db = SimDatabase(self._postgres, SCHEMA, 2)
+        door, random = Door(db, Outbox(SCHEMA, lambda: None)), Random(f"operator/{self._plan.seed}")
+        rows = self._look.ask(
+            "select * from failed_jobs where status in ('held', 'dead') order by consumer, partition, record_offset"
+        )
+        for row in rows:
+            discards = random.random() < 0.4
+            self._note(self._loop.world, f"a person {'discards' if discards else 'retries'} {row['record_offset']}")
+            if row["status"] == "dead" and row["event_id"] is not None:
+                self._look.retried.add(row["event_id"])
+            while True:
+                try:
+                    if discards:
+                        await door.run(lambda tx, job=row["id"]: jobs.discard(tx, job, "me", "seen"))
+                    else:
+                        await door.run(lambda tx, job=row["id"]: jobs.retry(tx, job, "me"))
+                except Conflict:
+                    break  # the release of a known version was quicker
+                except Exception as error:
+                    if not is_rerun(error):
+                        raise
+                    await asyncio.sleep(0.1)
+                else:
+                    break
+        await db.close()
 
     async def _rest(self) -> None:
         """Wait until nothing is left to do."""
@@ -296,74 +356,16 @@ class Run:
         crash_to_come = self._plan.crash_at is not None and self._under_test is not None and not self._under_test.dead
         if crash_to_come or not self._members:
             return False
-        rows = self._ask("select consumer, partition, next_offset from consumer_offsets")
+        rows = self._look.ask("select consumer, partition, next_offset from consumer_offsets")
         known = {(row["consumer"], row["partition"]): row["next_offset"] for row in rows}
         for consumer, topic in (("sim.first", FACTS.name), ("sim.second", DERIVED.name)):
             for name, log in self._kafka.logs.items():
                 if name.topic == topic and log.end and known.get((consumer, name.partition), 0) != log.end:
                     return False
-        (busy,) = self._ask(_BUSY)
+        (busy,) = self._look.ask(_BUSY)
+        if self._plan.deploy_at_s is not None and self._look.ask(_HELD_FOR_A_KNOWN_VERSION):
+            return False
         return not any(busy.values())
-
-    def _ask(self, sql: str) -> list[Any]:
-        return self._server.run(self._server.monitor.fetch(sql))  # type: ignore[arg-type]
-
-    def _violations(self, *, final: bool) -> Iterator[str] | list[str]:
-        first, second = self._observe("sim.first", FACTS.name), self._observe("sim.second", DERIVED.name)
-        found = [*invariants.offsets_behind_what_is_settled(first), *invariants.offsets_behind_what_is_settled(second)]
-        if not final:
-            return found
-        for seen in (first, second):
-            found += [*invariants.done_or_parked(seen), *invariants.in_order(seen), *invariants.at_rest(seen)]
-        rows = [
-            Row(row["id"], row["status"], row["lease_until"] is not None or row["token"] is not None)
-            for row in self._ask("select id, status, lease_until, token from jobs")
-        ]
-        found += invariants.outside(rows, self._outside.performed, self._plan.on_unknown)
-        made = [
-            (row["key"].encode(), Derived.caused_by(Fact(id=row["event_id"], time=DAY_ONE, entity="", n=0), entity="").id)
-            for row in self._ask("select key, event_id from effects where consumer = 'sim.first' order by n")
-        ]
-        arrived = [(one.key or b"", _id_of(one)) for one in self._kafka.records(DERIVED.name)]
-        (outbox,) = self._ask("select count(*) from outbox")
-        found += invariants.told(made, arrived, outbox["count"])
-        found += self._letters((first, second))
-        return found
-
-    def _letters(self, consumers: Sequence[Observed]) -> Iterator[str]:
-        """Every row that died or is held after a failure of its own lies in the dead-letter topic too."""
-        for seen in consumers:
-            letters = {_place_of(one) for one in self._kafka.records(f"{seen.consumer}.dlq")}
-            rows = {job.place for job in seen.jobs if job.status in {"dead", "held"}}
-            if letters != rows:
-                yield f"{seen.consumer}: {sorted(rows)} are dead or held, {sorted(letters)} lie in the dead-letter topic"
-
-    def _observe(self, consumer: str, topic: str) -> Observed:
-        jobs = [
-            Job(
-                (row["partition"], row["record_offset"]), row["key"], row["event_id"], row["status"], bool(row["due_at"])
-            )
-            for row in self._ask(f"select * from failed_jobs where consumer = '{consumer}'")
-        ]
-        effects = self._ask(f"select event_id from effects where consumer = '{consumer}' order by n")
-        inbox = self._ask(f"select event_id from inbox where consumer = '{consumer}'")
-        offsets = self._ask(f"select partition, next_offset from consumer_offsets where consumer = '{consumer}'")
-        shown = {name.partition: offset for (group, name), offset in self._kafka.committed.items() if group == consumer}
-        return Observed(
-            consumer,
-            [self._seen(record) for record in self._kafka.records(topic)],
-            [row["event_id"] for row in effects],
-            jobs,
-            frozenset(row["event_id"] for row in inbox),
-            {row["partition"]: row["next_offset"] for row in offsets},
-            shown,
-        )
-
-    def _seen(self, record: Record) -> Seen:
-        place = record.partition, record.offset
-        if record.topic == FACTS.name:
-            return Seen(place, record.key, *self._fates[place])
-        return Seen(place, record.key, _id_of(record), "done")
 
     def _note(self, process: Process, what: str) -> None:
         line = f"{self._loop.time():10.5f} {process.name} {process.steps} {what}"
@@ -385,15 +387,6 @@ class Run:
         for connection in tuple(self._postgres.connections):
             connection.break_off()
         self._loop.close()
-
-
-def _id_of(record: Record) -> UUID:
-    return UUID((record.header(b"ce_id") or b"").decode())
-
-
-def _place_of(letter: Record) -> tuple[int, int]:
-    partition, offset = letter.header(b"openbell-dlq-partition"), letter.header(b"openbell-dlq-offset")
-    return int(partition or -1), int(offset or -1)
 
 
 def simulate(plan: Plan, server: Server) -> Report:

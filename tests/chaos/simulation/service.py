@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any, ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol
 from uuid import UUID, uuid5
 
 import asyncpg
@@ -67,6 +67,10 @@ class Fact(Event):
         return self.entity
 
 
+class FactV2(Fact):
+    type: ClassVar[str] = "sim.fact.told.v2"
+
+
 class Derived(Event):
     type: ClassVar[str] = "sim.fact.derived.v1"
     topic: ClassVar[Topic] = DERIVED
@@ -89,10 +93,11 @@ class Outside:
     note: Callable[[str], None]
     tries: Counter[int] = field(default_factory=Counter[int])
     performed: list[Performance] = field(default_factory=list[Performance])
+    cured: bool = False  # what failed works now
 
     async def perform(self, row: Row) -> work.Performed:
         """The effect of a claimed row, somewhere between two waits."""
-        await asyncio.sleep(self.random.uniform(0, 0.02))
+        await asyncio.sleep(self.random.uniform(0, 2 if self.random.random() < 0.2 else 0.02))
         if self.random.random() < self.plan.sink_fails:
             if self.random.random() < 0.5:
                 raise Transient("the other side is away")
@@ -114,6 +119,8 @@ class Outside:
     async def behave(self, fact: Fact, tx: Tx) -> None:
         """Raise what the plan says of this fact."""
         plan = self.plan.facts[fact.n]
+        if self.cured:
+            return
         self.tries[fact.n] += 1
         if plan.kind == "hopeless" or (plan.kind == "transient" and self.tries[fact.n] <= plan.times):
             raise Transient("not now")
@@ -132,7 +139,9 @@ class Runner(Protocol):
 class Service:
     """One process. `main()` runs it until cancelled, which is a graceful stop."""
 
-    def __init__(self, outside: Outside, db: Database, kafka: Kafka, member: str, seed: int) -> None:
+    def __init__(
+        self, outside: Outside, db: Database, kafka: Kafka, member: str, seed: int, *, knows_next: bool
+    ) -> None:
         plan, loop = outside.plan, asyncio.get_running_loop()
         self._outside = outside
         self._db = db
@@ -152,6 +161,8 @@ class Service:
             first.on_batch(Fact, self._take_all)
         else:
             first.on(Fact, self._take)
+        if knows_next:
+            first.on(FactV2, self._take)
         second.on_batch(Derived, self._note)
         self.runners: list[Runner] = []
         for number, consumer in enumerate((first, second)):
@@ -164,6 +175,7 @@ class Service:
                 Retries(consumer, db, outbox, lanes, fuse, outside.clock, Random(seed + number)),
             ]
         on_unknown: OnUnknown = plan.on_unknown
+        tokens = Random(seed)
         policy_of_work = work.Policy(lease_s=3.0, poll_s=1.0, base_s=0.1, cap_s=1.0, max_attempts=12, stop_s=2.0)
         self._worker = work.Worker(
             work.Work(
@@ -177,7 +189,7 @@ class Service:
             Door(db, outbox),
             outside.clock,
             draw=Random(seed).random,
-            new_token=lambda tokens=Random(seed): UUID(int=tokens.getrandbits(128)),
+            new_token=lambda: UUID(int=tokens.getrandbits(128)),
         )
         self.runners.append(self._worker)
 
