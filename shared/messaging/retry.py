@@ -47,7 +47,7 @@ _NEXT_DUE: Final = text(
 _OLDEST: Final = text(
     """
     select id, topic, partition, key, record_offset, due_at from failed_jobs
-    where consumer = :consumer and status = 'waiting' and due_at is not null order by failed_at limit 1
+    where consumer = :consumer and status = 'waiting' and due_at is not null order by due_at, failed_at limit 1
     """
 )
 _COUNTS: Final = text(

@@ -49,6 +49,11 @@ def test_a_drawn_plan_keeps_the_promise(server: Server, seed: int) -> None:
     check(simulate(random_plan(seed), server))
 
 
+def test_an_event_that_never_works_keeps_no_consumer_stopped(server: Server) -> None:
+    """Two keys open the fuse. One of them will never work, the other works again: a probe must come to it."""
+    check(simulate(Plan((Fact("a", "hopeless"), Fact("b", "transient", times=3)), fuse_keys=2), server))
+
+
 def test_the_same_plan_is_the_same_run(server: Server) -> None:
     """Every statement, record and effect, at the same virtual time and step."""
     plan = replace(random_plan(11), crash_at=200)
