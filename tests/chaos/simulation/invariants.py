@@ -143,7 +143,7 @@ class Performance:
     uncertain: bool
 
 
-def outside(rows: Sequence[Row], sink: Sequence[Performance], on_unknown: str) -> Iterator[str]:
+def outside(rows: Sequence[Row], sink: Sequence[Performance], on_unknown: str, ended: Sequence[UUID]) -> Iterator[str]:
     """Each claimed row was performed once; again only as a repetition that is marked, where its policy says so."""
     certain = Counter(one.id for one in sink if not one.uncertain)
     times = Counter(one.id for one in sink)
@@ -160,6 +160,8 @@ def outside(rows: Sequence[Row], sink: Sequence[Performance], on_unknown: str) -
             yield f"work {row.id} was performed {certain[row.id]} times without a mark: a duplicate"
         if on_unknown == "leave" and times[row.id] > 1:
             yield f"work {row.id} was repeated, and its policy is to leave it"
+        if (ends := ended.count(row.id)) != 1:
+            yield f"the end of work {row.id} was recorded {ends} times"
     for stranger in times.keys() - {row.id for row in rows}:
         yield f"work {stranger} was performed and is nowhere written"
 

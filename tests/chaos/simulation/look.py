@@ -41,7 +41,8 @@ class Look:
             Row(row["id"], row["status"], row["lease_until"] is not None or row["token"] is not None)
             for row in self.ask("select id, status, lease_until, token from jobs")
         ]
-        found += invariants.outside(rows, self._outside.performed, self._outside.plan.on_unknown)
+        ended = [row["event_id"] for row in self.ask("select event_id from effects where consumer = 'sim.sink'")]
+        found += invariants.outside(rows, self._outside.performed, self._outside.plan.on_unknown, ended)
         made = [
             (
                 row["key"].encode(),

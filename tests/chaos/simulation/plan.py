@@ -140,15 +140,13 @@ def random_plan(seed: int) -> Plan:
 
 
 def with_low_fuse(plan: Plan) -> Plan:
-    """Let failures over two keys stop the consumer, and see to it that one of them can start it again.
+    """Let failures over two keys stop the consumer, of facts that work when they are tried again.
 
-    Where only hopeless facts are left to try, it stands still until a person comes, as it should.
+    A stopped consumer whose next head always fails stands still until a person comes: that is no rest.
     """
     kinds: dict[str, Kind] = {"next_version": "permanent", "not_yet": "plain"}
     facts = [replace(one, kind=kinds.get(one.kind, one.kind)) for one in plan.facts]
-    hopeless = [n for n, one in enumerate(facts) if one.kind == "hopeless"]
-    for n in hopeless[1:]:
-        facts[n] = replace(facts[n], kind="transient", times=3)
+    facts = [replace(one, kind="transient", times=3) if one.kind == "hopeless" else one for one in facts]
     return replace(plan, facts=tuple(facts), fuse_keys=2, hold=False, deploy_at_s=None)
 
 
@@ -162,10 +160,11 @@ def random_facts(random: Random, count: int) -> tuple[Fact, ...]:
     for _ in range(count):
         kind = random.choice(kinds)
         sound = [n for n, one in enumerate(facts) if one.kind in {"plain", "transient"}]
-        if kind in {"not_yet", "again"} and not sound:
+        known = [n for n, one in enumerate(facts) if one.kind in {"plain", "transient", "permanent", "hopeless"}]
+        if not {"not_yet": sound, "again": known}.get(kind, keys):
             kind = "plain"
         key = None if random.random() < 0.05 else random.choice(keys)
-        needs = random.choice(sound) if sound and kind in {"not_yet", "again"} else 0
+        needs = random.choice(sound) if kind == "not_yet" else random.choice(known) if kind == "again" else 0
         if kind == "again":
             key = facts[needs].key
         facts.append(Fact(key, kind, random.randint(1, 3) if kind == "transient" else 0, needs))

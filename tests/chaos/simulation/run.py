@@ -35,7 +35,6 @@ from tests.fakes.kafka_broker import Network
 PATIENCE_S: Final = 300.0
 _FATES: Final[dict[str, Fate]] = {
     "plain": "done",
-    "again": "done",
     "transient": "done",
     "permanent": "parked",
     "hopeless": "parked",
@@ -248,7 +247,7 @@ class Run:
                 partition = next(one for one, _ in self._look.fates if self._look.fates[one, _][0] == event.id)
             place = partition, self._kafka.logs[TopicPartition(FACTS.name, partition)].end
             nameless = fact.kind == "poison" and n % 2
-            self._look.fates[place] = (None if nameless else event.id, _FATES[fact.kind])
+            self._look.fates[place] = (None if nameless else event.id, _FATES[self._plan.facts[original].kind])
             self._kafka.append(Record(FACTS.name, partition, -1, key, value, tuple(headers.items()), 0))
 
     async def _trouble(self, one: Trouble) -> None:

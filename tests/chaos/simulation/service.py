@@ -183,6 +183,7 @@ class Service:
                 "jobs",
                 outside.perform,
                 on_unknown,
+                settled=self._settled,
                 look_up=outside.look_up if on_unknown == "look_up" else None,
                 policy=policy_of_work,
             ),
@@ -229,6 +230,11 @@ class Service:
 
     async def _note(self, events: Sequence[Derived], tx: Tx) -> list[Event]:
         await self._write("sim.second", events, tx)
+        return []
+
+    async def _settled(self, settled: work.Settled, tx: Tx) -> list[Event]:
+        """What a service does at the end of an effect; it must be once."""
+        await tx.execute(_EFFECT, consumer="sim.sink", ids=[settled.row["id"]], keys=[settled.status])
         return []
 
     async def _write(self, consumer: str, events: Sequence[Fact] | Sequence[Derived], tx: Tx) -> None:

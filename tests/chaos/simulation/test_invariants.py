@@ -101,12 +101,13 @@ def test_a_stranded_row_is_found_and_one_behind_a_held_row_is_not() -> None:
 def test_claimed_rows_are_performed_once_or_marked() -> None:
     done = [Row(JOB, "done", leased=False)]
     once, again = Performance(JOB, uncertain=False), Performance(JOB, uncertain=True)
-    assert list(outside(done, [once], "resend")) == []
-    assert list(outside(done, [once, again], "resend")) == []
-    assert "a duplicate" in only(list(outside(done, [once, once], "resend")))
-    assert "leave it" in only(list(outside(done, [once, again], "leave")))
-    assert "lost" in only(list(outside(done, [], "resend")))
-    assert "of the dead" in only(list(outside([Row(JOB, "started", leased=True)], [once], "leave")))
+    assert list(outside(done, [once], "resend", [JOB])) == []
+    assert list(outside(done, [once, again], "resend", [JOB])) == []
+    assert "a duplicate" in only(list(outside(done, [once, once], "resend", [JOB])))
+    assert "leave it" in only(list(outside(done, [once, again], "leave", [JOB])))
+    assert "lost" in only(list(outside(done, [], "resend", [JOB])))
+    assert "recorded 2 times" in only(list(outside(done, [once], "resend", [JOB, JOB])))
+    assert "of the dead" in only(list(outside([Row(JOB, "started", leased=True)], [once], "leave", [JOB])))
 
 
 def test_what_lies_in_kafka_is_what_was_made_in_its_order() -> None:
