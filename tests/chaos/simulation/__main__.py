@@ -15,7 +15,8 @@ from time import monotonic
 
 from tests.chaos.simulation.database import Server
 from tests.chaos.simulation.plan import CALM, HOLDING, Plan, random_plan
-from tests.chaos.simulation.run import Report, simulate, simulating
+from tests.chaos.simulation.run import Report, simulate
+from tests.chaos.simulation.schema import simulating
 from tests.infra import postgres_server
 
 

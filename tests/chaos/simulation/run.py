@@ -1,18 +1,15 @@
 """One run of a plan: start the processes, tell the facts, do what the plan does to them, wait for rest, and look."""
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Generator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
-import asyncpg
 from aiokafka import TopicPartition
 
 from shared.contracts.topics import AUDIT
@@ -27,7 +24,7 @@ from tests.chaos.simulation.invariants import Fate
 from tests.chaos.simulation.look import Look
 from tests.chaos.simulation.loop import PROCESS, Process, Stalled, VirtualLoop
 from tests.chaos.simulation.plan import Plan, Trouble
-from tests.chaos.simulation.service import DAY_ONE, DERIVED, FACTS, SCHEMA, Fact, Outside, Service, make_schema
+from tests.chaos.simulation.service import DAY_ONE, DERIVED, FACTS, SCHEMA, Fact, Outside, Service
 from tests.fakes.kafka import MemoryKafka, MemoryReader, MemoryWriter
 from tests.fakes.kafka_broker import Fate as BatchFate
 from tests.fakes.kafka_broker import Network
@@ -168,9 +165,7 @@ class Run:
             _SimNetwork(plan, Random(f"network/{plan.seed}")),
             plan.seed,
         )
-        self._kafka.appended = lambda record: self._note(
-            self._loop.world, f"kafka {record.topic}/{record.partition} {record.offset} {record.key!r}"
-        )
+        self._kafka.appended = self._appended
         self._postgres = Postgres(
             self._server,
             self._loop,
@@ -366,6 +361,10 @@ class Run:
             return False
         return not any(busy.values())
 
+    def _appended(self, record: Record) -> None:
+        key = record.key if record.topic != AUDIT.name else b"..."  # ids of failed jobs come from Postgres's clock
+        self._note(self._loop.world, f"kafka {record.topic}/{record.partition} {record.offset} {key!r}")
+
     def _note(self, process: Process, what: str) -> None:
         line = f"{self._loop.time():10.5f} {process.name} {process.steps} {what}"
         self.report.trace.append(line)
@@ -391,26 +390,3 @@ class Run:
 def simulate(plan: Plan, server: Server) -> Report:
     """Run a plan once."""
     return Run(plan, server).go()
-
-
-@contextlib.contextmanager
-def simulating(admin_url: str) -> Generator[Server]:
-    """Make a database for simulations, and drop it at the end. Call it while no loop runs."""
-    name = f"sim_{uuid4().hex[:12]}"
-    url = f"{admin_url.rpartition('/')[0]}/{name}"
-    asyncio.run(_command(admin_url, f"create database {name}"))
-    asyncio.run(make_schema(url))
-    server = Server(url.replace("//postgres@", "//openbell_sim@"), SCHEMA)
-    try:
-        yield server
-    finally:
-        server.close()
-        asyncio.run(_command(admin_url, f"drop database {name} with (force)"))
-
-
-async def _command(url: str, sql: str) -> None:
-    admin = await asyncpg.connect(url)
-    try:
-        await admin.execute(sql)
-    finally:
-        await admin.close()

@@ -7,21 +7,19 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from random import Random
 from typing import ClassVar, Final, Protocol
 from uuid import UUID, uuid5
 
-import asyncpg
 from sqlalchemy import text
 
-from shared import migrate, work
+from shared import work
 from shared.clock import Clock
 from shared.contracts.base import Event
 from shared.contracts.topics import Topic
 from shared.db import Database, Row, Tx
 from shared.errors import NotYet, Permanent, Transient
-from shared.messaging import inbox, tables
 from shared.messaging.consumer import Consumer, Policy
 from shared.messaging.delivery import Delivery
 from shared.messaging.door import Door
@@ -48,10 +46,6 @@ _EFFECT: Final = text(
 _DONE: Final = text("select 1 from effects where consumer = 'sim.first' and event_id = :id")
 _JOB: Final = text(
     "insert into jobs (id, lane, due_at, created_at) select id, :lane, :now, :now from unnest(cast(:ids as uuid[])) id"
-)
-_TABLES: Final = (
-    "create table effects (n bigserial primary key, consumer text, event_id uuid, key text)",
-    f"create table jobs (id uuid primary key, {work.COLUMNS})",
 )
 
 
@@ -241,33 +235,3 @@ class Service:
         await tx.execute(
             _EFFECT, consumer=consumer, ids=[one.id for one in events], keys=[one.entity for one in events]
         )
-
-
-async def make_schema(admin_url: str) -> None:
-    """Make the schema `sim`: messaging tables, a table of effects, one of claimed rows."""
-    statements: list[str] = []
-
-    class Operations:
-        def execute(self, sqltext: str) -> None:
-            statements.append(sqltext)
-
-    await migrate.prepare(admin_url, [SCHEMA])
-    tables.create(Operations())
-    tables.add_cluster(Operations())
-    statements.extend(_TABLES)
-    work.create_indexes(Operations(), "jobs")
-    admin = await asyncpg.connect(admin_url)
-    try:
-        await admin.execute("set role openbell_sim; set search_path to sim")
-        for statement in statements:
-            await admin.execute(statement)
-        day = inbox.day_of(DAY_ONE)
-        # One day, not forty: emptying each costs more than a run.
-        await admin.execute(
-            f"create table inbox_one partition of inbox for values from ('{day}') to ('{day + timedelta(days=1)}')"
-        )
-        # Autovacuum must not hold a lock, or choose a plan, that another run of the seed would not see.
-        for table in ("inbox_one", "consumer_offsets", "outbox", "failed_jobs", "effects", "jobs"):
-            await admin.execute(f"alter table {table} set (autovacuum_enabled = off)")
-    finally:
-        await admin.close()
