@@ -44,6 +44,7 @@ _DUE: Final = text(
 _NEXT_DUE: Final = text(
     "select min(due_at) from failed_jobs where consumer = :consumer and status = 'waiting' and due_at > :now"
 )
+# By due time, which a failed probe moves: one head that never works must not take every probe.
 _OLDEST: Final = text(
     """
     select id, topic, partition, key, record_offset, due_at from failed_jobs

@@ -40,7 +40,7 @@ _FATES: Final[dict[str, Fate]] = {
     "not_yet": "either",
     "foreign": "passed",
 }
-_TABLES: Final = ("inbox_one", "consumer_offsets", "outbox", "failed_jobs", "effects", "jobs")
+_TABLES: Final = ("inbox_one", "consumer_offsets", "outbox", "failed_jobs", "effects", "jobs", "work_pauses")
 _EMPTY: Final = "; ".join(f"delete from {table}" for table in _TABLES)
 _TRUNCATE: Final = f"truncate {', '.join(_TABLES)}"
 _BUSY: Final = """

@@ -56,6 +56,7 @@ async def make_schema(admin_url: str) -> None:
     tables.add_cluster(Operations())
     statements.extend(_TABLES)
     work.create_indexes(Operations(), "jobs")
+    work.create_pauses(Operations())
     admin = await asyncpg.connect(admin_url)
     try:
         await admin.execute("set role openbell_sim; set search_path to sim")
