@@ -117,6 +117,8 @@ HOLDING: Final = Plan(
 
 def random_plan(seed: int) -> Plan:
     """Draw a plan; the same seed gives the same one."""
+    if seed % 4 == 3:
+        return zombie_plan(seed)
     random = Random(seed)
     rough = random.random() < 0.6
     plan = Plan(
@@ -137,6 +139,25 @@ def random_plan(seed: int) -> Plan:
         deploy_at_s=random.choice((0.1, 1.0)) if random.random() < 0.2 else None,
     )
     return with_low_fuse(plan) if random.random() < 0.25 else plan
+
+
+def zombie_plan(seed: int) -> Plan:
+    """Two processes over the same two keys, each of them taken for dead and back again while the other works."""
+    random = Random(seed)
+    kinds: tuple[Kind, ...] = ("plain", "transient", "permanent", "transient")
+    return Plan(
+        facts=tuple(Fact(random.choice("ab"), random.choice(kinds), random.randint(1, 2)) for _ in range(16)),
+        seed=seed,
+        batch=random.random() < 0.5,
+        partitions=1,
+        processes=2,
+        gap_s=0.1,
+        slow=0.3,
+        troubles=tuple(
+            Trouble(round(random.uniform(0, 0.8), 4), "freeze", random.randrange(2), random.choice((2.5, 3.0, 4.0)))
+            for _ in range(4)
+        ),
+    )
 
 
 def with_low_fuse(plan: Plan) -> Plan:
