@@ -36,7 +36,7 @@ from shared.messaging.record import Record, lane_of, record_from_row
 
 _DUE: Final = text(
     """
-    select id, topic, partition, key, record_offset, due_at from failed_jobs
+    select id, topic, partition, key, record_offset, due_at, attempts from failed_jobs
     where consumer = :consumer and status = 'waiting' and due_at <= :now
     order by due_at limit 1000
     """
@@ -47,7 +47,7 @@ _NEXT_DUE: Final = text(
 # By due time, which a failed probe moves: one head that never works must not take every probe.
 _OLDEST: Final = text(
     """
-    select id, topic, partition, key, record_offset, due_at from failed_jobs
+    select id, topic, partition, key, record_offset, due_at, attempts from failed_jobs
     where consumer = :consumer and status = 'waiting' and due_at is not null order by due_at, failed_at limit 1
     """
 )
@@ -209,8 +209,9 @@ class Retries:
 
     async def _settle(self, rows: Sequence[Row], depth: int, *, probe: bool) -> list[Row]:
         """Run the rows and up to `depth` of each key; return those whose key has more to run."""
+        tried: list[Row] = []
         try:
-            return await self._lanes.rerun(partial(self._together, rows, depth, probe=probe), self._never)
+            return await self._lanes.rerun(partial(self._together, rows, depth, tried, probe=probe), self._never)
         except Exception as error:  # noqa: BLE001 - a handler may raise anything; nothing may be lost
             if len(rows) > 1:
                 middle = len(rows) // 2
@@ -220,15 +221,18 @@ class Retries:
                 ]
             if depth > 1:
                 return await self._settle(rows, 1, probe=probe)
-            await self._lanes.rerun(partial(self._fail_alone, rows[0], error, probe=probe), self._never)
+            failed = tried[0] if tried else rows[0]
+            await self._lanes.rerun(partial(self._fail_alone, failed, error, probe=probe), self._never)
             return []
 
-    async def _together(self, rows: Sequence[Row], depth: int, *, probe: bool) -> list[Row]:
+    async def _together(self, rows: Sequence[Row], depth: int, tried: list[Row], *, probe: bool) -> list[Row]:
+        """Run them in one transaction; `tried` then holds the rows that it ran, should it raise."""
         place = self._place(rows[0])
         async with cut_off(self._db, self._lanes.deadline_s) as turn, self._db.transaction() as tx:
             await tx.execute(LOCK_LANE, space=lane_space(*place.values()), lane=_lane(rows[0]))
             now = self._clock()
             claimed = await self._claim(tx, rows, place, depth, None if probe else now)
+            tried[:] = [row for row, _ in claimed]
             row_of = {id(item): row for row, item in claimed}
             paused = probe or self._fuse.is_open  # then an attempt does not count
 
@@ -326,8 +330,8 @@ class Retries:
         async with self._db.transaction() as tx:
             await tx.execute(LOCK_LANE, space=lane_space(*place.values()), lane=_lane(row))
             found = await self._claim(tx, [row], place, 1, None if probe else now)
-            if not found:
-                return  # somebody else dealt with it meanwhile
+            if not found or found[0][0]["id"] != row["id"] or found[0][0]["attempts"] != row["attempts"]:
+                return  # another replica dealt with it meanwhile: the key's lowest is no longer what failed
             failed = [(found[0][0], self._judge(found[0][0], error, now, paused=probe or self._fuse.is_open))]
             await self._fail(tx, failed, now)
             if row["key"] is not None:
