@@ -27,7 +27,8 @@ from services.api.service import By, Keys, Users
 from services.api.settings import ApiSettings
 from shared import migrate
 from shared.clock import new_id
-from shared.service import Environment, Service, http_server
+from shared.process import http_server
+from shared.service import Environment, Service
 from shared.settings import SharedSettings
 from tests.infra import postgres_server
 

@@ -15,7 +15,7 @@ The recipe, in `services/<name>/main.py`:
 and `services/<name>/__main__.py`:
 
     from services.detector.main import build
-    from shared.service import main
+    from shared.process import main
 
     if __name__ == "__main__":
         main(build)
@@ -28,10 +28,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import signal
-import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -39,20 +37,17 @@ from random import Random
 from typing import Final, Protocol, runtime_checkable
 
 import asyncpg
-import uvicorn
-import uvloop
 from litestar import Litestar
 from litestar.types import ControllerRouterHandler
 from sqlalchemy import text
 
-from shared import idempotency, logs, telemetry
+from shared import idempotency
 from shared.clock import Clock, utc_now
 from shared.contracts.base import Event
 from shared.contracts.topics import TOPICS, dead_letter_topic
 from shared.db import Database, Tx, is_rerun
 from shared.errors import Invalid
 from shared.http import build_app
-from shared.lean import collect_rarely, keep_pandas_out
 from shared.messaging import inbox
 from shared.messaging.consumer import Consumer
 from shared.messaging.delivery import Delivery
@@ -63,7 +58,7 @@ from shared.messaging.lane import Lanes
 from shared.messaging.ops import Bulk, FailedJobs, Operations, Positions, Runs, runs_table
 from shared.messaging.outbox import Outbox
 from shared.messaging.relay import Relay
-from shared.messaging.replay import Replay, parse, report
+from shared.messaging.replay import Replay
 from shared.messaging.retry import Retries
 from shared.schedule import Job, Scheduler
 from shared.schema import head
@@ -364,86 +359,3 @@ async def _end(tasks: Sequence[asyncio.Task[None]], within_s: float) -> set[asyn
 
 async def _forget(tx: Tx, now: datetime) -> None:
     await tx.execute(_FORGET_FAILED, before=now - KEEP_SETTLED_JOBS)
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn without its own signal handling; whoever runs it stops it."""
-
-    @contextlib.contextmanager
-    def capture_signals(self):  # noqa: ANN201 - uvicorn's own signature
-        """Leave signals to the process."""
-        yield
-
-
-def http_server(app: Callable[..., object], host: str, port: int, stop_s: int = StopBudget.http_s) -> HttpServer:
-    """Return a server for an ASGI app, not started. Told to exit, it gives requests `stop_s` and cancels them then."""
-    return HttpServer(
-        uvicorn.Config(
-            app,  # pyright: ignore[reportArgumentType]
-            host=host,
-            port=port,
-            http="httptools",
-            ws="websockets-sansio",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # the gateway decides whom to believe (OPENBELL_API_TRUSTED_PROXIES)
-            timeout_graceful_shutdown=stop_s,
-        )
-    )
-
-
-async def until_signal() -> None:
-    """Return at SIGINT or SIGTERM."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()
-
-
-async def run(service: Service, until: Callable[[], Coroutine[None, None, object]] = until_signal) -> None:
-    """Serve HTTP and run the service until a signal; then end requests and runners side by side (StopBudget)."""
-    settings = service.settings
-    server = http_server(service.app, settings.http_host, settings.http_port, service.budget.http_s)
-    async with service.running():
-        serving = asyncio.create_task(server.serve())
-        stopping = asyncio.create_task(until())
-        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        server.should_exit = True
-        await asyncio.gather(serving, service.drain())
-
-
-async def replay(service: Service, arguments: Sequence[str]) -> int:
-    """Run the command line `replay ...`; return the exit code."""
-    name, wanted, options = parse(arguments, service.clock())
-    try:
-        counts = await service.replay(name).run(wanted, again=options.again, dry_run=options.dry_run, rate=options.rate)
-    except Invalid as error:
-        sys.stderr.write(f"{error.message}\n")
-        return 2
-    finally:
-        await service.db.close()
-    report(counts, dry_run=options.dry_run)
-    return 0
-
-
-def main(build: Callable[[Environment], Service]) -> None:
-    """Run a service as a process of its own, or `replay ...` for one of its consumers."""
-    env = Environment()
-    logs.configure(env.settings.log_level)
-    keep_pandas_out()
-
-    async def start() -> int:
-        service = build(env)
-        if sys.argv[1:2] == ["replay"]:
-            return await replay(service, sys.argv[2:])
-        telemetry.configure(env.settings, service.name)
-        collect_rarely()
-        await run(service)
-        return 0
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sys.exit(runner.run(start()))

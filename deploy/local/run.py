@@ -31,8 +31,9 @@ from deploy.local import demo, stack
 from deploy.local.stack import Stack
 from shared import logs, telemetry
 from shared.lean import collect_rarely, keep_pandas_out
+from shared.process import http_server, until_signal
 from shared.schema import SERVICES
-from shared.service import Environment, Service, http_server, until_signal
+from shared.service import Environment, Service
 
 PORT: Final = 8100
 READY_S: Final = 90

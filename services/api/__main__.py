@@ -1,7 +1,7 @@
 """Run the gateway as a process of its own."""
 
 from services.api.main import build
-from shared.service import main
+from shared.process import main
 
 if __name__ == "__main__":
     main(build)

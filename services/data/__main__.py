@@ -1,5 +1,5 @@
 from services.data.main import build
-from shared.service import main
+from shared.process import main
 
 if __name__ == "__main__":
     main(build)

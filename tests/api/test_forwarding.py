@@ -10,7 +10,7 @@ from litestar import Request, Response, get, post
 
 from services.api.main import Gateway
 from shared.http import Caller, Who, build_app
-from shared.service import http_server
+from shared.process import http_server
 from tests.api.conftest import Person, client_of, problem
 from tests.shared.test_http import FakeService
 

@@ -20,7 +20,8 @@ from shared.http import Caller
 from shared.messaging.consumer import Consumer
 from shared.messaging.delivery import Delivery
 from shared.messaging.record import headers_of
-from shared.service import Environment, Service, StopBudget, run
+from shared.process import run
+from shared.service import Environment, Service, StopBudget
 from shared.settings import SharedSettings
 from shared.work.rules import Policy
 from tests.conftest import eventually

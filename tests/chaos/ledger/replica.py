@@ -19,7 +19,8 @@ from shared import logs
 from shared.lean import collect_rarely, keep_pandas_out
 from shared.messaging.delivery import Delivery
 from shared.messaging.kafka import wait_for_kafka
-from shared.service import Environment, Service, until_signal
+from shared.process import until_signal
+from shared.service import Environment, Service
 from shared.work import Worker
 from tests.chaos.ledger.book import SERVICE, consumers, payouts
 from tests.chaos.ledger.events import Credited, Transferred

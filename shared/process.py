@@ -1,0 +1,99 @@
+"""A service as a process: its HTTP server, the signals that end it, and the command line of its `__main__`."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+
+import uvicorn
+import uvloop
+
+from shared import logs, telemetry
+from shared.errors import Invalid
+from shared.lean import collect_rarely, keep_pandas_out
+from shared.messaging.replay import parse, report
+from shared.service import Environment, Service, StopBudget
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handling; whoever runs it stops it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # noqa: ANN201 - uvicorn's own signature
+        """Leave signals to the process."""
+        yield
+
+
+def http_server(app: Callable[..., object], host: str, port: int, stop_s: int = StopBudget.http_s) -> HttpServer:
+    """Return a server for an ASGI app, not started. Told to exit, it gives requests `stop_s` and cancels them then."""
+    return HttpServer(
+        uvicorn.Config(
+            app,  # pyright: ignore[reportArgumentType]
+            host=host,
+            port=port,
+            http="httptools",
+            ws="websockets-sansio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # the gateway decides whom to believe (OPENBELL_API_TRUSTED_PROXIES)
+            timeout_graceful_shutdown=stop_s,
+        )
+    )
+
+
+async def until_signal() -> None:
+    """Return at SIGINT or SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+async def run(service: Service, until: Callable[[], Coroutine[None, None, object]] = until_signal) -> None:
+    """Serve HTTP and run the service until a signal; then end requests and runners side by side (StopBudget)."""
+    settings = service.settings
+    server = http_server(service.app, settings.http_host, settings.http_port, service.budget.http_s)
+    async with service.running():
+        serving = asyncio.create_task(server.serve())
+        stopping = asyncio.create_task(until())
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        server.should_exit = True
+        await asyncio.gather(serving, service.drain())
+
+
+async def replay(service: Service, arguments: Sequence[str]) -> int:
+    """Run the command line `replay ...`; return the exit code."""
+    name, wanted, options = parse(arguments, service.clock())
+    try:
+        counts = await service.replay(name).run(wanted, again=options.again, dry_run=options.dry_run, rate=options.rate)
+    except Invalid as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 2
+    finally:
+        await service.db.close()
+    report(counts, dry_run=options.dry_run)
+    return 0
+
+
+def main(build: Callable[[Environment], Service]) -> None:
+    """Run a service as a process of its own, or `replay ...` for one of its consumers."""
+    env = Environment()
+    logs.configure(env.settings.log_level)
+    keep_pandas_out()
+
+    async def start() -> int:
+        service = build(env)
+        if sys.argv[1:2] == ["replay"]:
+            return await replay(service, sys.argv[2:])
+        telemetry.configure(env.settings, service.name)
+        collect_rarely()
+        await run(service)
+        return 0
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sys.exit(runner.run(start()))
