@@ -29,6 +29,7 @@ _READ_COMMITTED: Final = 1
 _CODECS: Final = {1: gzip_decode, 2: snappy_decode, 3: lz4_decode, 4: zstd_decode}
 _MAX_BYTES: Final = 1_048_576  # the broker sends at least one batch, however large; a handful of records is enough
 _CRC_AT: Final = 17
+_VARINT: Final = 10  # bytes of the longest, a varlong
 
 
 class RawFetch(FetchRequest):
@@ -57,12 +58,14 @@ def read(
 ) -> tuple[list[Record | Unreadable], int]:
     """Read record batches from the first record at or after `offset`; a cut-off last batch is for the next fetch.
 
+    So is what would unpack to more than `unpacked.LIMIT` together; a first batch that alone does is read by itself.
+
     `aborted` are producers whose transaction failed, each with the first offset of it: those records never happened.
     """
     found: list[Record | Unreadable] = []
     following = offset
     position = 0
-    data = data[: unpacked.readable(data) or len(data)]
+    data = data[: unpacked.readable(data) or _first_end(data)]
     failed = _Aborted(aborted)
     while position + _LENGTH.size <= len(data):
         base, length = _LENGTH.unpack_from(data, position)
@@ -79,6 +82,10 @@ def read(
             found.append(Unreadable(max(base, offset), last, batch, f"{type(error).__name__}: {error}"))
         following = max(following, last + 1)
     return found, following
+
+
+def _first_end(data: bytes) -> int:
+    return _LENGTH.size + max(0, _LENGTH.unpack_from(data)[1]) if len(data) >= _LENGTH.size else 0
 
 
 def _last_offset(batch: bytes, base: int) -> int:
@@ -145,21 +152,21 @@ def _control_type(batch: bytes) -> int:
 
 
 class _Reader:
-    """Walks over zigzag varints and length-prefixed fields; raises IndexError or ValueError at the end."""
+    """Walks over zigzag varints and length-prefixed fields; raises IndexError or ValueError where there is none."""
 
     def __init__(self, data: bytes) -> None:
         self._data = bytes(data)
         self._position = 0
 
     def varint(self) -> int:
-        shift = value = 0
-        while True:
+        value = 0
+        for place in range(_VARINT):
             byte = self._data[self._position]
             self._position += 1
-            value |= (byte & 0x7F) << shift
+            value |= (byte & 0x7F) << 7 * place
             if byte < 0x80:  # noqa: PLR2004 - the continuation bit
                 return (value >> 1) ^ -(value & 1)
-            shift += 7
+        raise ValueError(f"a number of more than {_VARINT} bytes")
 
     def skip(self, count: int) -> None:
         self._position += count

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from shared.messaging.ports import Unreadable
 from shared.messaging.raw_fetch import read
 from shared.messaging.record import headers_of
+from shared.messaging.unpacked import LIMIT
 from tests.conftest import eventually
 from tests.messaging.batches import CODECS, One, batch, produce, sealed
 from tests.messaging.harness import Deposited, Probe, record_effect
@@ -91,6 +92,29 @@ def test_a_body_that_cannot_be_unpacked_is_unreadable(codec: str) -> None:
     found, following = read(sealed(good[:61] + b"\x00garbage" + good[69:]), HERE, 0)
     assert [type(one) for one in found] == [Unreadable]
     assert following == 1
+
+
+def test_of_batches_too_large_to_unpack_one_is_read_and_the_others_wait_for_the_next_fetch() -> None:
+    large: list[One] = [(None, bytes(LIMIT + 1), ())]
+    first, second = batch(large, "gzip", base=0), batch(large, "gzip", base=1)
+    found, following = read(first + second, HERE, 0)
+    assert ([type(one) for one in found], following) == ([Unreadable], 1)
+    found, following = read(second, HERE, following)
+    assert ([type(one) for one in found], following) == ([Unreadable], 2)
+
+
+@pytest.mark.parametrize(("length", "said"), [(10, None), (11, "more than 10 bytes"), (100_000, "more than 10 bytes")])
+def test_a_number_longer_than_the_format_knows_is_unreadable(length: int, said: str | None) -> None:
+    good = batch([(None, b"v", ())])
+    endless = b"\x80" * (length - 1) + b"\x00"
+    data = sealed(_resized(good[:61] + endless + good[62:]))
+    (found,), _ = read(data, HERE, 0)
+    assert isinstance(found, Unreadable) == (said is not None)
+    assert said is None or said in found.reason  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _resized(data: bytes) -> bytes:
+    return data[:8] + struct.pack(">i", len(data) - 12) + data[12:]
 
 
 def test_an_old_message_format_is_unreadable_and_costs_one_offset() -> None:
