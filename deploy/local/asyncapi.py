@@ -21,9 +21,14 @@ def build() -> dict[str, Any]:
     return document(published, {name: card.READS for name, card in cards.items()}, "1")
 
 
+def written(found: dict[str, Any]) -> bytes:
+    """Return the document's text; sorted, for the order in which FastStream finds things differs between runs."""
+    return orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS)
+
+
 def main() -> int:
     """Write the document; return the exit code."""
-    TARGET.write_bytes(orjson.dumps(build(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    TARGET.write_bytes(written(build()))
     sys.stdout.write(f"wrote {TARGET}\n")
     return 0
 
