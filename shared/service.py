@@ -52,6 +52,7 @@ from shared.messaging import inbox
 from shared.messaging.consumer import Consumer
 from shared.messaging.delivery import Delivery
 from shared.messaging.door import Door
+from shared.messaging.failed import clean
 from shared.messaging.fuse import Fuse
 from shared.messaging.kafka import KafkaAddress, ensure_topics, wait_for_kafka
 from shared.messaging.lane import Lanes
@@ -301,7 +302,7 @@ class Service:
             try:
                 await self.start()
             except Exception as error:  # noqa: BLE001 - told in logs and readiness, and begun again
-                self._broken["start"] = f"{type(error).__name__}: {error}"[:300]
+                self._broken["start"] = clean(f"{type(error).__name__}: {error}")[:300]
                 known = isinstance(error, (SchemaTooOld, OSError, TimeoutError)) or is_rerun(error)
                 _log.warning(
                     "service_cannot_start",
@@ -326,7 +327,7 @@ class Service:
                 why = "it was cancelled from within"  # by something that it awaits: nobody asked it to stop
                 _log.exception("runner_failed", extra={"service": self.name, "runner": runner.name})
             except Exception as error:  # noqa: BLE001 - told in logs and readiness, and begun again
-                why = f"{type(error).__name__}: {error}"[:300]
+                why = clean(f"{type(error).__name__}: {error}")[:300]
                 _log.exception("runner_failed", extra={"service": self.name, "runner": runner.name})
             pause_s = 1.0 if _monotonic() - began > 60 else min(pause_s * 2, 30.0)  # noqa: PLR2004 - a minute went well
             self._broken[runner.name] = why

@@ -118,7 +118,8 @@ class Partition:
                 return
             except Exception as error:  # noqa: BLE001 - the partition stands still and says why
                 delay_s = min(delay_s * 2, 30.0) if self.stuck else 1.0
-                self.stuck = f"{self._about['partition']} does not get on: {type(error).__name__}: {error}"[:250]
+                reason = clean(f"{type(error).__name__}: {error}")
+                self.stuck = f"{self._about['partition']} does not get on: {reason}"[:250]
                 _log.exception("partition_stuck", extra=self._about)
                 await happens(self._stopping, delay_s)
 
