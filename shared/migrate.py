@@ -26,6 +26,9 @@ _ROLE_SETTINGS: Final = {
     "lock_timeout": "10s",
 }
 
+# A migration takes as long as it takes, also as a role with the settings above; for locks it does not wait long.
+_LIMITS: Final = ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout")
+
 
 async def prepare(admin_url: str, services: Sequence[str] = SERVICES, password: str | None = None) -> None:
     """Create each service's role and schema where they are missing, and set the role's time-outs."""
@@ -65,6 +68,8 @@ async def upgrade_all(admin_url: str, services: Sequence[str] = SERVICES, passwo
 
 def run_env(connection: Connection, context: Any, service: str) -> None:
     """Run migrations on a connection, in the service's schema and as its role; each env.py calls this."""
+    for limit in _LIMITS:
+        connection.execute(text(f"set {limit} = 0"))
     connection.execute(text(f"set role openbell_{service}"))
     connection.execute(text(f"set search_path to {service}"))
     connection.execute(text("set lock_timeout = '10s'"))

@@ -168,6 +168,22 @@ async def _start(url: str, service: str) -> None:
         await built.stop()
 
 
+async def test_a_migration_may_take_longer_than_its_role_s_transactions(empty_database: str):
+    await migrate.prepare(empty_database, ["data"])
+    name = empty_database.rpartition("/")[2]
+    for limit in ("transaction_timeout", "statement_timeout"):
+        await _execute(empty_database, f"alter role openbell_data in database {name} set {limit} = '1s'")
+    await _execute(empty_database, _SLOW)
+    await migrate.upgrade(_role_url(empty_database, "data"), "data")
+    assert any("failed_jobs" in fact for fact in await _dump(empty_database, "data"))
+
+
+_SLOW = """
+    create function slow() returns event_trigger language plpgsql as 'begin perform pg_sleep(1.2); end';
+    create event trigger slow on ddl_command_start when tag in ('ALTER TABLE') execute function slow();
+"""
+
+
 async def test_a_role_has_no_rights_outside_its_schema(database_url: str):
     for service in SERVICES:
         connection = await asyncpg.connect(_role_url(database_url, service))
