@@ -24,6 +24,7 @@ from litestar import Request, Response
 from litestar.status_codes import HTTP_204_NO_CONTENT
 from sqlalchemy import text
 
+from shared import retention
 from shared.db import Tx
 from shared.errors import Conflict, Invalid, Permanent
 from shared.http.json import encode
@@ -68,7 +69,7 @@ _STORE: Final = text(
             created_at = excluded.created_at
     """
 )
-_FORGET: Final = text("delete from idempotency_keys where created_at <= :since")
+_FORGET: Final = retention.slice_of("idempotency_keys", "created_at <= :since")
 
 
 class Operations(Protocol):
@@ -90,9 +91,9 @@ def drop(op: Operations) -> None:
     op.execute("drop table idempotency_keys")
 
 
-async def forget(tx: Tx, now: datetime) -> int:
+async def forget(transaction: retention.Transaction, now: datetime) -> int:
     """Delete what is past its retention; return how many."""
-    return await tx.execute(_FORGET, since=now - RETENTION)
+    return await retention.forget(transaction, _FORGET, since=now - RETENTION)
 
 
 class MalformedKey(Permanent):

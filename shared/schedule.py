@@ -28,6 +28,7 @@ from shared.contracts.base import Event
 from shared.db import Row, Tx, is_rerun
 from shared.errors import NotFound
 from shared.messaging.door import Door
+from shared.retention import slice_of
 from shared.work import explain
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ _BEGIN = text("""
 _END = text("""
     update job_runs set finished_at = :now, outcome = :outcome, error = cast(:error as text)
     where id = :id and outcome = 'running'""")
-_FORGET = text("delete from job_runs where job = :job and started_at < :before")
+_FORGET = slice_of("job_runs", "job = :job and started_at < :before")  # a slice with each run
 _NEXT = text("select min(next_at) from jobs where name = any(cast(:names as text[])) and lease_until is null")
 _REQUEST = text("""
     update jobs set requested_at = coalesce(requested_at, :now) where name = :name""")

@@ -45,14 +45,14 @@ from shared import idempotency
 from shared.clock import Clock, utc_now
 from shared.contracts.base import Event
 from shared.contracts.topics import TOPICS, dead_letter_topic
-from shared.db import Database, Tx, is_rerun
+from shared.db import Database, is_rerun
 from shared.errors import Invalid
 from shared.http import build_app
 from shared.messaging import inbox
 from shared.messaging.consumer import Consumer
 from shared.messaging.delivery import Delivery
 from shared.messaging.door import Door
-from shared.messaging.failed import clean
+from shared.messaging.failed import clean, forget_settled
 from shared.messaging.fuse import Fuse
 from shared.messaging.kafka import KafkaAddress, ensure_topics, wait_for_kafka
 from shared.messaging.lane import Lanes
@@ -69,9 +69,6 @@ _log = logging.getLogger(__name__)
 _monotonic = time.monotonic
 
 _REVISION: Final = text("select version_num from alembic_version")
-_FORGET_FAILED: Final = text(
-    "delete from failed_jobs where status in ('resolved', 'discarded') and updated_at < :before"
-)
 KEEP_SETTLED_JOBS: Final = timedelta(days=30)
 
 
@@ -339,13 +336,11 @@ class Service:
             await inbox.roll(tx, now)
 
     async def _forget_failed(self, now: datetime) -> None:
-        async with self.db.transaction() as tx:
-            await _forget(tx, now)
-            await runs_table.forget(tx, now - KEEP_SETTLED_JOBS)
+        await forget_settled(self.db.transaction, now - KEEP_SETTLED_JOBS)
+        await runs_table.forget(self.db.transaction, now - KEEP_SETTLED_JOBS)
 
     async def _forget_answers(self, now: datetime) -> None:
-        async with self.db.transaction() as tx:
-            await idempotency.forget(tx, now)
+        await idempotency.forget(self.db.transaction, now)
 
 
 async def _end(tasks: Sequence[asyncio.Task[None]], within_s: float) -> set[asyncio.Task[None]]:
@@ -356,7 +351,3 @@ async def _end(tasks: Sequence[asyncio.Task[None]], within_s: float) -> set[asyn
         task.cancel()
     _, late = await asyncio.wait(tasks, timeout=within_s)
     return late
-
-
-async def _forget(tx: Tx, now: datetime) -> None:
-    await tx.execute(_FORGET_FAILED, before=now - KEEP_SETTLED_JOBS)

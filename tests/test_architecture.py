@@ -151,6 +151,22 @@ def test_importing_opens_nothing_and_starts_nothing():
     assert json.loads(done.stdout) == []
 
 
+# Retention
+
+_BY_AGE: Final = re.compile(r"delete from \S+ where (?:(?!returning)[^\";])*<=? :\w+(?!\w| returning)")
+
+
+def test_what_is_past_its_time_is_deleted_in_slices():
+    """One statement over a large backlog would be cut off by its time-out every night (shared.retention)."""
+    found = [
+        f"{path.relative_to(ROOT)}: {statement}"
+        for folder in ("shared", "services")
+        for path in _sources(folder)
+        for statement in _BY_AGE.findall(path.read_text())
+    ]
+    assert [one for one in found if "work_pauses" not in one] == []
+
+
 # Registries
 
 

@@ -12,9 +12,9 @@ from uuid import uuid5
 from services.alerts.domain.links import Link, Links
 from services.alerts.domain.text import Message, body, confirmation, notes
 from services.alerts.ports import ChannelGone, Sender
+from services.alerts.store import months
 from services.alerts.store.alerts import AlertsStore, lines_of
 from services.alerts.store.confirmations import ConfirmationStore
-from services.alerts.store.months import roll
 from shared.clock import Clock
 from shared.contracts.alerts import Channel, DeliverySettled, DeliveryStatus
 from shared.contracts.base import Event
@@ -177,10 +177,10 @@ class Retention:
         today = at.date()
         for table, keep in self._months.items():
             async with self._door.transaction() as tx:
-                await roll(tx, table, today, keep)
-        async with self._door.transaction() as tx:
-            await self._store.forget_contracts(tx, today - timedelta(days=self._contracts_days))
-            await self._confirmations.forget(tx, at)
+                await months.roll(tx, table, today, keep)
+            await months.forget(self._door.transaction, table, today, keep)
+        await self._store.forget_contracts(self._door.transaction, today - timedelta(days=self._contracts_days))
+        await self._confirmations.forget(self._door.transaction, at)
 
 
 def _message(found: Row, *, repeat: bool) -> Message:

@@ -168,5 +168,4 @@ def _key_secret(settings: ApiSettings, shared: SharedSettings) -> str:
 
 
 async def _forget_buckets(gateway: Gateway, now: datetime) -> None:
-    async with gateway.door.transaction() as tx:
-        await store.forget_buckets(tx, now - BUCKETS_KEPT)
+    await store.forget_buckets(gateway.door.transaction, now - BUCKETS_KEPT)

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from shared import retention
 from shared.db import Row, Tx
 
 _ADD_USER: Final = text(
@@ -156,7 +157,7 @@ _AUDITED: Final = text(
     order by at desc, id desc limit :limit
     """
 )
-_FORGET_BUCKETS: Final = text("delete from rate_buckets where updated_at < :since")
+_FORGET_BUCKETS: Final = retention.slice_of("rate_buckets", "updated_at < :since")
 
 
 async def add_user(tx: Tx, *, id: UUID, email: str, external_id: str | None, role: str, now: datetime) -> bool:  # noqa: A002 - column
@@ -291,6 +292,6 @@ async def audited(
     )
 
 
-async def forget_buckets(tx: Tx, since: datetime) -> int:
+async def forget_buckets(transaction: retention.Transaction, since: datetime) -> int:
     """Drop rate buckets that nobody touched since; they would be full again."""
-    return await tx.execute(_FORGET_BUCKETS, since=since)
+    return await retention.forget(transaction, _FORGET_BUCKETS, since=since)

@@ -24,6 +24,7 @@ from shared.contracts.data import ChainCollected
 from shared.contracts.detector import ActivityDetected, LeaderboardChanged, LeaderboardEntry, UnusualContract
 from shared.db import Row, Tx
 from shared.errors import NotFound
+from shared.retention import Transaction
 
 log = logging.getLogger("openbell.detector")
 
@@ -176,16 +177,15 @@ class Detector:
         """Return a symbol's unusual contracts of one session, best first."""
         return await self._store.activity(tx, symbol.upper(), session, limit)
 
-    async def drop_old(self, today: date, tx: Tx) -> list[Event]:
+    async def drop_old(self, today: date, transaction: Transaction) -> None:
         """Delete what is older than its retention."""
         activity = today - timedelta(days=self._retention.activity_days)
         board = today - timedelta(days=self._retention.board_days)
         dropped = await self._store.drop_old(
-            tx,
+            transaction,
             {"activity": activity, "boards": board, "candidates": board, "scans": board, "snapshots": board},
         )
-        tx.after_commit(lambda: log.info("detector.dropped_old", extra={"rows": dropped}))
-        return []
+        log.info("detector.dropped_old", extra={"rows": dropped})
 
 
 def _activity(event: ChainCollected, contracts: Sequence[UnusualContract]) -> list[ActivityDetected]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from sqlalchemy import text
 
 from services.detector.domain.snapshots import Snapshot
+from shared import retention
 from shared.contracts.data import ChainHeader
 from shared.contracts.detector import LeaderboardEntry, UnusualContract
 from shared.db import Row, Tx
@@ -196,11 +197,8 @@ _ACTIVITY = text(
 )
 
 _DROP_OLD = {
-    "activity": text("delete from activity where session < :before"),
-    "boards": text("delete from boards where session < :before"),
-    "candidates": text("delete from candidates where session < :before"),
-    "scans": text("delete from scans where session < :before"),
-    "snapshots": text("delete from snapshots where session < :before"),
+    table: retention.slice_of(table, "session < :before")
+    for table in ("activity", "boards", "candidates", "scans", "snapshots")
 }
 
 
@@ -341,9 +339,9 @@ class DetectorStore:
         """Return the unusual contracts of the symbol's newest session, or of `session`, best first."""
         return await tx.fetch(_ACTIVITY, symbol=symbol, session=session, limit=limit)
 
-    async def drop_old(self, tx: Tx, before: Mapping[str, date]) -> dict[str, int]:
+    async def drop_old(self, transaction: retention.Transaction, before: Mapping[str, date]) -> dict[str, int]:
         """Delete sessions before the date given for each table; return how many rows went."""
-        return {name: await tx.execute(_DROP_OLD[name], before=day) for name, day in before.items()}
+        return {name: await retention.forget(transaction, _DROP_OLD[name], before=day) for name, day in before.items()}
 
 
 def _snapshot(row: Row) -> Snapshot:

@@ -29,6 +29,6 @@ def retention(detector: Detector, door: Door) -> Job:
     """Return the nightly job that drops old sessions."""
 
     async def drop_old(due_at: datetime) -> None:
-        await door.publish(lambda tx: detector.drop_old(due_at.date(), tx))
+        await detector.drop_old(due_at.date(), door.transaction)
 
     return Job("retention", "20 5 * * *", drop_old)

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from shared import retention
 from shared.db import Tx
 from shared.errors import NotYet, OpenbellError, Permanent
 from shared.messaging.consumer import Policy
@@ -78,6 +79,10 @@ _FENCED: Final = text(
     """
 )
 
+FORGET_SETTLED: Final = retention.slice_of(
+    "failed_jobs", "status in ('resolved', 'discarded') and updated_at < :before"
+)
+
 
 async def park(tx: Tx, consumer: str, parked: Sequence[Parked], now: datetime) -> set[int]:
     """Write rows; one that already lies there stays as it is. Return the offsets of the new ones."""
@@ -108,6 +113,11 @@ async def fenced_keys(tx: Tx, consumer: str, topic: str, partition: int, keys: S
     """Return the keys that have a waiting or held row, with how many."""
     rows = await tx.fetch(_FENCED, consumer=consumer, topic=topic, partition=partition, keys=list(keys))
     return {row["key"]: row["waiting"] for row in rows}
+
+
+async def forget_settled(transaction: retention.Transaction, before: datetime) -> int:
+    """Delete what was resolved or discarded before that time; return how many."""
+    return await retention.forget(transaction, FORGET_SETTLED, before=before)
 
 
 def judge(error: Exception, attempts: int, policy: Policy, now: datetime, draw: float) -> Failure:

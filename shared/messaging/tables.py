@@ -92,6 +92,10 @@ _CREATE = (
 
 _CLUSTER = "alter table consumer_offsets add column cluster text"  # which Kafka the offset is one of
 
+_SETTLED = """
+    create index failed_jobs_settled on failed_jobs (updated_at) where status in ('resolved', 'discarded')
+"""
+
 _DROP = ("failed_jobs", "outbox", "consumer_offsets", "inbox")
 
 
@@ -109,6 +113,16 @@ def add_cluster(op: Operations) -> None:
 def drop_cluster(op: Operations) -> None:
     """Undo `add_cluster`."""
     op.execute("alter table consumer_offsets drop column cluster")
+
+
+def add_settled(op: Operations) -> None:
+    """Let retention find what is settled without reading the whole table."""
+    op.execute(_SETTLED)
+
+
+def drop_settled(op: Operations) -> None:
+    """Undo `add_settled`."""
+    op.execute("drop index failed_jobs_settled")
 
 
 def drop(op: Operations) -> None:

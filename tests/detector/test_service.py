@@ -248,8 +248,7 @@ async def test_old_sessions_are_dropped(db):
     for session in (old, new):
         await scan(db, collected(header(session=session), [row()]))
     await refresh(db)
-    async with db.transaction() as tx:
-        await detector().drop_old(SESSION, tx)
+    await detector().drop_old(SESSION, db.transaction)
     async with db.read() as tx:
         for table in ("activity", "boards", "candidates", "scans", "snapshots"):
             rows = await tx.fetch(text(f"select distinct session from {table}"))

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from services.alerts.domain.matching import Change, Known, Line, Stock, Summary
 from services.alerts.domain.text import title
+from shared import retention
 from shared.contracts.alerts import Channel
 from shared.db import Row, Tx
 
@@ -22,7 +23,7 @@ _KEEP_CONTRACTS = text("""
     select * from jsonb_to_recordset(cast(:rows as jsonb))
         as r (symbol text, session date, contract text, line jsonb)
     on conflict (symbol, session, contract) do update set line = excluded.line""")
-_FORGET_CONTRACTS = text("delete from contracts where session < :before")
+_FORGET_CONTRACTS = retention.slice_of("contracts", "session < :before")
 
 _ALERTS_OF = text("""
     select alert_id, top_score, contract_count, premium_usd, best, simulated, notified_score, notifications
@@ -119,9 +120,9 @@ class AlertsStore:
         if rows:
             await tx.execute(_KEEP_CONTRACTS, rows=rows)
 
-    async def forget_contracts(self, tx: Tx, before: date) -> int:
+    async def forget_contracts(self, transaction: retention.Transaction, before: date) -> int:
         """Delete the contracts of older sessions; return how many."""
-        return await tx.execute(_FORGET_CONTRACTS, before=before)
+        return await retention.forget(transaction, _FORGET_CONTRACTS, before=before)
 
     async def alerts_of(self, tx: Tx, stocks: Sequence[Stock]) -> dict[UUID, Known]:
         """Return what is recorded of the stocks' alerts, by alert."""

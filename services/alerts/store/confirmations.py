@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from services.alerts.domain.links import Link
+from shared import retention
 from shared.db import Row, Tx
 
 KEEP: Final = timedelta(days=7)
@@ -31,7 +32,7 @@ _CONFIRM: Final = text("""
 _CONFIRMED: Final = text("""
     select exists (select from channels where user_id = :user_id and channel = 'email' and lane = :lane
         and confirmed_at is not null)""")
-_FORGET: Final = text("delete from confirmations where created_at < :before and settled_at is not null")
+_FORGET: Final = retention.slice_of("confirmations", "created_at < :before and settled_at is not null")
 
 
 class ConfirmationStore:
@@ -63,6 +64,6 @@ class ConfirmationStore:
         """Return whether the address is confirmed."""
         return bool(await tx.fetchval(_CONFIRMED, user_id=link.user_id, lane=link.lane))
 
-    async def forget(self, tx: Tx, now: datetime) -> None:
+    async def forget(self, transaction: retention.Transaction, now: datetime) -> None:
         """Delete what is older than `KEEP`."""
-        await tx.execute(_FORGET, before=now - KEEP)
+        await retention.forget(transaction, _FORGET, before=now - KEEP)

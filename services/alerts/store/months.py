@@ -8,7 +8,9 @@ from typing import Final
 
 from sqlalchemy import text
 
+from shared import retention
 from shared.db import Tx
+from shared.retention import Transaction, slice_of
 
 AHEAD: Final = 2
 
@@ -49,8 +51,11 @@ async def roll(tx: Tx, table: str, today: date, keep: int) -> None:
     for name in sorted(existing - {f"{table}_default"}):
         if name < oldest:
             await tx.execute(text(f"drop table {name}"))
-    before = month(today, -keep)
-    await tx.execute(text(f"delete from {table}_default where session < :before"), before=before)  # noqa: S608 - our name
+
+
+async def forget(transaction: Transaction, table: str, today: date, keep: int) -> None:
+    """Delete what lies outside every month and is older than those that `roll` keeps."""
+    await retention.forget(transaction, slice_of(f"{table}_default", "session < :before"), before=month(today, -keep))
 
 
 async def _add_month(tx: Tx, table: str, first: date) -> None:

@@ -3,9 +3,7 @@
 from datetime import datetime
 from typing import Final, Protocol
 
-from sqlalchemy import text
-
-from shared.db import Tx
+from shared import retention
 
 _CREATE: Final = (
     """
@@ -36,7 +34,7 @@ _CREATE: Final = (
     """,
     "create index ops_runs_open on ops_runs (created_at) where status in ('queued', 'running')",
 )
-_FORGET: Final = text("delete from ops_runs where finished_at < :before")
+_FORGET: Final = retention.slice_of("ops_runs", "finished_at < :before")
 
 
 class Operations(Protocol):
@@ -58,6 +56,6 @@ def drop_table(op: Operations) -> None:
     op.execute("drop table ops_runs")
 
 
-async def forget(tx: Tx, before: datetime) -> int:
+async def forget(transaction: retention.Transaction, before: datetime) -> int:
     """Delete runs that ended before that time; return how many."""
-    return await tx.execute(_FORGET, before=before)
+    return await retention.forget(transaction, _FORGET, before=before)
