@@ -29,6 +29,7 @@ import watchfiles
 
 from deploy.local import demo, stack
 from deploy.local.stack import Stack
+from services.alerts.settings import AlertsSettings
 from shared import logs, telemetry
 from shared.lean import collect_rarely, keep_pandas_out
 from shared.process import http_server, until_signal
@@ -59,11 +60,19 @@ def main() -> int:
     imports.start()
     with stack.running(home, _say) as below:
         imports.join()
+        port = _free(arguments.port)
+        tell_address(port)
         run = _processes if arguments.processes else _one_process
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, contextlib.suppress(KeyboardInterrupt):
-            runner.run(run(below, home, _free(arguments.port), began))
+            runner.run(run(below, home, port, began))
         _say("stopping Postgres and Kafka ...")
     return 0
+
+
+def tell_address(port: int) -> None:
+    """Let links in mails lead to the gateway of this run, unless somebody has set where they lead."""
+    if "public_url" not in AlertsSettings().model_fields_set:
+        os.environ["OPENBELL_ALERTS_PUBLIC_URL"] = f"http://127.0.0.1:{port}"
 
 
 def _import_services() -> None:
