@@ -52,7 +52,10 @@ async def run(tx: Tx, items: Sequence[Item], judge: Callable[[Item, Exception], 
     raises: it is the caller's whole transaction, and needs no savepoint.
     """
     if len(items) == 1:
-        return Ran(await handle(tx, items, turn), list(items))
+        try:
+            return Ran(await handle(tx, items, turn), list(items))
+        except SomeFailed as error:
+            raise error.failures.get(items[0].event_id, error) from error
     ran = Ran()
     todo = list(items)
     size = len(todo)
