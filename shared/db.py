@@ -89,7 +89,7 @@ class Tx:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._after_commit: list[Callable[[], None]] = []
-        self._marked = False
+        self._marked: int | None = None  # how many callbacks there were at the savepoint
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call `callback` once the commit is known; never when the transaction fails."""
@@ -102,12 +102,14 @@ class Tx:
 
     async def savepoint(self) -> None:
         """Mark where `back_to_savepoint` goes back to; the mark before it is forgotten."""
-        await self.connection.execute("release savepoint here; savepoint here" if self._marked else "savepoint here")
-        self._marked = True
+        marked = self._marked is not None
+        await self.connection.execute("release savepoint here; savepoint here" if marked else "savepoint here")
+        self._marked = len(self._after_commit)
 
     async def back_to_savepoint(self) -> None:
         """Undo everything since `savepoint`, an error that Postgres has raised included."""
         await self.connection.execute("rollback to savepoint here")
+        del self._after_commit[self._marked :]
 
     async def fetch(self, statement: Executable, /, **params: Any) -> list[Row]:
         """Return all rows."""
@@ -331,11 +333,15 @@ class Database:
                 raise
 
     async def answers(self, within_s: float = 3.0) -> bool:
-        """Whether Postgres answers the simplest question in time."""
+        """Whether Postgres answers the simplest question in time, asked outside the pool, which may be all in use."""
         try:
-            async with asyncio.timeout(within_s), self.read() as tx:
-                await tx.connection.execute("select 1")
-        except (*_RERUN, asyncpg.InterfaceError, OSError):
+            async with asyncio.timeout(within_s):
+                connection = await self.connect()
+                try:
+                    await connection.execute("select 1")
+                finally:
+                    connection.terminate()
+        except (*_RERUN, *_LOST, asyncpg.PostgresError):
             return False
         return True
 
