@@ -16,6 +16,8 @@ Asked = argparse.Namespace
 Answer = dict[str, Any]
 
 FILTER: Final = ("consumer", "fingerprint", "code", "since", "until")
+MANY: Final = (*FILTER, "status", "cap", "rate", "dry_run")
+"""What may be said only when no job is named."""
 SUMMARY: Final = (
     "consumer",
     "job_type",
@@ -72,14 +74,16 @@ def failed_show(gateway: Gateway, asked: Asked) -> int:
 def failed_retry(gateway: Gateway, asked: Asked) -> int:
     """Retry one or many."""
     if asked.id:
+        _only_one(asked)
         return _one(asked, gateway.post(f"/ops/failed-jobs/{asked.id}/retry"))
-    return _many(gateway, asked, "retry", {"rate": asked.rate})
+    return _many(gateway, asked, "retry", {})
 
 
 def failed_discard(gateway: Gateway, asked: Asked) -> int:
     """Discard one or many."""
     reason = {"reason": asked.reason}
     if asked.id:
+        _only_one(asked)
         return _one(asked, gateway.post(f"/ops/failed-jobs/{asked.id}/discard", reason))
     return _many(gateway, asked, "discard", reason)
 
@@ -164,9 +168,19 @@ COMMANDS: Final[Mapping[str, Callable[[Gateway, Asked], int]]] = {
 }
 
 
+def _only_one(asked: Asked) -> None:
+    """Refuse what would be ignored beside a named job; a dry run of one must not act."""
+    given = [name for name in MANY if (value := getattr(asked, name)) is not None and value is not False]
+    if given:
+        said = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise Failure(USAGE, f"{said} is for many: leave it out, or name no job; nothing was done")
+
+
 def _many(gateway: Gateway, asked: Asked, verb: str, more: Answer) -> int:
     """Count first; ask; then act and wait for the end."""
-    order: Answer = {name: getattr(asked, name) for name in (*FILTER, "cap")} | {"statuses": asked.status} | more
+    order: Answer = (
+        {name: getattr(asked, name) for name in (*FILTER, "cap", "rate")} | {"statuses": asked.status} | more
+    )
     if not any(order[name] for name in FILTER):
         raise Failure(USAGE, "which jobs? Name one as SERVICE/ID, or say --fingerprint, --consumer, --code or --since")
     path = f"/ops/failed-jobs/{verb}"

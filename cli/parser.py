@@ -71,7 +71,6 @@ def _failed(parser: argparse.ArgumentParser) -> None:
 
     retry = _command(commands, "retry", "run one again, or many: a group, or what a filter finds", run="failed_retry")
     _many(retry)
-    retry.add_argument("--rate", type=float, help="rows a second, at most (many)")
 
     edit = _command(commands, "edit", "put a mended event in a failed job's place", run="failed_edit")
     _job(edit)
@@ -132,6 +131,7 @@ def _many(parser: argparse.ArgumentParser) -> None:
         "--status", action="append", choices=("waiting", "held", "dead"), help="dead and held by default (many)"
     )
     parser.add_argument("--cap", type=int, help="how many rows at most, the oldest (many; 10000 by default)")
+    parser.add_argument("--rate", type=float, help="rows a second, at most (many)")
     parser.add_argument("--dry-run", action="store_true", help="count and show a sample, change nothing (many)")
     _background(parser)
 

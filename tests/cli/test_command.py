@@ -158,9 +158,34 @@ def test_a_confirmed_bulk_action_waits_for_its_end(run, server: Server, capsys):
 
 def test_a_dry_run_asks_nobody_and_begins_nothing(run, server: Server, capsys):
     server.say("/ops/failed-jobs/discard", {"services": [SEEN], "unavailable": {}}, 202)
-    assert run("failed", "discard", "--consumer", "api.audit", "--reason", "old", "--dry-run") == 0
+    asked = ("--consumer", "api.audit", "--rate", "5", "--reason", "old", "--dry-run")
+    assert run("failed", "discard", *asked) == 0
     assert "would discard 2 of 2" in capsys.readouterr().out
-    assert [body["dry_run"] for body in server.bodies()] == [True]
+    assert [(body["dry_run"], body["rate"]) for body in server.bodies()] == [(True, 5.0)]
+
+
+@pytest.mark.parametrize("verb", ["retry", "discard"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--dry-run",),
+        ("--rate", "0"),
+        ("--cap", "5"),
+        ("--status", "dead"),
+        ("--consumer", "api.audit"),
+        ("--fingerprint", "f"),
+        ("--code", "X"),
+        ("--since", "1h"),
+        ("--until", "1h"),
+    ],
+)
+def test_an_option_for_many_beside_a_named_job_is_refused_and_nothing_is_sent(
+    run, server: Server, capsys, verb: str, option: tuple[str, ...]
+):
+    reason = ("--reason", "old") if verb == "discard" else ()
+    assert run("failed", verb, JOB, *reason, *option) == 2
+    assert f"{option[0]} is for many" in capsys.readouterr().err
+    assert server.asked == []
 
 
 def test_an_edit_sends_json_as_json_and_other_bytes_as_base64(run, server: Server, tmp_path: Path, capsys):
