@@ -8,6 +8,7 @@ import pytest
 
 from cli.commands import COMMANDS
 from cli.parser import EXAMPLES, build
+from shared.messaging.failed import NOTES
 
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r"(?:^|[`$|] ?)(?:\.venv/bin/)?openbell ((?:[^`\n|\\]|\\\n)+)", re.MULTILINE)
@@ -48,3 +49,10 @@ def test_the_runbooks_are_full_of_commands():
 def test_every_command_stands_in_a_document():
     told = {build().parse_args(words).run for words in WRITTEN}
     assert set(COMMANDS) - told == set()
+
+
+def test_the_runbook_names_every_code_that_takes_no_retry():
+    page = (ROOT / "docs/runbooks/failed-jobs.md").read_text()
+    (told,) = re.findall(r"^(.*) tell of records that nobody can run", page, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", told)) == NOTES
+    assert [code for code in NOTES if f"| `{code}` |" not in page] == []

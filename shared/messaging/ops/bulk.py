@@ -1,14 +1,15 @@
 """Many failed jobs at once: choose them, count them, then retry or discard them lane by lane.
 
 The rows are chosen once, when the action is asked for; what fails later is not among them. A batch is some rows of one
-lane in one transaction with the count of what was done, so that an action cut short goes on where it stood. The rate
-spreads due times; rows of one key follow their head without a pause, and the pace counts them.
+lane in one transaction with the count of what was done, so that an action cut short goes on where it stood. With a rate
+a batch is a few seconds' rows, and the next one waits for its time: what is not reached yet fences no key, and a
+cancelled action leaves it as it is. The rate spreads due times; rows of one key stay in one batch and follow their head
+without a pause, and the pace counts them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import takewhile
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -22,6 +23,8 @@ from shared.messaging.ops.rows import BRIEF, CHOSEN, Filter, lane_of_row, lock_l
 Verb = Literal["retry", "discard"]
 
 BATCH: Final = 500
+LEAD_S: Final = 5.0
+"""How long before its due time a row begins to wait."""
 SAMPLE: Final = 10
 
 _RUNNABLE: Final = "(cast(:notes as text[]) is null or coalesce(error_code, '') <> all(cast(:notes as text[])))"
@@ -71,7 +74,7 @@ _DISCARD: Final = text(
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be done: to which rows, at how many a second (retry), for which reason (discard)."""
+    """What is to be done: to which rows, at how many a second, for which reason (discard)."""
 
     verb: Verb
     chosen: Filter
@@ -83,6 +86,17 @@ class Order:
     def pace(self) -> timedelta:
         """The time between two rows."""
         return timedelta(seconds=1 / self.rate) if self.rate else timedelta(0)
+
+    @property
+    def lead(self) -> timedelta:
+        """How long before its time a batch may begin: a retried row has a due time, a discarded one is gone at once."""
+        return timedelta(seconds=LEAD_S if self.verb == "retry" else 0)
+
+    @property
+    def size(self) -> int:
+        """How many rows a batch has, unless the last one's key has more."""
+        seconds = LEAD_S if self.verb == "retry" else 1
+        return min(BATCH, max(1, int(self.rate * seconds))) if self.rate else BATCH
 
     @property
     def notes(self) -> list[str] | None:
@@ -97,7 +111,7 @@ class Bulk:
         self._failed_jobs = failed_jobs
 
     async def preview(self, tx: Tx, order: Order, cap: int) -> dict[str, Any]:
-        """Return what the order would do: counts, a sample of rows, and how long a retry takes. Changes nothing."""
+        """Return what the order would do: counts, a sample of rows, and how long it takes. Changes nothing."""
         params = {**order.chosen.params(), "notes": order.notes}
         groups = [dict(row) for row in await tx.fetch(_COUNT, **params)]
         sample = await tx.fetch(_SAMPLE, **params, limit=SAMPLE)
@@ -130,7 +144,7 @@ class Bulk:
         if not rows:
             return min(len(ids), position + BATCH), 0
         lane = lane_of_row(rows[0])
-        mine = [row["id"] for row in takewhile(lambda row: lane_of_row(row) == lane, rows)]
+        mine = _first(rows, order.size)
         after = ids.index(mine[-1], position) + 1
         await lock_lane(tx, lane)
         params = {"statuses": list(order.chosen.statuses), "notes": order.notes}
@@ -161,6 +175,15 @@ class Bulk:
             if row["key"] is not None:
                 heads.setdefault(row["key"], due)
         await settle_heads(tx, lane, heads, now, ids)
+
+
+def _first(rows: Sequence[Row], size: int) -> list[UUID]:
+    """Return the first rows' ids: of one lane, `size` of them and what else the last one's key has."""
+    for n, row in enumerate(rows):
+        cut = n >= size and _key(row) != _key(rows[n - 1])
+        if cut or lane_of_row(row) != lane_of_row(rows[0]):
+            return [one["id"] for one in rows[:n]]
+    return [row["id"] for row in rows]
 
 
 def _key(row: Row) -> Any:

@@ -341,6 +341,7 @@ class Runs:
         position: int = row["progress"].get("position", 0)
         due = datetime.fromisoformat(row["progress"]["due"]) if row["progress"] else row["started_at"]
         while position < len(ids):
+            await asyncio.sleep(max(0.0, (due - order.lead - self._clock()).total_seconds()))
             async with self._door.transaction() as tx:
                 now = self._clock()
                 start = max(now, due)  # late, as after an interruption, the rest keeps its pace
