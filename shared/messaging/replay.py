@@ -2,7 +2,10 @@
 
     python -m services.detector replay detector.chains --topic data.chains --since 1h [--dry-run] [--rate 500]
 
-By default (`--missing`) every event passes through the inbox: only what was never dealt with runs. `--again RUN`
+By default (`--missing`) every event passes through the inbox: only what was never dealt with runs. It ends where the
+consumer's own place is (`consumer_offsets`): what lies ahead of it is read by the consumer anyway, and run from here it
+would overtake what comes before it. What runs late runs after newer events that the consumer has had already; to keep
+the order, replay while the consumer's service is stopped. `--again RUN`
 deliberately runs all of them once more under that run's name: each event takes an id derived from its own and
 RUN, so that derived events are new facts, and a second replay of the same RUN does nothing. Order against live
 events is not promised then, so consumers that hold refuse it. Failures are parked as usual.
@@ -31,17 +34,20 @@ from shared.errors import Invalid
 from shared.messaging import raw_fetch
 from shared.messaging.consumer import Consumer
 from shared.messaging.decode import Item, decode
-from shared.messaging.kafka import KafkaAddress
+from shared.messaging.kafka import KafkaAddress, Reader
 from shared.messaging.lane import Lanes
 from shared.messaging.record import Record, open_envelope
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_PLACES: Final = text(
+    "select partition, next_offset, cluster from consumer_offsets where consumer = :consumer and topic = :topic"
+)
 _SEEN: Final = text("select event_id from inbox where consumer = :consumer and event_id = any(cast(:ids as uuid[]))")
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What to read: a topic from offsets or times on, up to what is there now (or a time)."""
+    """What to read: a topic from offsets or times on, up to where the consumer is now (`again`: what is there now)."""
 
     topic: str
     partition: int | None = None
@@ -52,9 +58,14 @@ class Range:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a replay is: counts, and for each partition the next offset and the one to stop before."""
+    """How far a replay is: counts, and for each partition the next offset and the one to stop before.
 
-    counts: Counter[str] = field(default_factory=lambda: Counter(read=0, skipped=0, known=0, run=0, nameless=0))
+    `ahead` counts the offsets between the consumer's place and Kafka's end, which are left to the consumer.
+    """
+
+    counts: Counter[str] = field(
+        default_factory=lambda: Counter(read=0, skipped=0, known=0, run=0, nameless=0, ahead=0)
+    )
     following: dict[int, int] = field(default_factory=dict[int, int])
     ends: dict[int, int] = field(default_factory=dict[int, int])
 
@@ -102,7 +113,7 @@ class Replay:
     async def run(
         self, wanted: Range, *, again: str | None = None, dry_run: bool = False, rate: float | None = None
     ) -> Counter[str]:
-        """Replay; return how many records were read, skipped (no handler), known, and run (or would be).
+        """Replay; return how many records were read, skipped (no handler), known, run (or would be), and left ahead.
 
         Events without a readable id are `nameless`: they park once and then stay as they are. Raises as `check`.
         """
@@ -127,7 +138,7 @@ class Replay:
         """
         wanted = self.check(wanted, again)
         size = min(self._consumer.max_batch, max(1, int(rate))) if rate else self._consumer.max_batch
-        async with aclosing(self._read(wanted, progress, size)) as pages:
+        async with aclosing(self._read(wanted, progress, size, to_the_end=again is not None)) as pages:
             async for number, after, records in pages:
                 began = time.monotonic()
                 now = self._clock()
@@ -160,10 +171,10 @@ class Replay:
         return decode(self._consumer, record, now)
 
     async def _read(
-        self, wanted: Range, progress: Progress, size: int
+        self, wanted: Range, progress: Progress, size: int, *, to_the_end: bool
     ) -> AsyncGenerator[tuple[int, int, list[Record]]]:
         """Yield (partition, offset after it, records) by page, one partition after the other."""
-        kafka = AIOKafkaConsumer(
+        kafka = Reader(
             bootstrap_servers=self._address.bootstrap, enable_auto_commit=False, isolation_level="read_committed"
         )
         try:
@@ -175,14 +186,16 @@ class Replay:
                 raise Invalid(f"{wanted.topic} has no partition {wanted.partition}")
             kafka.assign(parts)
             if not progress.ends:
-                progress.ends.update({part.partition: end for part, end in (await kafka.end_offsets(parts)).items()})
+                await self._set_ends(kafka, parts, progress, to_the_end=to_the_end)
             for part in parts:
                 number = part.partition
                 following = progress.following.get(number) or await _start(kafka, part, wanted)
                 while following < progress.ends[number]:
                     found, after = await raw_fetch.fetch(kafka, part, following)
                     if after == following:
-                        break
+                        raise KafkaConnectionError(
+                            f"{part} gave nothing at {following}, before {progress.ends[number]}"
+                        )
                     records = [
                         one
                         for one in found
@@ -195,6 +208,26 @@ class Replay:
                     yield number, after, []
         finally:
             await kafka.stop()
+
+    async def _set_ends(
+        self, kafka: Reader, parts: Sequence[TopicPartition], progress: Progress, *, to_the_end: bool
+    ) -> None:
+        """Set where each partition ends: at the consumer's place, if it has one in this Kafka; else nothing is read."""
+        async with self._db.read() as tx:
+            rows = await tx.fetch(_PLACES, consumer=self._consumer.name, topic=parts[0].topic)
+        cluster = await kafka.cluster_id()
+        firsts, ends = await kafka.beginning_offsets(parts), await kafka.end_offsets(parts)
+        places = {
+            row["partition"]: row["next_offset"]
+            for row in rows
+            if not (row["cluster"] and cluster and row["cluster"] != cluster)
+        }
+        for part in parts:
+            first, end, place = firsts[part], ends[part], places.get(part.partition, 0)
+            if place > end:
+                place = 0  # of a longer log: the consumer reads this one from its start
+            progress.ends[part.partition] = end if to_the_end else place
+            progress.counts["ahead"] += 0 if to_the_end else end - max(place, first)
 
 
 async def know_topics(kafka: AIOKafkaConsumer) -> None:
@@ -266,4 +299,5 @@ def report(counts: Counter[str], *, dry_run: bool) -> None:
     sys.stdout.write(
         f"read {counts['read']}, {verb} {counts['run']}, already known {counts['known']}, "
         f"no handler {counts['skipped']}, no readable id {counts['nameless']}; what failed is in failed jobs\n"
+        f"ahead of the consumer, left for it to read: {counts['ahead']}\n"
     )

@@ -10,6 +10,8 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
 from sqlalchemy import text
 
 from shared.contracts.base import Event
@@ -22,11 +24,19 @@ from shared.messaging.kafka import KafkaAddress
 from shared.messaging.lane import Lanes
 from shared.messaging.ops import Bulk, By, FailedJobs, Positions, Runs
 from shared.messaging.outbox import Outbox
-from shared.messaging.replay import Range, Replay
+from shared.messaging.replay import Progress, Range, Replay
 from tests.conftest import eventually
 from tests.messaging.harness import FAST, Deposited, Handler, Probe, record_effect
 
 ME = By("me", "request-1")
+PLACE = text(
+    """
+    insert into consumer_offsets (consumer, topic, partition, next_offset, cluster)
+    values (:c, :t, :p, :o, cast(:k as text))
+    on conflict (consumer, topic, partition) do update
+    set next_offset = excluded.next_offset, cluster = excluded.cluster
+    """
+)
 
 
 def now() -> datetime:
@@ -54,6 +64,12 @@ class Reader:
 
     def worker(self) -> Runs:
         return Runs("probe", self.door, Bulk(FailedJobs("probe", now)), lambda _: self.replay, now)
+
+    async def place(self, *offsets: int, cluster: str | None = None) -> None:
+        """Say where the consumer is in each partition."""
+        async with self.door.transaction() as tx:
+            for partition, offset in enumerate(offsets):
+                await tx.execute(PLACE, c=self.probe.name, t=self.probe.topic.name, p=partition, o=offset, k=cluster)
 
     async def start(self, *, again: str | None = None, dry_run: bool = False, rate: float | None = None) -> Any:
         async with self.door.transaction() as tx:
@@ -124,6 +140,7 @@ async def test_a_replay_runs_in_the_background_and_a_dry_run_of_it_changes_nothi
     for number in range(25):
         await probe.send(probe.make("a", number), partition=0)
     reader = Reader(probe)
+    await reader.place(25)
     async with working(reader.runs):
         seen = await reader.ends(await reader.start(dry_run=True))
         assert (seen["counts"]["read"], seen["counts"]["run"]) == (25, 25)
@@ -144,6 +161,7 @@ async def test_a_replay_whose_process_died_goes_on_elsewhere(probe: Probe) -> No
     for number in range(40):
         await probe.send(probe.make("a", number), partition=0)
     reader = Reader(probe)
+    await reader.place(40)
     run = await reader.start(rate=20)
     task = asyncio.create_task(reader.runs.run())
     await eventually(lambda: _read(reader, run, 10))
@@ -163,6 +181,7 @@ async def test_a_replay_can_be_cancelled_and_then_another_one_begun(probe: Probe
     for number in range(30):
         await probe.send(probe.make("a", number), partition=0)
     reader = Reader(probe)
+    await reader.place(30)
     reader.runs.beat_s = 0.05  # the test does not wait as long
     run = await reader.start(rate=1)
     with pytest.raises(Conflict):
@@ -187,6 +206,7 @@ async def test_a_replay_waits_while_the_consumer_is_stopped_by_its_fuse(probe: P
         await probe.send(probe.make(f"k{number}", number), partition=0)
     policy = replace(FAST, fuse_keys=3)
     reader = Reader(probe, fail, policy)
+    await reader.place(*[row["end_offset"] for row in await positions(probe).lag()])
     reader.runs.again_s = 0.1  # the test does not wait as long
     async with working(reader.runs):
         run = await reader.start()
@@ -198,6 +218,72 @@ async def test_a_replay_waits_while_the_consumer_is_stopped_by_its_fuse(probe: P
     parked = len(await probe.jobs("waiting"))
     assert parked + len(await probe.effects()) == 40
     assert parked >= 3
+
+
+async def test_a_replay_of_what_is_missing_does_not_overtake_a_consumer_that_lags(probe: Probe) -> None:
+    """The consumer is at 10 of 20 and has lost what lies before: the replay brings that, and the consumer the rest."""
+    for number in range(20):
+        await probe.send(probe.make("a", number), partition=0)
+    await probe.send(probe.make("b", 0), partition=1)
+    reader = Reader(probe)
+    await reader.place(10)  # none is stored for the other partition: it is read from its start
+    async with working(reader.runs):
+        seen = await reader.ends(await reader.start(dry_run=True))
+        done = await reader.ends(await reader.start())
+    expected = {"read": 10, "skipped": 0, "known": 0, "run": 10, "nameless": 0, "ahead": 11}
+    assert (seen["counts"], done["counts"]) == (expected, expected)
+    assert await probe.effects("a") == list(range(10))
+    probe.start(record_effect)
+    await eventually(lambda: _effects(probe, 21))
+    assert await probe.effects("a") == list(range(20))
+
+
+@pytest.mark.parametrize("cluster", [None, "another Kafka"])
+async def test_a_consumer_without_a_place_in_this_kafka_has_nothing_to_be_replayed(
+    probe: Probe, cluster: str | None
+) -> None:
+    await probe.send(probe.make("a", 1), partition=0)
+    await probe.send(probe.make("b", 1), partition=1)
+    reader = Reader(probe)
+    if cluster:
+        await reader.place(1, 1, cluster=cluster)
+    counts = await reader.replay.run(Range(""))
+    known = await _kafka_has_a_name(probe)
+    assert (counts["read"], counts["ahead"]) == ((2, 0) if cluster and not known else (0, 2))
+
+
+async def test_running_again_goes_to_kafkas_end(probe: Probe) -> None:
+    await probe.send(probe.make("a", 1), partition=0)
+    counts = await Reader(probe).replay.run(Range(""), again="x")
+    assert (counts["run"], counts["ahead"]) == (1, 0)
+
+
+async def test_a_partition_that_gives_nothing_before_its_end_does_not_count_as_read(probe: Probe) -> None:
+    await probe.send(probe.make("a", 0), partition=0)
+    progress = Progress(ends={0: 5, 1: 0})
+
+    async def read() -> None:
+        async with contextlib.aclosing(Reader(probe).replay.steps(Range(""), progress)) as steps:
+            async for _ in steps:
+                pass
+
+    with pytest.raises(KafkaConnectionError, match="gave nothing at 1, before 5"):
+        await read()
+    assert progress.counts["run"] == 1
+
+
+@pytest.mark.apache
+async def test_what_is_not_committed_is_no_lag(probe: Probe) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=probe.address.bootstrap, transactional_id=probe.name)
+    await producer.start()
+    try:
+        await producer.begin_transaction()
+        await producer.send_and_wait(probe.topic.name, b"{}", b"a", partition=0)
+        assert await _lag(probe, 0)
+        await producer.commit_transaction()
+        await eventually(lambda: _lag(probe, 2))  # the record, and the mark of the transaction's end
+    finally:
+        await producer.stop()
 
 
 async def test_a_consumer_that_holds_takes_no_second_run(probe: Probe) -> None:
@@ -220,3 +306,12 @@ async def _read(reader: Reader, run: Any, records: int) -> bool:
 
 async def _said(reader: Reader, run: Any, what: str) -> bool:
     return what in ((await reader.show(run))["error"] or "")
+
+
+async def _kafka_has_a_name(probe: Probe) -> bool:
+    kafka = probe.address.reader(probe.name, "asking")
+    await kafka.start()
+    try:
+        return await kafka.cluster_id() is not None
+    finally:
+        await kafka.stop()
