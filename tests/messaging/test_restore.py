@@ -19,6 +19,7 @@ from shared.db import Database, Tx
 from shared.errors import Permanent
 from shared.messaging.door import Done, Door
 from shared.messaging.outbox import Outbox
+from shared.messaging.replay import Range
 from tests.conftest import eventually
 from tests.messaging.harness import Deposited, Probe, record_effect
 from tests.messaging.test_ops_positions import Reader, positions, working
@@ -109,14 +110,18 @@ async def test_consumers_read_again_from_the_backups_own_offsets_and_nothing_hap
     known = len(await probe.effects())
     assert EVENTS // 8 <= known < EVENTS, "the backup fell into the middle"
 
+    seen = await Reader(probe).replay.run(Range(""), dry_run=True)  # make replay ... --dry-run
+    assert seen["run"] == 0
+    assert seen["read"] > 0
+    assert seen["read"] + seen["ahead"] == EVENTS + 3
     probe.start(record_effect)  # what `openbell lag` then shows
     await eventually(lambda: _caught_up(probe))
     await eventually(lambda: _effects(probe, EVENTS + 2))
     reader = Reader(probe)
-    async with working(reader.runs):  # openbell replay ... --dry-run
-        seen = await reader.ends(await reader.start(dry_run=True))
-        assert seen["counts"]["run"] == 0
-        assert seen["counts"]["read"] == EVENTS + 4, "Kafka has the outbox's event twice"
+    async with working(reader.runs):  # openbell replay ... --dry-run, of running services
+        told = await reader.ends(await reader.start(dry_run=True))
+        assert told["counts"]["run"] == 0
+        assert told["counts"]["read"] == EVENTS + 4, "Kafka has the outbox's event twice"
     (again,) = await probe.jobs("dead")  # its retry came after the backup: it is open again, and so is its effect
     await probe.act(lambda tx: probe.failed_jobs.retry(tx, again["id"], "me"))
     await eventually(lambda: _effects(probe, EVENTS + 3))
@@ -126,27 +131,32 @@ async def test_consumers_read_again_from_the_backups_own_offsets_and_nothing_hap
 async def test_offsets_newer_than_the_state_are_mended_by_a_replay_of_what_is_missing(
     probe: Probe, restore: Restore, tmp_path: Path
 ) -> None:
-    """As when one schema is restored and `consumer_offsets` is not: live reading skips, and says nothing."""
+    """As when one schema is restored and `consumer_offsets` is not: live reading skips, and says nothing.
+
+    The offsets are those of a moment between the backup and the end, so the consumer has something left to read after
+    the replay. Nothing runs while it is replayed, as the page says.
+    """
     await _life_with_a_backup(probe, tmp_path / "backup")
     await restore(tmp_path / "backup")
     known = len(await probe.effects())
-    ends = {row["partition"]: row["end_offset"] for row in await positions(probe).lag()}
+    rows = await positions(probe).lag()
+    places = {row["partition"]: ((row["settled_offset"] or 0) + row["end_offset"]) // 2 for row in rows}
     async with probe.db.transaction() as tx:
-        for partition, end in ends.items():
+        for partition, place in places.items():
             await tx.execute(
-                text("update consumer_offsets set next_offset = :end where partition = :partition"),
-                end=end,
+                text("update consumer_offsets set next_offset = :place where partition = :partition"),
+                place=place,
                 partition=partition,
             )
-    assert await _caught_up(probe)
 
-    reader = Reader(probe)
-    async with working(reader.runs):
-        missing = await reader.ends(await reader.start(dry_run=True))
-        assert missing["counts"]["run"] == EVENTS + 2 - known
-        assert len(await probe.effects()) == known, "a dry run changes nothing"
-        await reader.ends(await reader.start())
-        assert (await reader.ends(await reader.start(dry_run=True)))["counts"]["run"] == 0
+    replay = Reader(probe).replay  # make replay
+    missing = await replay.run(Range(""), dry_run=True)
+    assert 0 < missing["run"] < EVENTS + 2 - known, "the consumer has something left to read"
+    assert missing["read"] == sum(places.values())
+    assert len(await probe.effects()) == known, "a dry run changes nothing"
+    assert (await replay.run(Range("")))["run"] == missing["run"]
+    assert len(await probe.effects()) == known + missing["run"]
+    assert (await replay.run(Range(""), dry_run=True))["run"] == 0
     (dead,) = await probe.jobs("dead")
     await probe.act(lambda tx: probe.failed_jobs.retry(tx, dead["id"], "me"))
     probe.start(record_effect)
