@@ -14,7 +14,7 @@ export UV_LINK_MODE ?= copy
 .PHONY: help install run test check fmt bench chaos migrate asyncapi openapi replay lock clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 13
+	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 13
 
 install: $(STAMP) ## Make .venv and install what the lock says (done by the other targets)
 
@@ -53,6 +53,9 @@ fmt: $(STAMP) ## Format, and fix what the linter can
 
 bench: $(STAMP) ## Run the benchmarks and print their table
 	$(PYTHON) -m benchmarks $(ARGS)
+
+bench-%: $(STAMP) ## Run one of the benchmarks, as in bench-messaging
+	$(PYTHON) -m benchmarks $* $(ARGS)
 
 chaos: $(STAMP) ## Kill everything under a ledger, 200,000 events, ten minutes (ARGS="--seed 1 --seconds 60")
 	$(PYTHON) -m tests.chaos.ledger $(ARGS)
