@@ -1,6 +1,6 @@
 """Runs of operations.
 
-Revision ID: 0003
+Revision ID: 0005
 """
 
 from alembic import op
