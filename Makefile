@@ -11,7 +11,7 @@ export OPENBELL_KAFKA := $(or $(KAFKA),$(OPENBELL_KAFKA))
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt bench chaos migrate asyncapi openapi replay lock clean
+.PHONY: help install run test check fmt bench chaos simulate migrate asyncapi openapi replay lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 13
@@ -59,6 +59,9 @@ bench-%: $(STAMP) ## Run one of the benchmarks, as in bench-messaging
 
 chaos: $(STAMP) ## Kill everything under a ledger, 200,000 events, ten minutes (ARGS="--seed 1 --seconds 60")
 	$(PYTHON) -m tests.chaos.ledger $(ARGS)
+
+simulate: $(STAMP) ## Simulate the messaging runtime, crashed wherever it waits (ARGS="--seeds 1000 --from 0")
+	$(PYTHON) -m tests.chaos.simulation $(or $(ARGS),--awaits --seeds 300)
 
 migrate: $(STAMP) ## Bring every service's schema to the newest version
 	$(PYTHON) -m deploy.local.migrate $(ARGS)

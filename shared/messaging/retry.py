@@ -183,9 +183,12 @@ class Retries:
 
     def _ended(self, lane: tuple[str, int, int], task: asyncio.Task[None]) -> None:
         del self._running[lane]
-        self._woken.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
             _log.error("retries_broken", exc_info=error, extra=self._about)
+        else:
+            self._woken.set()  # what broke runs again with the next turn, not at once
 
     async def _pause(self) -> float:
         """Return how long to wait: until the next due time, a second at most."""

@@ -29,6 +29,7 @@ def concrete(path: str, person: Person) -> str:
         "user_id": str(person.id),
         "key_id": str(new_id()),
         "job_id": str(new_id()),
+        "run_id": str(new_id()),
         "symbol": "AAPL",
         "service": "api",
         "job": "x",

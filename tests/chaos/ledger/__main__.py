@@ -2,6 +2,7 @@ import argparse
 import asyncio
 import logging
 import secrets
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -40,6 +41,8 @@ async def main() -> int:
     outcome = await run(options)
     report.write(outcome, asked.out)
     sys.stdout.write(report.text(outcome) + "\n")
+    if outcome.holds:
+        shutil.rmtree(outcome.folder, ignore_errors=True)
     return 0 if outcome.holds else 1
 
 

@@ -77,7 +77,7 @@ class Stage:
 
 
 async def run(options: Options) -> Outcome:
-    """Do it all. The folder with the logs stays."""
+    """Do it all. The folder with the logs is the caller's to remove."""
     begun = time.monotonic()
     folder = _folder(options)
     print(f"seed {options.seed}; logs of all processes: {folder}", flush=True)  # noqa: T201 - a command line tool
