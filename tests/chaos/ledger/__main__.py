@@ -42,7 +42,7 @@ async def main() -> int:
     report.write(outcome, asked.out)
     sys.stdout.write(report.text(outcome) + "\n")
     if outcome.holds:
-        shutil.rmtree(outcome.folder, ignore_errors=True)
+        shutil.rmtree(outcome.logs, ignore_errors=True)
     return 0 if outcome.holds else 1
 
 
