@@ -18,7 +18,8 @@ from shared.db import Row, Tx
 from shared.errors import Permanent, Transient
 from shared.messaging import tables
 from shared.messaging.consumer import Consumer
-from shared.work import COLUMNS, OutcomeUnknown, Performed, Work, create_indexes
+from shared.messaging.ops import runs_table
+from shared.work import COLUMNS, OutcomeUnknown, Performed, Work, create_indexes, create_pauses
 from shared.work import Policy as WorkPolicy
 from tests.chaos.ledger.events import (
     CREDIT_CONSUMER,
@@ -85,6 +86,8 @@ async def make_schema(admin_url: str) -> None:
     tables.add_cluster(_Into(statements))
     statements += _TABLES
     create_indexes(_Into(statements), "payouts")
+    create_pauses(_Into(statements))
+    runs_table.create_table(_Into(statements))
     admin = await asyncpg.connect(admin_url)
     try:
         await admin.execute(f"set role openbell_{SERVICE}; set search_path to {SERVICE}")
