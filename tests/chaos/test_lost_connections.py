@@ -43,10 +43,14 @@ async def probe(probe_url: str, address: KafkaAddress, proxy: Proxy) -> AsyncGen
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(180)
 async def test_a_relay_that_hears_of_its_end_before_the_connection_ends_goes_on(
     probe: Probe, proxy: Proxy, probe_url: str
 ) -> None:
-    """asyncpg then calls its own state broken (InternalClientError); the relay must connect again, not break."""
+    """asyncpg then calls its own state broken (InternalClientError), or waits for an answer that never comes.
+
+    The relay must connect again, not break, at the latest when a statement's time is over.
+    """
     replica = probe.start(record_effect)
     await eventually(lambda: replica.relay.health() == (True, "leading"))
     proxy.hides_ends = True
@@ -55,7 +59,7 @@ async def test_a_relay_that_hears_of_its_end_before_the_connection_ends_goes_on(
     await admin.close()
     proxy.hides_ends = False
     replica.relay.wake()
-    await eventually(lambda: replica.relay.health() != (True, "leading"))
+    await eventually(lambda: replica.relay.health() != (True, "leading"), timeout_s=70)
     await eventually(lambda: replica.relay.health() == (True, "leading"))
     assert not replica.tasks[0].done()
 
