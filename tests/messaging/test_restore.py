@@ -102,6 +102,7 @@ async def _life_with_a_backup(probe: Probe, dump: Path) -> None:
     await second.stop()
 
 
+@pytest.mark.apache  # the restored replica joins beside the old one, which static members of the embedded broker cannot
 async def test_consumers_read_again_from_the_backups_own_offsets_and_nothing_happens_twice(
     probe: Probe, restore: Restore, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ async def test_consumers_read_again_from_the_backups_own_offsets_and_nothing_hap
     await _everything_once_and_in_order(probe)
 
 
+@pytest.mark.apache
 async def test_offsets_newer_than_the_state_are_mended_by_a_replay_of_what_is_missing(
     probe: Probe, restore: Restore, tmp_path: Path
 ) -> None:
