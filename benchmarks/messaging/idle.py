@@ -8,6 +8,7 @@ import psutil
 
 from benchmarks.messaging.bank import row
 from benchmarks.stack import servers, service
+from deploy.local.stack import Stack
 
 SERVICES: Final = ("api", "alerts")
 """The services without a data-frame library."""
@@ -17,17 +18,15 @@ BAR_CORE: Final = 1.0
 BAR_MB: Final = 120.0
 
 
-async def _watch() -> list[dict[str, Any]]:
-    with servers() as below:
-        async with contextlib.AsyncExitStack() as running:
-            found = {
-                name: psutil.Process((await running.enter_async_context(service(below, name)))[0]) for name in SERVICES
-            }
-            await asyncio.sleep(SETTLE_S)
-            before = {name: sum(process.cpu_times()[:2]) for name, process in found.items()}
-            await asyncio.sleep(WATCH_S)
-            used = {name: sum(process.cpu_times()[:2]) - before[name] for name, process in found.items()}
-            held = {name: process.memory_info().rss / 1_048_576 for name, process in found.items()}
+async def _watch(below: Stack) -> list[dict[str, Any]]:
+    async with contextlib.AsyncExitStack() as running:
+        pids = {name: (await running.enter_async_context(service(below, name)))[0] for name in SERVICES}
+        found = {name: psutil.Process(pid) for name, pid in pids.items()}
+        await asyncio.sleep(SETTLE_S)
+        before = {name: sum(process.cpu_times()[:2]) for name, process in found.items()}
+        await asyncio.sleep(WATCH_S)
+        used = {name: sum(process.cpu_times()[:2]) - before[name] for name, process in found.items()}
+        held = {name: process.memory_info().rss / 1_048_576 for name, process in found.items()}
     rows: list[dict[str, Any]] = []
     for name in SERVICES:
         share = 100 * used[name] / WATCH_S
@@ -40,4 +39,5 @@ async def _watch() -> list[dict[str, Any]]:
 
 def run() -> list[dict[str, Any]]:
     """Measure; two lines for each service."""
-    return asyncio.run(_watch())
+    with servers() as below:
+        return asyncio.run(_watch(below))
