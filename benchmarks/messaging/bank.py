@@ -16,6 +16,7 @@ import asyncpg
 from aiokafka import AIOKafkaProducer
 from sqlalchemy import text
 
+from benchmarks import stack
 from deploy.local import kafka, postgres
 from shared import migrate
 from shared.contracts.base import Event
@@ -210,9 +211,7 @@ def sendable(event: Event) -> list[tuple[str, bytes | None]]:
 
 async def until(done: Callable[[], Awaitable[bool]], timeout_s: float = 240) -> None:
     """Wait for what happens in Postgres."""
-    async with asyncio.timeout(timeout_s):
-        while not await done():  # noqa: ASYNC110 - it asks Postgres
-            await asyncio.sleep(0.01)
+    await stack.until(done, timeout_s, every_s=0.01)
 
 
 def row(  # noqa: PLR0917 - the columns of the table
@@ -226,16 +225,6 @@ def row(  # noqa: PLR0917 - the columns of the table
     holds: bool | None = None,
 ) -> dict[str, Any]:
     """Return one line of the table; `bar` and `goal` are of the ratio unless `holds` is told."""
-    ratio = value / baseline if baseline else None
     if holds is None:
-        holds = bar is None or (ratio is not None and ratio >= bar)
-    return {
-        "metric": metric,
-        "value": round(value, 2),
-        "unit": unit,
-        "baseline": None if baseline is None else round(baseline, 2),
-        "ratio": None if ratio is None else round(ratio, 3),
-        "bar": bar,
-        "goal": goal,
-        "holds": holds,
-    }
+        holds = bar is None or (baseline is not None and value / baseline >= bar)
+    return stack.row(metric, value, unit, baseline=baseline, bar=bar, goal=goal, holds=holds)

@@ -18,13 +18,12 @@ from random import Random
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import text
-
 from shared import telemetry
 from shared.clock import Clock
 from shared.db import Database, Row, Tx
 from shared.errors import Permanent
 from shared.messaging import metrics
+from shared.messaging import retry_statements as statements
 from shared.messaging.consumer import Consumer
 from shared.messaging.decode import Item, decode
 from shared.messaging.failed import Failure, dead_letter, error_entry, fingerprint, judge
@@ -33,81 +32,6 @@ from shared.messaging.handling import run
 from shared.messaging.lane import LOCK_LANE, Lanes, cut_off, happens, lane_space
 from shared.messaging.outbox import Message, Outbox
 from shared.messaging.record import Record, lane_of, record_from_row
-
-_DUE: Final = text(
-    """
-    select id, topic, partition, key, record_offset, due_at, attempts from failed_jobs
-    where consumer = :consumer and status = 'waiting' and due_at <= :now
-    order by due_at limit 1000
-    """
-)
-_NEXT_DUE: Final = text(
-    "select min(due_at) from failed_jobs where consumer = :consumer and status = 'waiting' and due_at > :now"
-)
-# By due time, which a failed probe moves: one head that never works must not take every probe.
-_OLDEST: Final = text(
-    """
-    select id, topic, partition, key, record_offset, due_at, attempts from failed_jobs
-    where consumer = :consumer and status = 'waiting' and due_at is not null order by due_at, failed_at limit 1
-    """
-)
-_COUNTS: Final = text(
-    """
-    select status, count(*) as rows, count(due_at) as due,
-           count(*) filter (where error_code in ('GAP', 'OTHER_CLUSTER')) as gaps
-    from failed_jobs
-    where consumer = :consumer and status in ('waiting', 'held', 'dead') group by status
-    """
-)
-# The lane's lock is held: nobody else changes these rows.
-_CLAIM: Final = text(
-    """
-    select f.* from unnest(cast(:keys as bytea[])) k(key) cross join lateral (
-        select * from failed_jobs
-        where consumer = :consumer and topic = :topic and partition = :partition and key = k.key
-          and status in ('waiting', 'held')
-        order by record_offset limit :depth
-    ) f
-    union all
-    select * from failed_jobs where id = any(cast(:unkeyed as uuid[])) and status = 'waiting'
-    """
-)
-_RESOLVE: Final = text(
-    """
-    update failed_jobs set status = 'resolved', due_at = null, updated_at = :now, attempts = attempts + 1,
-           resolved_by = coalesce(resolved_by, 'retry')
-    where id = any(cast(:ids as uuid[]))
-    """
-)
-_FAIL: Final = text(
-    """
-    update failed_jobs set status = :status, attempts = :attempts, due_at = :due_at, error_code = :code,
-           error_message = :message, fingerprint = :print, updated_at = :now,
-           errors = jsonb_path_query_array(errors, '$[last - 18 to last]') || cast(:entry as jsonb)
-    where id = :id
-    """
-)
-_FREE_NEXT: Final = text(
-    """
-    update failed_jobs set due_at = :now, updated_at = :now
-    where status = 'waiting' and due_at is null and id in (
-        select distinct on (key) id from failed_jobs
-        where consumer = :consumer and topic = :topic and partition = :partition
-          and key = any(cast(:keys as bytea[])) and status in ('waiting', 'held')
-        order by key, record_offset
-    )
-    """
-)
-_NOT_DUE: Final = text(
-    "update failed_jobs set due_at = null where id = any(cast(:ids as uuid[])) and status = 'waiting'"
-)
-_RELEASE_KNOWN: Final = text(
-    """
-    update failed_jobs set status = 'waiting', due_at = now(), updated_at = now()
-    where consumer = :consumer and status = 'held' and error_code = 'UNKNOWN_VERSION'
-      and job_type = any(cast(:types as text[]))
-    """
-)
 
 _log = logging.getLogger(__name__)
 
@@ -165,9 +89,9 @@ class Retries:
         await self._count()
         async with self._db.read() as tx:
             if not self._fuse.is_open:
-                due = await tx.fetch(_DUE, consumer=self._consumer.name, now=self._clock())
+                due = await tx.fetch(statements.DUE, consumer=self._consumer.name, now=self._clock())
             elif self._fuse.take_probe():
-                due = await tx.fetch(_OLDEST, consumer=self._consumer.name)
+                due = await tx.fetch(statements.OLDEST, consumer=self._consumer.name)
             else:
                 due = []
         probe = self._fuse.is_open
@@ -193,7 +117,7 @@ class Retries:
     async def _pause(self) -> float:
         """Return how long to wait: until the next due time, a second at most."""
         async with self._db.read() as tx:
-            due = await tx.fetchval(_NEXT_DUE, consumer=self._consumer.name, now=self._clock())
+            due = await tx.fetchval(statements.NEXT_DUE, consumer=self._consumer.name, now=self._clock())
         if due is None or self._fuse.is_open:
             return self.idle_s
         return min(self.idle_s, max(0.0, (due - self._clock()).total_seconds()))
@@ -249,10 +173,10 @@ class Retries:
             done = [row_of[id(item)] for item in ran.done]
             failed = [(row_of[id(item)], failure) for item, failure in (*ran.failed, *broken)]
             if done:
-                await tx.execute(_RESOLVE, ids=[row["id"] for row in done], now=now)
+                await tx.execute(statements.RESOLVE, ids=[row["id"] for row in done], now=now)
             await self._fail(tx, failed, now)
             if keys := list({row["key"] for row, _ in claimed if row["key"] is not None}):
-                await tx.execute(_FREE_NEXT, **place, keys=keys, now=now)
+                await tx.execute(statements.FREE_NEXT, **place, keys=keys, now=now)
             await self._outbox.add(tx, ran.events, self._letters(failed))
         if probe and not claimed:
             self._fuse.unspent()
@@ -265,7 +189,7 @@ class Retries:
     ) -> list[tuple[Row, Item]]:
         """Return the rows to run: each key's lowest, as far as they wait and are due (without `now`, due or not)."""
         found = await tx.fetch(
-            _CLAIM,
+            statements.CLAIM,
             **place,
             keys=list({row["key"] for row in rows if row["key"] is not None}),
             unkeyed=[row["id"] for row in rows if row["key"] is None],
@@ -289,7 +213,7 @@ class Retries:
                     break  # what follows it waits for its fate
         # Only a head has a due time. Where another row has one, an older row of its key came back.
         if stale := [row["id"] for row in rows if row["key"] is not None and row["id"] not in heads]:
-            await tx.execute(_NOT_DUE, ids=stale)
+            await tx.execute(statements.NOT_DUE, ids=stale)
         return claimed
 
     def _item(self, row: Row) -> Item:
@@ -314,7 +238,7 @@ class Retries:
     async def _fail(self, tx: Tx, failed: Sequence[tuple[Row, Failure]], now: datetime) -> None:
         for row, failure in failed:
             await tx.execute(
-                _FAIL,
+                statements.FAIL,
                 id=row["id"],
                 status=failure.status,
                 attempts=failure.attempts,
@@ -338,7 +262,7 @@ class Retries:
             failed = [(found[0][0], self._judge(found[0][0], error, now, paused=probe or self._fuse.is_open))]
             await self._fail(tx, failed, now)
             if row["key"] is not None:
-                await tx.execute(_FREE_NEXT, **place, keys=[row["key"]], now=now)
+                await tx.execute(statements.FREE_NEXT, **place, keys=[row["key"]], now=now)
             await self._outbox.add(tx, (), self._letters(failed))
         self._tell([], failed, now)
 
@@ -373,7 +297,9 @@ class Retries:
     async def _release_known(self) -> None:
         """Let run what was held for a version that this code now knows."""
         async with self._db.transaction() as tx:
-            released = await tx.execute(_RELEASE_KNOWN, consumer=self._consumer.name, types=list(self._consumer.routes))
+            released = await tx.execute(
+                statements.RELEASE_KNOWN, consumer=self._consumer.name, types=list(self._consumer.routes)
+            )
         if released:
             _log.info("held_versions_released", extra=self._about | {"rows": released})
 
@@ -383,7 +309,7 @@ class Retries:
             return
         self._counted_at = now
         async with self._db.read() as tx:
-            found = await tx.fetch(_COUNTS, consumer=self._consumer.name)
+            found = await tx.fetch(statements.COUNTS, consumer=self._consumer.name)
         rows = {row["status"]: row["rows"] for row in found}
         self._lanes.waiting = rows.get("waiting", 0)
         self._lanes.due = sum(row["due"] for row in found if row["status"] == "waiting")

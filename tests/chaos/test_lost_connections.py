@@ -1,6 +1,5 @@
 """Connections to Postgres that are lost in ways that only a network knows."""
 
-import uuid
 from collections.abc import AsyncGenerator
 from random import Random
 
@@ -10,20 +9,7 @@ import pytest
 from shared.messaging.kafka import KafkaAddress
 from tests.chaos.proxy import Proxy
 from tests.conftest import eventually
-from tests.messaging.harness import Probe, make_schema, probing, record_effect
-
-
-@pytest.fixture
-async def probe_url(postgres: str) -> AsyncGenerator[str]:
-    """A fresh database with the probe's schema alone."""
-    name = f"probe_{uuid.uuid4().hex[:12]}"
-    admin = await asyncpg.connect(postgres)
-    await admin.execute(f"create database {name}")
-    url = f"{postgres.rpartition('/')[0]}/{name}"
-    await make_schema(url)
-    yield url
-    await admin.execute(f"drop database {name} with (force)")
-    await admin.close()
+from tests.messaging.harness import Probe, probing, record_effect
 
 
 @pytest.fixture
