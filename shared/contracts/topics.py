@@ -40,9 +40,25 @@ ALERTS: Final = Topic("alerts.alerts", key="user")
 DELIVERIES: Final = Topic("alerts.deliveries", key="user")
 USERS: Final = Topic("api.users", key="user")
 WATCHLISTS: Final = Topic("api.watchlists", key="user")
+WEBHOOKS: Final = Topic("payment.webhooks", key="the provider's customer")
+SUBSCRIPTIONS: Final = Topic("payment.subscriptions", retention_ms=30 * DAY_MS, key="user")
+PAYMENTS: Final = Topic("payment.payments", retention_ms=30 * DAY_MS, key="user")
 AUDIT: Final = Topic("api.audit", retention_ms=30 * DAY_MS, key="subject")
 
-TOPICS: Final = (CHAINS, QUOTES, ACTIVITY, LEADERBOARD, ALERTS, DELIVERIES, USERS, WATCHLISTS, AUDIT)
+TOPICS: Final = (
+    CHAINS,
+    QUOTES,
+    ACTIVITY,
+    LEADERBOARD,
+    ALERTS,
+    DELIVERIES,
+    WEBHOOKS,
+    SUBSCRIPTIONS,
+    PAYMENTS,
+    USERS,
+    WATCHLISTS,
+    AUDIT,
+)
 
 
 def dead_letter_topic(consumer: str) -> Topic:

@@ -1,0 +1,5 @@
+from services.payment.main import build
+from shared.process import main
+
+if __name__ == "__main__":
+    main(build)

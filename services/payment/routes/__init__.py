@@ -1,0 +1,1 @@
+"""Door 2: the HTTP routes of payment, all below /pay."""

@@ -1,0 +1,103 @@
+"""Subscriptions, whoever takes the money: the one place where they change, and where that is told."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID, uuid5
+
+from services.payment.domain.plans import Plans
+from services.payment.domain.subscriptions import OVER, State, entitled_until, entitlements
+from services.payment.store.subscriptions import SubscriptionStore, state_of
+from shared.clock import Clock, NewId
+from shared.contracts.base import Event
+from shared.contracts.payment import SubscriptionChanged
+from shared.db import Row, Tx
+from shared.errors import Conflict, NotFound
+
+LAPSED_AT_ONCE: Final = 500
+
+
+class AlreadySubscribed(Conflict):
+    """You have a subscription already: change or cancel that one."""
+
+    code = "ALREADY_SUBSCRIBED"
+
+
+class Subscriptions:
+    """Takes a transaction, returns what happened."""
+
+    def __init__(self, store: SubscriptionStore, plans: Plans, *, clock: Clock, new_id: NewId) -> None:
+        self._store = store
+        self._plans = plans
+        self._clock = clock
+        self._new_id = new_id
+
+    async def become(self, tx: Tx, user_id: UUID, state: State, subscription_id: UUID | None = None) -> list[Event]:
+        """Make the subscription what its provider says it is; the user must be locked.
+
+        It is found by its provider's id, or by `subscription_id` where nobody else knows it; one that is not found is
+        new, unless it is over. Raises AlreadySubscribed when the user has another that is not over.
+        """
+        now = self._clock()
+        row = await self._find(tx, user_id, state, subscription_id)
+        if row is None:
+            if state.status in OVER:
+                return []
+            if await self._store.open(tx, user_id) is not None:
+                raise AlreadySubscribed
+            subscription_id = subscription_id or self._new_id()
+            await self._store.add(tx, subscription_id, user_id, state, now)
+        else:
+            subscription_id = UUID(str(row["id"]))
+            if state != state_of(row):
+                await self._store.change(tx, subscription_id, state, now)
+        return await self._tell(tx, subscription_id, user_id, state, now)
+
+    async def shown(self, tx: Tx, user_id: UUID) -> dict[str, Any]:
+        """Return the user's subscription as it is now: the one that is not over, else the last. Raises NotFound."""
+        row = await self._store.latest(tx, user_id)
+        if row is None:
+            raise NotFound("you have no subscription")
+        state = state_of(row)
+        allowed = entitlements(state, self._plans.get(state.plan), self._clock())
+        return dict(row) | {"entitlements": allowed, "entitled_until": entitled_until(state)}
+
+    async def lapse(self, tx: Tx) -> list[Event]:
+        """Tell of subscriptions whose access has ended by the clock alone."""
+        now = self._clock()
+        events: list[Event] = []
+        for row in await self._store.lapsed(tx, now, LAPSED_AT_ONCE):
+            await self._store.lock_user(tx, row["user_id"])
+            events += await self._tell(tx, row["id"], row["user_id"], state_of(row), now)
+        return events
+
+    async def _find(self, tx: Tx, user_id: UUID, state: State, subscription_id: UUID | None) -> Row | None:
+        if state.provider_id is not None:
+            return await self._store.of_provider(tx, state.provider, state.provider_id)
+        row = await self._store.open(tx, user_id)
+        return row if row is not None and row["id"] == subscription_id else None
+
+    async def _tell(self, tx: Tx, subscription_id: UUID, user_id: UUID, state: State, now: datetime) -> list[Event]:
+        changed = SubscriptionChanged(
+            id=subscription_id,
+            time=now,
+            user_id=user_id,
+            subscription_id=subscription_id,
+            version=0,
+            provider=state.provider,
+            plan=state.plan,
+            status=state.status,
+            entitlements=entitlements(state, self._plans.get(state.plan), now),
+            entitled_until=entitled_until(state),
+            current_period_end=state.period_end,
+            cancel_at_period_end=state.cancel_at_period_end,
+        )
+        version = await self._store.tell(tx, subscription_id, changed.model_dump(mode="json"))
+        if version is None:
+            return []
+        return [changed.model_copy(update={"id": uuid5(subscription_id, f"version/{version}"), "version": version})]
+
+
+async def once(store: SubscriptionStore, tx: Tx, name: str, at: datetime, event: Event) -> Sequence[Event]:
+    """Return the event when nobody has been told of `name` yet."""
+    return [event] if await store.first_notice(tx, name, at) else []
