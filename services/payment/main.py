@@ -1,21 +1,70 @@
 """Wires the payment service."""
 
-from services.payment import READS, workers
+from datetime import timedelta
+
+from services.payment import READS, consumers
+from services.payment.adapters.stripe_api import StripeApi, StripeWebhooks, check_key
 from services.payment.domain.plans import Plan, Plans
 from services.payment.routes import subscriptions as subscription_routes
+from services.payment.routes import webhooks as webhook_routes
+from services.payment.service.apply import Apply
+from services.payment.service.intake import Intake
+from services.payment.service.refresh import Appliers, Refresh
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.settings import PaymentSettings
+from services.payment.store.customers_of_stripe import StripeCustomers
+from services.payment.store.mirror import MirrorStore
+from services.payment.store.refreshes import RefreshStore
 from services.payment.store.subscriptions import SubscriptionStore
+from services.payment.store.webhooks import WebhookStore
+from services.payment.workers.lapses import lapses
+from services.payment.workers.refresh import Refreshing, RefreshWorker
 from shared.clock import new_id
 from shared.service import Environment, Service
+from shared.work import Worker
 
 
 def build(env: Environment) -> Service:
-    """Build the service; nothing is opened before it starts."""
+    """Build the service; nothing is opened before it starts. Raises UnsafeKey for a live key outside production."""
     settings = PaymentSettings()
     service = Service("payment", env, READS)
     plans = Plans(Plan.model_validate(plan) for plan in settings.plans)
-    subscriptions = Subscriptions(SubscriptionStore(), plans, clock=service.clock, new_id=new_id)
-    service.schedule(workers.lapses(subscriptions, service.door))
-    service.serve([*subscription_routes.handlers(subscriptions, service.door)])
+    store, mirror = SubscriptionStore(), MirrorStore()
+    subscriptions = Subscriptions(store, plans, clock=service.clock, new_id=new_id)
+
+    workers: list[Worker] = []
+
+    def wake() -> None:
+        for worker in workers:
+            worker.wake()
+
+    appliers = Appliers()
+    refresh = Refresh(RefreshStore(new_id), mirror, store, appliers, clock=service.clock, new_id=new_id, wake=wake)
+    grace = timedelta(days=settings.grace_days)
+    customers = StripeCustomers()
+    applying = Apply(subscriptions, store, customers, mirror, refresh, plans=plans, grace=grace, clock=service.clock)
+    applying.register(appliers)
+
+    stripe = _stripe(settings, env)
+    if stripe is not None:
+        work = Refreshing(stripe, refresh, service.door).work(settings.stripe_concurrency)
+        workers.append(Worker(work, service.door, service.clock, draw=env.random.random))
+        service.work(RefreshWorker(workers[0], stripe))
+    secrets = [secret.get_secret_value() for secret in settings.stripe_webhook_secrets]
+    webhooks = StripeWebhooks(secrets) if secrets else None
+    intake = Intake(webhooks, WebhookStore(), service.door, service.clock)
+
+    for consumer in consumers.tables(refresh):
+        service.consume(consumer)
+    service.schedule(lapses(subscriptions, service.door))
+    service.serve([*webhook_routes.handlers(intake), *subscription_routes.handlers(subscriptions, service.door)])
     return service
+
+
+def _stripe(settings: PaymentSettings, env: Environment) -> StripeApi | None:
+    """Return Stripe's API, None where there is no key."""
+    if settings.stripe_key is None:
+        return None
+    key = settings.stripe_key.get_secret_value()
+    check_key(key, env.settings.environment)
+    return StripeApi(key, base=settings.stripe_base, timeout_s=settings.stripe_timeout_s)

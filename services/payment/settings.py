@@ -1,9 +1,9 @@
 """What the payment service needs to know, from the environment (prefix OPENBELL_PAYMENT_)."""
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PRO: Final = {
     "name": "pro",
@@ -22,3 +22,21 @@ class PaymentSettings(BaseSettings):
 
     plans: tuple[dict[str, Any], ...] = Field(default=(PRO,), min_length=1)
     """JSON: a list of plans; their fields are those of services.payment.domain.plans.Plan."""
+    grace_days: int = Field(default=7, ge=0, le=365)
+    """Days of access after the invoice that is not paid."""
+    stripe_key: SecretStr | None = None
+    """A secret or restricted key. Without one nothing is sold by card."""
+    stripe_webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Comma-separated: whoever signs webhooks with one of them is Stripe."""
+    stripe_base: str | None = None
+    """Where Stripe's API is, if it is another one."""
+    stripe_timeout_s: float = Field(default=20.0, gt=0)
+    stripe_concurrency: int = Field(default=8, ge=1, le=100)
+    """Objects that are fetched at once; Stripe allows about a hundred reads a second."""
+    keep_webhooks_months: int = Field(default=3, ge=2)
+    """Longer than the 30 days that the sweep looks back."""
+
+    @field_validator("stripe_webhook_secrets", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

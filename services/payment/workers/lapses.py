@@ -1,4 +1,4 @@
-"""Door 3, claimed rows and the clock."""
+"""Tells whose access has ended by the clock."""
 
 from datetime import datetime
 
