@@ -11,6 +11,7 @@ from services.payment.service.apply import Apply
 from services.payment.service.intake import Intake
 from services.payment.service.refresh import Appliers, Refresh
 from services.payment.service.subscriptions import Subscriptions
+from services.payment.service.sweep import Sweep
 from services.payment.settings import PaymentSettings
 from services.payment.store.customers_of_stripe import StripeCustomers
 from services.payment.store.mirror import MirrorStore
@@ -19,6 +20,7 @@ from services.payment.store.subscriptions import SubscriptionStore
 from services.payment.store.webhooks import WebhookStore
 from services.payment.workers.lapses import lapses
 from services.payment.workers.refresh import Refreshing, RefreshWorker
+from services.payment.workers.sweep import SweepAtStart, retention, sweeps
 from shared.clock import new_id
 from shared.service import Environment, Service
 from shared.work import Worker
@@ -39,24 +41,29 @@ def build(env: Environment) -> Service:
             worker.wake()
 
     appliers = Appliers()
-    refresh = Refresh(RefreshStore(new_id), mirror, store, appliers, clock=service.clock, new_id=new_id, wake=wake)
+    refreshes = RefreshStore(new_id)
+    refresh = Refresh(refreshes, mirror, store, appliers, clock=service.clock, new_id=new_id, wake=wake)
     grace = timedelta(days=settings.grace_days)
     customers = StripeCustomers()
     applying = Apply(subscriptions, store, customers, mirror, refresh, plans=plans, grace=grace, clock=service.clock)
     applying.register(appliers)
+
+    secrets = [secret.get_secret_value() for secret in settings.stripe_webhook_secrets or ()]
+    webhooks = StripeWebhooks(secrets) if secrets else None
+    intake = Intake(webhooks, WebhookStore(), service.door, service.clock)
 
     stripe = _stripe(settings, env)
     if stripe is not None:
         work = Refreshing(stripe, refresh, service.door).work(settings.stripe_concurrency)
         workers.append(Worker(work, service.door, service.clock, draw=env.random.random))
         service.work(RefreshWorker(workers[0], stripe))
-    secrets = [secret.get_secret_value() for secret in settings.stripe_webhook_secrets]
-    webhooks = StripeWebhooks(secrets) if secrets else None
-    intake = Intake(webhooks, WebhookStore(), service.door, service.clock)
+        service.schedule(sweeps(Sweep(stripe, intake, refresh, mirror, door=service.door, clock=service.clock)))
+        service.work(SweepAtStart(lambda job: service.scheduler.run_now(job)))  # noqa: PLW0108 - made when all are named
 
     for consumer in consumers.tables(refresh):
         service.consume(consumer)
     service.schedule(lapses(subscriptions, service.door))
+    service.schedule(retention(refreshes, service.door, settings.keep_webhooks_months))
     service.serve([*webhook_routes.handlers(intake), *subscription_routes.handlers(subscriptions, service.door)])
     return service
 

@@ -26,7 +26,7 @@ class PaymentSettings(BaseSettings):
     """Days of access after the invoice that is not paid."""
     stripe_key: SecretStr | None = None
     """A secret or restricted key. Without one nothing is sold by card."""
-    stripe_webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    stripe_webhook_secrets: Annotated[tuple[SecretStr, ...] | None, NoDecode] = None
     """Comma-separated: whoever signs webhooks with one of them is Stripe."""
     stripe_base: str | None = None
     """Where Stripe's API is, if it is another one."""

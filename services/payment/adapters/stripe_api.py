@@ -2,7 +2,8 @@
 
 What would surprise you: the library never repeats a write here. A write whose outcome is unknown is looked up before it
 is repeated (services.payment.service.calls), and the library would repeat it blindly. Objects are the JSON that came,
-for the library's own are no dictionaries and cannot be kept.
+for the library's own are no dictionaries and cannot be kept. The library is imported when it is first needed, for that
+takes a second and opens a socket.
 """
 
 import json
@@ -10,11 +11,10 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import orjson
-import stripe
 
 from services.payment.domain.stripe import KINDS, Hint, hint_of
 from services.payment.ports import (
@@ -28,6 +28,9 @@ from services.payment.ports import (
 )
 from shared.errors import Transient
 from shared.work import Busy, OutcomeUnknown
+
+if TYPE_CHECKING:
+    import stripe
 
 VERSION: Final = "2026-10-28.endive"
 READ_RETRIES: Final = 2
@@ -115,13 +118,17 @@ class StripeApi:
             after = {"starting_after": found[-1]["id"]}
 
     async def _request(self, method: str, path: str, params: Json, options: Mapping[str, Any]) -> Json:
+        import stripe  # noqa: PLC0415 - see above
+
         try:
             answer = await self._connected().raw_request_async(method, f"/v1/{path}", **params, **options)
         except stripe.StripeError as error:
             raise _translated(error, sent=method != "get") from None
         return json.loads(answer.body, parse_float=Decimal)
 
-    def _connected(self) -> stripe.StripeClient:
+    def _connected(self) -> "stripe.StripeClient":
+        import stripe  # noqa: PLC0415 - see above
+
         if self._client is None:
             self._http = stripe.HTTPXClient(timeout=self._timeout_s)
             base: Any = {} if self._base is None else {"api": self._base}
@@ -135,14 +142,20 @@ class StripeWebhooks:
     """Tells Stripe's webhooks from anybody else's, with any of several secrets: while one is changed, both count."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
+        import stripe  # noqa: PLC0415 - see above
+
         self._secrets = tuple(secrets)
-        self._client = stripe.StripeClient("unused", http_client=_NoClient())
+        self._refused = (stripe.SignatureVerificationError, ValueError)  # ValueError: bytes that are not UTF-8
+        self._verify = stripe.WebhookSignature.verify_header
+        self._parse_thin = stripe.StripeClient(
+            "unused", http_client=stripe.HTTPClient()
+        ).parse_event_notification_without_verification
 
     def read(self, body: bytes, signature: str | None, now: datetime) -> Hint:
         """Return what a webhook says. Raises BadSignature, SignatureExpired, BadWebhook."""
         if signature is None:
             raise BadSignature
-        if not any(_signed(body, signature, secret) for secret in self._secrets):
+        if not any(self._signed(body, signature, secret) for secret in self._secrets):
             raise BadSignature
         # The library's own tolerance looks to the past alone.
         if abs(now.timestamp() - _made_at(signature)) > TOLERANCE_S:
@@ -150,23 +163,16 @@ class StripeWebhooks:
         try:
             event = orjson.loads(body)
             if isinstance(event, dict) and event.get("object") == "v2.core.event":
-                self._client.parse_event_notification_without_verification(body)
+                self._parse_thin(body)
             return hint_of(event)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise BadWebhook from error
 
-
-class _NoClient(stripe.HTTPClient):
-    """Reading a webhook asks nobody."""
-
-    name = "none"
-
-
-def _signed(body: bytes, signature: str, secret: str) -> bool:
-    try:
-        return stripe.WebhookSignature.verify_header(body, signature, secret)
-    except (stripe.SignatureVerificationError, ValueError):  # ValueError: bytes that are not UTF-8
-        return False
+    def _signed(self, body: bytes, signature: str, secret: str) -> bool:
+        try:
+            return self._verify(body, signature, secret)
+        except self._refused:
+            return False
 
 
 def _made_at(signature: str) -> int:
@@ -181,8 +187,10 @@ def _safe(object_id: str) -> str:
     return object_id
 
 
-def _translated(error: stripe.StripeError, *, sent: bool) -> Exception:
+def _translated(error: "stripe.StripeError", *, sent: bool) -> Exception:
     """Return our error; `sent` says whether an attempt that broke off may have had an effect."""
+    import stripe  # noqa: PLC0415 - see above
+
     status = error.http_status
     if isinstance(error, stripe.APIConnectionError) or status is None:
         cause = type(error.__cause__).__name__ if error.__cause__ else type(error).__name__
@@ -207,7 +215,7 @@ def _later(status: int) -> Transient | None:
     return None
 
 
-def _refusal(error: stripe.StripeError, status: int) -> StripeRefused:
+def _refusal(error: "stripe.StripeError", status: int) -> StripeRefused:
     param = error.error.param if error.error is not None else None
     missing = status == _GONE or error.code == "resource_missing"
     kind = NoSuchObject if missing else StripeRefused

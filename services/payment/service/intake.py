@@ -5,6 +5,7 @@ transaction is under way, the others gather and are written by the next one. So 
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final
 from uuid import NAMESPACE_URL, UUID
@@ -12,7 +13,7 @@ from uuid import NAMESPACE_URL, UUID
 import orjson
 from prometheus_client import Counter
 
-from services.payment.domain.stripe import Object, hint_of
+from services.payment.domain.stripe import Hint, Object, hint_of
 from services.payment.ports import NotConfigured, Webhooks
 from services.payment.store.webhooks import Webhook, WebhookStore
 from shared.clock import Clock
@@ -21,6 +22,8 @@ from shared.contracts.payment import WebhookReceived
 from shared.db import Tx
 from shared.errors import Transient
 from shared.messaging.door import Done, Door
+
+_log = logging.getLogger(__name__)
 
 TOGETHER: Final = 200
 UNDER_WAY: Final = 2
@@ -60,7 +63,11 @@ class Intake:
     async def sweep(self, tx: Tx, events: Sequence[Object]) -> Done[int]:
         """Keep events that Stripe was asked for and tell of those that never came; the value is how many."""
         now = self._clock()
-        swept = [Webhook(hint_of(event), orjson.dumps(event, default=str), now, swept=True) for event in events]
+        swept = [
+            Webhook(hint, orjson.dumps(event, default=str), now, swept=True)
+            for event in events
+            if (hint := _hint(event)) is not None
+        ]
         told = await self._keep(tx, swept)
         tx.after_commit(lambda: SWEPT.inc(len(told)))
         return Done(len(told), told)
@@ -105,6 +112,14 @@ class Intake:
     async def _keep(self, tx: Tx, webhooks: Sequence[Webhook]) -> list[WebhookReceived]:
         new = await self._store.add(tx, webhooks)
         return [_told(webhook) for webhook in webhooks if webhook.hint.event_id in new]
+
+
+def _hint(event: Object) -> Hint | None:
+    try:
+        return hint_of(event)
+    except ValueError:
+        _log.exception("payment.no_event", extra={"id": str(event.get("id"))})
+        return None
 
 
 def _told(webhook: Webhook) -> WebhookReceived:

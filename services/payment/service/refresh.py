@@ -27,7 +27,7 @@ Applier = Callable[[Tx, Object | None, str], Awaitable[list[Event]]]
 """Takes an object as Stripe says it is now (None: it is gone) and its id; writes what follows, tells what happened."""
 
 UNHANDLED: Final = Counter(
-    "openbell_payment_webhooks_unhandled_total", "Webhooks that are kept and name nothing that we follow", ["kind"]
+    "openbell_payment_webhooks_unhandled_total", "Webhooks that are kept and name nothing that we follow", ["type"]
 )
 APPLIED: Final = Counter("openbell_payment_objects_applied_total", "Objects that Stripe was asked for", ["kind"])
 DRIFT: Final = Counter(
@@ -75,10 +75,13 @@ class Refresh:
 
     async def note(self, webhooks: Sequence[WebhookReceived], tx: Tx) -> list[Event]:
         """Mark what webhooks name. What we do not follow is kept where it lies, and counted."""
-        named = [(one.object_kind or "", one.object_id or "") for one in webhooks]
-        followed = [(kind, object_id) for kind, object_id in named if kind in KINDS and object_id]
-        strange = len(named) - len(followed)
-        tx.after_commit(lambda: UNHANDLED.labels("other").inc(strange))
+        followed: list[tuple[str, str]] = []
+        for one in webhooks:
+            kind, object_id = one.object_kind, one.object_id
+            if kind is not None and kind in KINDS and object_id is not None:
+                followed.append((kind, object_id))
+            else:
+                tx.after_commit(UNHANDLED.labels(one.event_type).inc)
         await self.want(tx, followed)
         return []
 
@@ -103,7 +106,7 @@ class Refresh:
         tx.after_commit(APPLIED.labels(kind).inc)
         if change is not None and not row["hinted"]:
             tx.after_commit(DRIFT.labels(kind, change).inc)
-            _log.warning("payment.drift", extra={"kind": kind, "id": object_id, "found": change})
+            _log.info("payment.drift", extra={"kind": kind, "id": object_id, "found": change})
         return events
 
     async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:
