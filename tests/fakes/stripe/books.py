@@ -40,7 +40,7 @@ class Books:
         self.undelivered: set[str] = set()
         self.request: Obj = {"id": None, "idempotency_key": None}
         self._ids = itertools.count(1)
-        self._due: list[tuple[int, int, Callable[[], None]]] = []
+        self._due: list[tuple[int, int, Callable[[], object]]] = []
 
     def new_id(self, prefix: str) -> str:
         """Return an id that nothing has."""
@@ -68,7 +68,7 @@ class Books:
     def emit(self, kind: str, thing: Obj, previous: Obj | None = None) -> Obj:
         """Make an event of an object as it is now."""
         data: Obj = {"object": thing} | ({"previous_attributes": previous} if previous is not None else {})
-        event = {
+        event: Obj = {
             "id": self.new_id("evt"),
             "object": "event",
             "api_version": API_VERSION,
@@ -90,7 +90,7 @@ class Books:
         if previous:
             self.emit(kind, thing, previous)
 
-    def later(self, at: int, action: Callable[[], None]) -> None:
+    def later(self, at: int, action: Callable[[], object]) -> None:
         """Do something when the clock gets there; the action looks whether it still applies."""
         heapq.heappush(self._due, (at, next(self._ids), action))
 

@@ -119,7 +119,7 @@ class Checkout:
     def expire(self, session: Obj) -> Obj:
         """End a session that nobody completed."""
         if session["status"] != "open":
-            raise invalid("Only Checkout Sessions with a status in [\"open\"] can be expired.", "session")
+            raise invalid('Only Checkout Sessions with a status in ["open"] can be expired.', "session")
         session.update(status="expired", url=None)
         self.books.emit("checkout.session.expired", session)
         return session
@@ -135,7 +135,11 @@ class Checkout:
             "items": params["line_items"],
             "default_payment_method": card["id"],
             "discounts": params.get("discounts"),
-            **{name: data[name] for name in ("metadata", "trial_period_days", "trial_end", "trial_settings", "description") if name in data},
+            **{
+                name: data[name]
+                for name in ("metadata", "trial_period_days", "trial_end", "trial_settings", "description")
+                if name in data
+            },
         }
         sub = self.subscriptions.create(wanted, authenticated=True)
         invoice = self.books.get("invoice", sub["latest_invoice"])

@@ -20,7 +20,7 @@ class Invoices:
         """Write an invoice of these lines and of what the customer is owed; a preview is kept nowhere."""
         books, customer = self.books, self.books.get("customer", sub["customer"])
         invoice_id = books.new_id("upcoming_in" if preview else "in")
-        items = [line | {"invoice": invoice_id} for line in lines]
+        items: list[Obj] = [line | {"invoice": invoice_id} for line in lines]
         subtotal = sum(line["amount"] for line in items)
         off = self._discount(sub, sum(line["amount"] for line in items if line["discountable"]))
         total = subtotal - off

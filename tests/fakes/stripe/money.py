@@ -60,7 +60,7 @@ class Money:
 
     def card_of(self, customer: Obj, subscription: Obj | None = None) -> str | None:
         """Return the card that pays for a customer."""
-        chosen = subscription and subscription["default_payment_method"]
+        chosen: str | None = subscription["default_payment_method"] if subscription else None
         return chosen or customer["invoice_settings"]["default_payment_method"]
 
     def behaviour(self, card_id: str | None) -> Behaviour | None:
@@ -165,14 +165,14 @@ class Money:
         }
         return self.books.add("balance_transaction", transaction)
 
-    def refund(self, charge: Obj, amount: int | None = None, reason: str | None = None) -> Obj:
-        """Give money back."""
-        left = charge["amount"] - charge["amount_refunded"]
+    def refund(self, charge: Obj, given: int | None = None, reason: str | None = None) -> Obj:
+        """Give money back: all that is left, unless less is said."""
+        left: int = charge["amount"] - charge["amount_refunded"]
+        amount = left if given is None else given
         if charge["status"] != "succeeded" or left == 0:
             raise invalid(f"Charge {charge['id']} has already been refunded.", "charge", "charge_already_refunded")
         if charge["disputed"]:
             raise invalid(f"Charge {charge['id']} has been charged back.", "charge", "charge_disputed")
-        amount = left if amount is None else amount
         if not 0 < amount <= left:
             raise invalid(f"Refund amount ({amount}) is greater than unrefunded amount on charge ({left})", "amount")
         refund: Obj = {

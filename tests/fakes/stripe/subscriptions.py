@@ -1,11 +1,10 @@
 """Subscriptions: begun, tried, renewed, changed, paused, ended; what they entitle to."""
 
-import calendar
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from tests.fakes.stripe.books import DAY, HOUR, Books, Obj, invalid, listed, number, true
 from tests.fakes.stripe.invoices import Invoices
+from tests.fakes.stripe.lines import Lines, after, period_end
 from tests.fakes.stripe.money import Money
 
 LIVE = frozenset({"trialing", "active", "past_due"})
@@ -20,7 +19,8 @@ class Subscriptions:
         self.books = books
         self.money = money
         self.invoices = invoices
-        self.after_retries = after_retries
+        self.after_retries: AfterRetries = after_retries
+        self.lines = Lines(books)
         invoices.settled = self._settled
 
     def create(self, params: Obj, *, authenticated: bool = False) -> Obj:
@@ -36,7 +36,7 @@ class Subscriptions:
         trial_end = self._trial_end(params)
         first = prices[0][0]
         ends = trial_end or after(books.now, first, books.now)
-        items = [self._item(sub_id, price, int(item.get("quantity", 1)), ends) for price, item in prices]
+        items = [self.lines.item(sub_id, price, int(item.get("quantity", 1)), ends) for price, item in prices]
         sub: Obj = {
             "id": sub_id,
             "object": "subscription",
@@ -80,7 +80,9 @@ class Subscriptions:
         if params.get("payment_behavior") == "error_if_incomplete" and not trial_end:
             self._must_pay(sub, customer)
         books.emit("customer.subscription.created", sub)
-        invoice = self.invoices.draft(sub, [self._line(item, free=bool(trial_end)) for item in items], "subscription_create")
+        invoice = self.invoices.draft(
+            sub, [self.lines.line(item, free=bool(trial_end)) for item in items], "subscription_create"
+        )
         sub["latest_invoice"] = invoice["id"]
         self.invoices.finalize(invoice, authenticated=authenticated)
         if trial_end:
@@ -128,11 +130,11 @@ class Subscriptions:
         future = [dict(item) for item in sub["items"]["data"]]
         when = number(details.get("proration_date", self.books.now), "proration_date", 0, 2**40)
         if "items" in details:
-            future, prorated = self._replaced(sub, details["items"], when)
+            future, prorated = self.lines.replaced(sub, details["items"], when)
             lines += prorated if details.get("proration_behavior", "create_prorations") != "none" else []
         at_once = details.get("proration_behavior") == "always_invoice"
         if not at_once and not sub["cancel_at_period_end"]:
-            lines += [self._line(item, start=item["current_period_end"]) for item in future]
+            lines += [self.lines.line(item, start=item["current_period_end"]) for item in future]
         reason = "subscription_update" if at_once else "upcoming"
         return self.invoices.draft(sub, lines, reason, preview=True)
 
@@ -193,94 +195,19 @@ class Subscriptions:
             del self.books.kinds["subscription"][sub["id"]]
             raise invalid("Your card was declined.", None, "card_declined", 402)
 
-    def _item(self, sub_id: str, price: Obj, quantity: int, ends: int) -> Obj:
-        return {
-            "id": self.books.new_id("si"),
-            "object": "subscription_item",
-            "created": self.books.now,
-            "current_period_end": ends,
-            "current_period_start": self.books.now,
-            "discounts": [],
-            "metadata": {},
-            "price": price,
-            "quantity": quantity,
-            "subscription": sub_id,
-            "tax_rates": [],
-        }
-
-    def _line(self, item: Obj, *, free: bool = False, start: int | None = None) -> Obj:
-        start = item["current_period_start"] if start is None else start
-        end = item["current_period_end"]
-        if start == end:
-            end = after(start, item["price"], start)
-        amount = 0 if free else item["price"]["unit_amount"] * item["quantity"]
-        return self._billed(item, amount, (start, end), proration=False)
-
-    def _billed(self, item: Obj, amount: int, period: tuple[int, int], *, proration: bool) -> Obj:
-        price = item["price"]
-        details = {
-            "invoice_item": None,
-            "proration": proration,
-            "subscription": item["subscription"],
-            "subscription_item": item["id"],
-        }
-        return {
-            "id": self.books.new_id("il"),
-            "object": "line_item",
-            "amount": amount,
-            "currency": price["currency"],
-            "description": None,
-            "discountable": not proration,
-            "livemode": False,
-            "metadata": {},
-            "parent": {"type": "subscription_item_details", "subscription_item_details": details},
-            "period": {"start": period[0], "end": period[1]},
-            "pricing": {
-                "type": "price_details",
-                "price_details": {"price": price["id"], "product": price["product"]},
-                "unit_amount_decimal": price["unit_amount_decimal"],
-            },
-            "quantity": item["quantity"],
-            "subtotal": amount,
-        }
-
-    def _replaced(self, sub: Obj, wanted: list[Obj], when: int) -> tuple[list[Obj], list[Obj]]:
-        """Return the items as they would be, and the credit and debit for the rest of the period."""
-        items = {item["id"]: dict(item) for item in sub["items"]["data"]}
-        lines: list[Obj] = []
-        for change in wanted:
-            old = items.get(change.get("id", ""))
-            if change.get("id") and old is None:
-                raise invalid(f"No such subscription item: '{change['id']}'", "items[0][id]", "resource_missing", 404)
-            if old is not None:
-                lines.append(self._prorated(old, when, -1))
-            if true(change.get("deleted", "false")):
-                items.pop(change["id"])
-                continue
-            price = self.books.get("price", change["price"], "items[0][price]") if "price" in change else None
-            base = old or self._item(sub["id"], price or {}, 1, period_end(sub))
-            new = base | ({"price": price} if price else {}) | {"quantity": int(change.get("quantity", base["quantity"]))}
-            items[new["id"]] = new
-            lines.append(self._prorated(new, when, 1))
-        return list(items.values()), [line for line in lines if line["amount"]]
-
-    def _prorated(self, item: Obj, when: int, sign: int) -> Obj:
-        start, end = item["current_period_start"], item["current_period_end"]
-        whole = item["price"]["unit_amount"] * item["quantity"]
-        part = (2 * whole * max(0, end - when) + (end - start)) // (2 * (end - start))
-        return self._billed(item, sign * part, (when, end), proration=True)
-
     def _change_items(self, sub: Obj, params: Obj, fields: Obj) -> None:
         behaviour = params.get("proration_behavior", "create_prorations")
         when = number(params.get("proration_date", self.books.now), "proration_date", 0, 2**40)
-        items, lines = self._replaced(sub, params["items"], when)
+        items, lines = self.lines.replaced(sub, params["items"], when)
         free = sub["status"] == "trialing"
         before = sub["items"]["data"][0]["price"]["recurring"]["interval"]
         fields["items"] = sub["items"] | {"data": items}
         resets = items[0]["price"]["recurring"]["interval"] != before and not free
         if behaviour != "none" and not free:
             for line in lines if not resets else lines[:1]:
-                self.books.add("invoiceitem", {"id": line["id"], "object": "invoiceitem", "line": line, "of": sub["id"]})
+                self.books.add(
+                    "invoiceitem", {"id": line["id"], "object": "invoiceitem", "line": line, "of": sub["id"]}
+                )
         if resets:
             self.books.change("customer.subscription.updated", sub, items=fields.pop("items"))
             sub["billing_cycle_anchor"] = self.books.now
@@ -342,7 +269,7 @@ class Subscriptions:
         self.books.change("customer.subscription.updated", sub, items=sub["items"] | {"data": items}, **fields)
         self._await_period(sub)
         pending = [line for _, line in self._pending(sub, take=True)]
-        invoice = self.invoices.draft(sub, [*pending, *(self._line(item) for item in items)], reason)
+        invoice = self.invoices.draft(sub, [*pending, *(self.lines.line(item) for item in items)], reason)
         sub["latest_invoice"] = invoice["id"]
         if sub["discounts"] and self.books.hidden[sub["id"]]["coupon"]["duration"] == "once":
             sub["discounts"] = []
@@ -409,27 +336,3 @@ class Subscriptions:
             }
             for one in features
         ]
-
-
-def period_end(sub: Obj) -> int:
-    """Return when the period of a subscription's items ends."""
-    return max(item["current_period_end"] for item in sub["items"]["data"])
-
-
-def after(anchor: int, price: Obj, start: int) -> int:
-    """Return the end of the period that begins at `start`: whole months from the anchor, or days and weeks."""
-    every, count = price["recurring"]["interval"], price["recurring"]["interval_count"]
-    if every in {"day", "week"}:
-        return start + count * DAY * (7 if every == "week" else 1)
-    months = count * (12 if every == "year" else 1)
-    first = datetime.fromtimestamp(anchor, UTC)
-    periods = 1
-    while _plus(first, periods * months) <= start:
-        periods += 1
-    return _plus(first, periods * months)
-
-
-def _plus(first: datetime, months: int) -> int:
-    year, month = divmod(first.year * 12 + first.month - 1 + months, 12)
-    day = min(first.day, calendar.monthrange(year, month + 1)[1])
-    return int(first.replace(year=year, month=month + 1, day=day).timestamp())

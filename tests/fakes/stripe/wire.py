@@ -20,8 +20,8 @@ HANGS: Final = 0
 class Fault:
     """What goes wrong with a request: a status (0: no answer ever), before or after it took effect.
 
-    `retry` is Stripe's word on whether to try again. A 500 is kept as the answer of its idempotency key, as Stripe does;
-    a 429 is not, because nothing had begun.
+    `retry` is Stripe's word on whether to try again. A 500 is kept as the answer of its idempotency key, as
+    Stripe does; a 429 is not, because nothing had begun.
     """
 
     status: int = 500
@@ -95,7 +95,9 @@ class Wire:
         if key is not None and key in self._kept and self._kept[key][0] + DAY > now:
             _, first, answer = self._kept[key]
             if first != sent:
-                message = "Keys for idempotent requests can only be used with the same parameters they were first used with."
+                message = (
+                    "Keys for idempotent requests can only be used with the same parameters they were first used with."
+                )
                 return 400, _error("idempotency_error", message, "idempotency_key_in_use"), {}
             return answer[0], answer[1], answer[2] | {"Idempotent-Replayed": "true"}
         answer = self._perform(method, path, params, fault)
