@@ -56,6 +56,8 @@ class FakeStripe:
         self.api = Api(now, retry_days, after_retries, search_lag_s)
         self.wire = Wire(self.api, key)
         self.app = self.wire.app
+        self._clients: dict[tuple[str, int, float], stripe.StripeClient] = {}
+        self._https: list[_Http] = []
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -75,15 +77,17 @@ class FakeStripe:
         return self.wire.requests
 
     def client(self, retries: int = 0, timeout_s: float = 30) -> stripe.StripeClient:
-        """Return a real client of this account, over HTTP."""
-        http = stripe.HTTPXClient(timeout=timeout_s)
-        return self._client(http, self.url, retries)
+        """Return a real client of this account, over HTTP; the same one for the same options."""
+        return self._client(self.url, retries, timeout_s)
 
     def direct(self) -> stripe.StripeClient:
         """Return a real client that reaches the account without a socket: for thousands of calls."""
-        http = stripe.HTTPXClient()
-        http._client_async = httpx.AsyncClient(transport=httpx.ASGITransport(app=cast("Any", self.app)))
-        return self._client(http, "http://stripe.fake", 0)
+        return self._client("http://stripe.fake", 0, 30)
+
+    async def close(self) -> None:
+        """Close the connections of all clients that were given out, in the loop that used them."""
+        for http in self._https:
+            await http.close_async()
 
     def fail(self, method: str, path: str, *faults: Fault) -> None:
         """Let the next requests of this method, whose path matches the expression wholly, go wrong."""
@@ -230,14 +234,29 @@ class FakeStripe:
         self._server.should_exit = True
         self._thread.join(10)
 
-    def _client(self, http: stripe.HTTPXClient, url: str, retries: int) -> stripe.StripeClient:
-        return stripe.StripeClient(
-            self.key,
-            base_addresses={"api": url},
-            http_client=http,
-            max_network_retries=retries,
-            stripe_version=API_VERSION,
-        )
+    def _client(self, url: str, retries: int, timeout_s: float) -> stripe.StripeClient:
+        made = self._clients.get((url, retries, timeout_s))
+        if made is None:
+            http = _Http(timeout=timeout_s)
+            if url != self.url:
+                http._client_async = httpx.AsyncClient(transport=httpx.ASGITransport(app=cast("Any", self.app)))
+            self._https.append(http)
+            made = self._clients[url, retries, timeout_s] = stripe.StripeClient(
+                self.key,
+                base_addresses={"api": url},
+                http_client=http,
+                max_network_retries=retries,
+                stripe_version=API_VERSION,
+            )
+        return made
+
+
+class _Http(stripe.HTTPXClient):
+    """Sends forms as httpx wants them: what stripe 16.1 does is deprecated, and warnings are errors here."""
+
+    def _get_request_args_kwargs(self, method: str, url: str, headers: Any, post_data: Any) -> Any:
+        args, options = cast("Any", super()._get_request_args_kwargs(method, url, headers, post_data))
+        return args, {**options, "data": None, "content": options["data"] or None}
 
 
 class _Server(uvicorn.Server):

@@ -86,6 +86,8 @@ class Invoices:
         }
         if preview:
             return invoice
+        if off and self.books.hidden[sub["id"]]["coupon"]["duration"] == "once":
+            sub["discounts"] = []
         books.add("invoice", invoice)
         books.emit("invoice.created", invoice)
         return invoice

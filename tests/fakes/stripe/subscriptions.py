@@ -271,8 +271,6 @@ class Subscriptions:
         pending = [line for _, line in self._pending(sub, take=True)]
         invoice = self.invoices.draft(sub, [*pending, *(self.lines.line(item) for item in items)], reason)
         sub["latest_invoice"] = invoice["id"]
-        if sub["discounts"] and self.books.hidden[sub["id"]]["coupon"]["duration"] == "once":
-            sub["discounts"] = []
         return invoice
 
     def _expire(self, sub: Obj) -> None:
