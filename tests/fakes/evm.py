@@ -13,7 +13,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -56,7 +56,9 @@ class EvmChain:
 
     async def send(self, to: str, value: int, sender: int = 0) -> str:
         """Send coins; return the transaction's id."""
-        tx = await self.node.eth.send_transaction({"from": self.accounts[sender], "to": to, "value": value})
+        tx = await self.node.eth.send_transaction(
+            cast("Any", {"from": self.accounts[sender], "to": to, "value": value})
+        )
         return f"0x{bytes(tx).hex()}"
 
     def mine(self, blocks: int = 1) -> None:

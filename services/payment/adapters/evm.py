@@ -11,6 +11,7 @@ transfer, named by block and address, for which transaction made it cannot be kn
 What would surprise you: web3 is imported when the first connection is made, for it is 57 MB.
 """
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ def over_http(url: str, *, timeout_s: float = 15.0) -> "AsyncWeb3[Any]":
     from web3 import AsyncHTTPProvider, AsyncWeb3  # noqa: PLC0415 - memory, see above
     from web3.middleware import ExtraDataToPOAMiddleware  # noqa: PLC0415 - same
 
+    logging.getLogger("web3").setLevel(logging.WARNING)  # it would write the address, which may hold a key
     node: AsyncWeb3[Any] = AsyncWeb3(AsyncHTTPProvider(url, request_kwargs={"timeout": timeout_s}))
     node.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
     return node

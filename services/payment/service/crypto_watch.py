@@ -97,11 +97,14 @@ class CryptoWatch:
             first = last + 1
 
     async def _first(self, position: Row, head: Block) -> int:
-        """Return where reading begins: a little before the last block read; far before it after a reorganisation."""
+        """Return where reading begins: a little before the last block read; far before it after a reorganisation.
+
+        The newest block is always read, for what waits in the mempool is asked for with it.
+        """
         cursor: int = position["cursor"]
         same = cursor <= head.number and await self._reader.hash_of(cursor) == position["cursor_hash"]
         back = self._chain.rescan if same else self._chain.finality
-        return max(1, min(cursor, head.number) + 1 - back)
+        return max(0, min(min(cursor, head.number) + 1 - back, head.number))
 
     async def _move(self, read: Block, head: Block) -> None:
         async with self._door.transaction() as tx:
