@@ -278,7 +278,7 @@ async def test_what_can_be_paid_with_is_listed(client: Client):
 async def test_without_a_chain_crypto_is_not_offered(database_url: str, monkeypatch: pytest.MonkeyPatch):
     async with served(database_url, monkeypatch) as client:
         answer = await client.order(uuid4())
-        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "CRYPTO_NOT_OFFERED")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "PAYMENT_WAY_NOT_CONFIGURED")
         assert (await client("GET", "/pay/crypto/assets", uuid4())).json() == []
         assert [job.name for job in client.service._jobs if job.name.startswith("crypto")] == []
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from services.payment.domain.chains import Asset, Chain
 from services.payment.domain.crypto import HOLD, LOCK, base_units, free_amount
 from services.payment.domain.plans import Plan, Plans
-from services.payment.ports import Rate, Rates, RateUnavailable
+from services.payment.ports import NotConfigured, Rate, Rates, RateUnavailable
 from services.payment.service.audit import Actor, Audit
 from services.payment.service.settlement import Settlement
 from services.payment.service.subscriptions import AlreadySubscribed
@@ -32,12 +32,6 @@ STALE: Final = timedelta(minutes=5)
 LEAST_RATE: Final = Decimal("1e-9")
 HIGHEST_RATE: Final = Decimal("1e9")
 DAY: Final = timedelta(days=1)
-
-
-class NotOffered(Conflict):
-    """Payment by crypto is not offered here."""
-
-    code = "CRYPTO_NOT_OFFERED"
 
 
 class UnknownChain(Invalid):
@@ -152,7 +146,7 @@ class CryptoInvoices:
     async def quote(self, order: Order) -> Quote:
         """Check an order and ask for the rate; outside any transaction. Raises what is wrong with the order."""
         if not self.chains:
-            raise NotOffered
+            raise NotConfigured("nothing can be paid for by crypto here")
         plan = self._plans.named(order.plan)
         chain = self.chains.get(order.chain)
         if chain is None:
@@ -220,10 +214,10 @@ class CryptoInvoices:
         return Done(row, [self._audit.of(actor, "create.crypto_invoice", str(row["id"]), **told)])
 
     async def tell(self, actor: Actor, invoice: Row, transaction: str, tx: Tx) -> Done[None]:
-        """Note a transaction to be looked for. Raises TransactionRefused, NotOffered."""
+        """Note a transaction to be looked for. Raises TransactionRefused, NotConfigured."""
         chain = self.chains.get(invoice["chain"])
         if chain is None:
-            raise NotOffered("this chain is not offered any more", chain=invoice["chain"])
+            raise NotConfigured("this chain is not offered any more", chain=invoice["chain"])
         written = chain.transaction(transaction)
         if written is None:
             raise TransactionRefused(chain=chain.name)

@@ -37,7 +37,8 @@ class CryptoMovement:
     user_id: UUID | None  # None: it matches no invoice
     invoice_id: UUID | None
     asset: str
-    amount: Decimal  # units of the asset
+    amount: Decimal  # units of the asset, with all its decimals
+    decimals: int
     worth_usd: Decimal | None  # at the invoice's rate; None without an invoice
     at: datetime
 
@@ -215,7 +216,7 @@ class _Books:
     def movement(self, reference: str, kind: str, one: Row, amount: Decimal, now: datetime) -> CryptoMovement:
         units = in_units(int(amount), self.decimals)
         worth = None if self.rate_usd is None else (units * self.rate_usd).quantize(CENT)
-        return CryptoMovement(reference, kind, self.user_id, self.invoice_id, one["asset"], units, worth, now)
+        return CryptoMovement(reference, kind, self.user_id, self.invoice_id, one["asset"], units, self.decimals, worth, now)
 
 
 def _is_paid(verdict: Verdict, row: Row, worth_usd: Decimal | None) -> bool:
