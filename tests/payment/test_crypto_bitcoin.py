@@ -1,5 +1,6 @@
 """Payment on Bitcoin, against a stand-in for Esplora whose chain is reorganised and whose mempool forgets."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from services.payment.adapters.esplora import GENESIS, Esplora
 from services.payment.domain.chains import Chain
 from services.payment.domain.subscriptions import State
 from services.payment.ports import WrongChain
+from services.payment.service.crypto import TooManyInvoices
 from shared.db import Database
 from shared.errors import Transient
 from tests.conftest import ManualClock
@@ -25,6 +27,7 @@ from tests.payment.crypto_bench import Bench
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 OURS = ["bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080", "2MzQwSSnBHWHqSAqtTVQ6v47XtaisrJa1Vc"]
+SHARED = "mipcBbFg9gMiCh81Kj8tqqdgoZub1ZJRfn"
 PRICE = 29_000
 NEEDED, FINAL = 2, 4
 _NAMES = count()
@@ -200,6 +203,19 @@ async def test_an_address_is_given_to_the_next_customer_only_when_no_late_paymen
     await town.mine(NEEDED)
     assert await bench.state(again) == "paid"
     assert await bench.state(given_out[0]) == "expired"
+
+
+async def test_invoices_made_at_once_share_no_address_and_no_user_makes_too_many(town: Town):
+    bench = town.bench
+    made = await asyncio.gather(*(bench.invoice("BTC") for _ in OURS))
+    assert {row["address"] for row in made} == set(OURS)
+    await town.pass_time(7 * 86_400 + 901)
+    user, other = uuid4(), Chain.model_validate(bench.chains[0][0].model_dump() | {"shared_address": SHARED})
+    shared = Bench(bench.database, bench.clock, [(other, bench.chains[0][1])], {"BTC": Decimal(100_000)})
+    ended = await asyncio.gather(*(shared.invoice("BTC", user=user) for _ in range(6)), return_exceptions=True)
+    rows = [one for one in ended if not isinstance(one, BaseException)]
+    assert len({(row["address"], row["amount"]) for row in rows}) == len(rows) == 3
+    assert {type(one) for one in ended if isinstance(one, BaseException)} == {TooManyInvoices}
 
 
 async def test_a_payment_made_while_nobody_looked_is_found_afterwards(town: Town):

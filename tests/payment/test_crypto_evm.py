@@ -193,6 +193,20 @@ async def test_a_transaction_that_failed_brings_nothing(town: Town):
     assert told["result"] == "not_ours"
 
 
+async def test_a_told_transaction_that_waits_is_seen_before_it_is_in_a_block(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("ETH")
+    town.evm.tester.disable_auto_mine_transactions()
+    tx = await town.evm.send(invoice["address"], int(invoice["amount"]))
+    await bench.tell(invoice, tx.upper().replace("0X", "0x"))
+    await town.round()
+    assert await bench.state(invoice) == "seen"
+    await town.confirm()
+    assert await bench.state(invoice) == "paid"
+    [receipt] = await bench.rows("select * from crypto_receipts")
+    assert (receipt["tx"], receipt["status"]) == (tx, "mined")
+
+
 async def test_a_reorganisation_takes_a_payment_back_and_a_second_one_brings_it_again(town: Town):
     bench = town.bench
     invoice = await bench.invoice("USDC")
@@ -240,6 +254,19 @@ async def test_a_payment_that_a_reorganisation_moves_to_another_block_is_counted
     assert len(await bench.told("payment.payments")) == 1
     assert len(await bench.told("payment.subscriptions")) == 1
     assert bench.books() == {"USDC": Decimal(29)}
+
+
+async def test_a_payment_below_what_was_read_is_found_after_a_reorganisation(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    before = town.evm.snapshot()
+    town.evm.mine(6)
+    await town.round()
+    town.evm.revert(before)
+    await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    town.evm.mine(6)
+    await town.round()
+    assert await bench.state(invoice) == "paid"
 
 
 async def test_a_receipt_is_not_looked_at_again_once_it_is_final(town: Town):

@@ -1,4 +1,4 @@
-"""What coins are worth: answers of a spot price service that are right and wrong, and stablecoins that are not stable."""
+"""What coins are worth: right and wrong answers of an exchange, and stablecoins that are not stable."""
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field

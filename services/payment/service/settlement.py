@@ -12,6 +12,8 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID, uuid5
 
+from prometheus_client import Counter
+
 from services.payment.domain.crypto import IN_DOUBT, LATE_WORTH, WHOLE, Receipt, Verdict, in_units, judge
 from services.payment.domain.periods import period_after
 from services.payment.domain.plans import Plans
@@ -26,6 +28,9 @@ from shared.contracts.payment import PaymentReceived
 from shared.db import Row, Tx
 
 CENT: Final = Decimal("0.01")
+
+STATES: Final = Counter("openbell_payment_crypto_invoices_total", "Invoices that came into a state", ["chain", "state"])
+UNMATCHED: Final = Counter("openbell_payment_crypto_unmatched_total", "Final receipts that pay no invoice", ["chain"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,8 @@ class Settlement:
         held = row["held"] and (now < row["held_until"] or unfinished)
         await self._store.judged(tx, row, verdict, grant, held=held, now=now)
         await self._receipts.settled(tx, invoice_id)
+        if verdict.state != row["state"]:
+            tx.after_commit(STATES.labels(row["chain"], verdict.state).inc)
         return events
 
     async def book_strays(self, tx: Tx, chain: str, decimals: Mapping[str, int]) -> list[Event]:
@@ -115,6 +122,8 @@ class Settlement:
         events: list[Event] = []
         for row in await self._receipts.stray(tx, chain):
             booked = row["amount"] if row["status"] == "mined" else None
+            if booked is not None and row["booked"] is None:
+                tx.after_commit(UNMATCHED.labels(chain).inc)
             nobody = _Books(None, None, decimals.get(row["asset"], 0), None)
             events += await self._move(tx, row, booked, nobody, self._clock())
         return events
@@ -216,7 +225,9 @@ class _Books:
     def movement(self, reference: str, kind: str, one: Row, amount: Decimal, now: datetime) -> CryptoMovement:
         units = in_units(int(amount), self.decimals)
         worth = None if self.rate_usd is None else (units * self.rate_usd).quantize(CENT)
-        return CryptoMovement(reference, kind, self.user_id, self.invoice_id, one["asset"], units, self.decimals, worth, now)
+        return CryptoMovement(
+            reference, kind, self.user_id, self.invoice_id, one["asset"], units, self.decimals, worth, now
+        )
 
 
 def _is_paid(verdict: Verdict, row: Row, worth_usd: Decimal | None) -> bool:
