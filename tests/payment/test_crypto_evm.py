@@ -175,9 +175,12 @@ async def test_coins_that_leave_an_address_do_not_hide_what_came_in(town: Town):
     bench = town.bench
     invoice = await bench.invoice("ETH")
     ours = town.evm.accounts.index(invoice["address"])
-    await town.evm.send(town.evm.accounts[1], 10**17, sender=ours)
     contract = await town.evm.deploy("Internal")
+    town.evm.tester.disable_auto_mine_transactions()
+    await town.evm.send(town.evm.accounts[1], 10**17, sender=ours)
     await town.evm.call(contract, "pay", invoice["address"], value=10**16)
+    town.evm.mine()
+    assert len(town.evm.tester.get_block_by_number("latest")["transactions"]) == 2
     await town.confirm()
     assert await bench.state(invoice) == "paid"
 
