@@ -3,17 +3,21 @@ Stripe's official shapes."""
 
 import copy
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
+import httpx
 from sqlalchemy import text
 
 from services.payment.domain.plans import Plan, Plans
 from services.payment.domain.subscriptions import State
+from services.payment.main import build
 from services.payment.service.ledger import Ledger
 from services.payment.service.manual import Manual
 from services.payment.service.money import Payments
@@ -25,10 +29,14 @@ from services.payment.store.subscriptions import SubscriptionStore
 from shared.clock import new_id
 from shared.contracts.base import Event
 from shared.db import Database, Row, Tx
+from shared.identity import HEADER, Identity, Signer
 from shared.messaging.door import Door
 from shared.messaging.outbox import Outbox
+from shared.service import Environment
+from shared.settings import SharedSettings
 from tests.conftest import ManualClock, recorded
 
+_TYPE = re.compile(rb"(?:payment|api)\.([a-z]+\.[a-z_]+)\.v1")
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 GRACE = 7 * DAY
@@ -112,15 +120,36 @@ class Bench:
             return await tx.fetch(text(query))
 
     async def told(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return what lies in the outbox: (type, body), in order."""
+        """Return what was told through the door, in order: the event's name and its body."""
         rows = await self.rows("select headers, value from outbox order by id")
-        found: list[tuple[str, dict[str, Any]]] = []
-        for row in rows:
-            found.append((str(row["headers"]), json.loads(row["value"])))
-        return found
+        return [(_TYPE.findall(row["headers"])[0].decode(), json.loads(row["value"])) for row in rows]
 
     async def balances(self) -> dict[tuple[str, str], int]:
         """Return what each account holds, by account and currency."""
         async with self.database.read() as tx:
             rows = await self.ledger_store.balances(tx)
         return {(row["account"], row["currency"]): int(row["amount"]) for row in rows}
+
+
+class Client:
+    """Payment over HTTP, as main builds it, not started."""
+
+    def __init__(self, bench: Bench, http: httpx.AsyncClient, signer: Signer) -> None:
+        self.bench, self._http, self._signer, self.admin = bench, http, signer, uuid4()
+
+    async def __call__(self, method: str, path: str, *, role: Any = "admin", **more: Any) -> httpx.Response:
+        token = self._signer.sign(Identity(self.admin, role), audience="payment", request_id="r1")
+        headers = {HEADER: token, **more.pop("headers", {})}
+        return await self._http.request(method, path, headers=headers, **more)
+
+
+@asynccontextmanager
+async def served(bench: Bench, database_url: str) -> AsyncGenerator[Client]:
+    """Serve payment over HTTP in this process."""
+    environment = Environment(SharedSettings(database_url=database_url), bench.clock)
+    service = build(environment)
+    signer = Signer(environment.settings.identity_secret.get_secret_value(), bench.clock)
+    transport = httpx.ASGITransport(app=cast("Any", service.app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://payment") as http:
+        yield Client(bench, http, signer)
+    await service.db.close()

@@ -40,6 +40,8 @@ Account = Literal[
 ]
 Kind = Literal["charge", "refund", "dispute", "fee", "payout", "receipt", "other"]
 
+FEES: Final[tuple[Account, ...]] = ("expenses:fees", "expenses:dispute_fees")
+
 _WHERE: Final[Mapping[Kind, Account]] = {
     "charge": "income:subscriptions",
     "refund": "income:refunds",

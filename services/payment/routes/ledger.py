@@ -105,14 +105,15 @@ def _export_route(store: LedgerStore, door: Door, clock: Clock, new_id: NewId) -
     async def export_ledger(
         request: HttpRequest,
         identity: Who,
-        since: Annotated[AwareDatetime, QueryParameter(name="from")],
-        until: Annotated[AwareDatetime, QueryParameter(name="to")],
+        since: Annotated[datetime, QueryParameter(name="from")],
+        until: Annotated[datetime, QueryParameter(name="to")],
     ) -> Stream:
         """Return what moved from `from` up to but without `to`, as CSV: a line for each posting, debit or credit."""
-        if not since < until <= since + LONGEST:
+        since, until = _utc(since), _utc(until)
+        if not timedelta() < until - since <= LONGEST:
             raise Invalid("`from` is before `to`, ten years at most")
         await door.publish(lambda tx: _exported(tx, _actor(request, identity), (since, until), clock(), new_id()))
-        name = f"ledger-{since.astimezone(UTC):%Y%m%dT%H%M%SZ}-{until.astimezone(UTC):%Y%m%dT%H%M%SZ}.csv"
+        name = f"ledger-{since:%Y%m%dT%H%M%SZ}-{until:%Y%m%dT%H%M%SZ}.csv"
         headers = {
             "content-disposition": f'attachment; filename="{name}"',
             "cache-control": "no-store",
@@ -141,6 +142,12 @@ async def _exported(
         details={"from": since.isoformat(), "to": until.isoformat()},
     )
     return [audited]
+
+
+def _utc(at: datetime) -> datetime:
+    if at.tzinfo is None:
+        raise Invalid("a time says its zone: 2026-11-01T00:00:00Z")
+    return at.astimezone(UTC)
 
 
 def _actor(request: HttpRequest, identity: Identity) -> Actor:

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from prometheus_client import Counter, Gauge
 
-from services.payment.domain.ledger import Entry, id_of, of_balance_transaction
+from services.payment.domain.ledger import FEES, Entry, id_of, of_balance_transaction
 from services.payment.service.ledger import Ledger
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.store.ledger import LedgerStore
@@ -128,7 +128,7 @@ class Invariants:
                 if new and late:
                     counts["missing"] += 1
                     _broken("ledger_is_stripes", found="missing", transaction=found["id"])
-            elif not _same(row, found):
+            elif not _same(row, entry):
                 counts["amounts"] += 1
                 _broken("ledger_is_stripes", found="amounts", transaction=found["id"])
         for transaction in known:
@@ -181,9 +181,11 @@ class Invariants:
         CHECKED.labels(invariant).set(self._clock().timestamp())
 
 
-def _same(row: Row, found: Mapping[str, Any]) -> bool:
-    told = (found["currency"].upper(), found["net"], found["fee"])
-    return told == (row["currency"], int(row["net"]), int(row["fee"]))
+def _same(row: Row, entry: Entry) -> bool:
+    """Whether the ledger has the amounts that an entry of what Stripe says would have."""
+    net = sum(one.money.minor for one in entry.postings if one.account == "assets:stripe")
+    fees = sum(one.money.minor for one in entry.postings if one.account in FEES)
+    return (row["currency"], row["net"], row["fees"]) == (entry.postings[0].money.currency, net, fees)
 
 
 def _broken(invariant: str, **details: object) -> None:

@@ -19,6 +19,8 @@ from shared.messaging.door import Door
 ENTRIES: Final = Counter("openbell_payment_ledger_entries_total", "Entries added to the ledger", ["kind"])
 
 PAGE: Final = 1000
+"""Entries that are read at once."""
+
 COLUMNS: Final = ("at", "entry", "kind", "about", "user_id", "account", "currency", "debit", "credit")
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
 
@@ -49,7 +51,9 @@ class Ledger:
         return row is not None, row["user_id"] if row is not None else None
 
 
-async def export(store: LedgerStore, door: Door, since: datetime, until: datetime) -> AsyncGenerator[bytes]:
+async def export(
+    store: LedgerStore, door: Door, since: datetime, until: datetime, *, page: int = PAGE
+) -> AsyncGenerator[bytes]:
     """Yield the postings of [since, until) as CSV, in the order in which money moved, a page of entries at a time.
 
     Amounts are in units of the currency with all its decimals, never below zero. A text that a spreadsheet would take
@@ -59,7 +63,7 @@ async def export(store: LedgerStore, door: Door, since: datetime, until: datetim
     after = since, ""
     while True:
         async with door.read() as tx:
-            rows = await store.page(tx, since, until, after, PAGE)
+            rows = await store.page(tx, since, until, after, page)
         if not rows:
             return
         yield _csv(_line(row) for row in rows)

@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy import text
 
-from services.payment.domain.ledger import Entry
+from services.payment.domain.ledger import FEES, Entry
 from shared.db import Row, Tx
 
 _ENTRY: Final = text("""
@@ -34,7 +34,7 @@ _PAGE: Final = text("""
     order by e.at, e.key, p.line""")
 _STRIPES: Final = text("""
     select e.key, e.at, p.currency, p.exponent, coalesce(sum(p.amount) filter (where p.account = 'assets:stripe'), 0)
-        as net, coalesce(sum(p.amount) filter (where p.account like 'expenses:%fees'), 0) as fee
+        as net, coalesce(sum(p.amount) filter (where p.account = any(cast(:fees as text[]))), 0) as fees
     from ledger_entries e join ledger_postings p on p.entry = e.key
     where e.key like 'stripe/txn%' and e.at >= :since and e.at < :until
     group by e.key, e.at, p.currency, p.exponent""")
@@ -93,5 +93,5 @@ class LedgerStore:
 
     async def of_stripe(self, tx: Tx, since: datetime, until: datetime) -> dict[str, Row]:
         """Return what the ledger says of Stripe's balance transactions in [since, until), by their ids."""
-        rows = await tx.fetch(_STRIPES, since=since, until=until)
+        rows = await tx.fetch(_STRIPES, since=since, until=until, fees=list(FEES))
         return {row["key"].removeprefix("stripe/"): row for row in rows}
