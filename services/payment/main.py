@@ -95,7 +95,7 @@ def build(env: Environment) -> Service:
     service.schedule(lapses(subscriptions, service.door))
     service.schedule(retention(refreshes, service.door, settings.keep_webhooks_months))
     service.serve([*webhook_routes.handlers(intake), *subscription_routes.handlers(subscriptions, service.door)])
-    service.serve(ledger_routes.handlers(manual, ledger_store, service.door, clock=service.clock, new_id=new_id))
+    service.serve([*ledger_routes.handlers(manual, ledger_store, service.door, clock=service.clock, new_id=new_id)])
     return service
 
 

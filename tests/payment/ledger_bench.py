@@ -21,6 +21,7 @@ from services.payment.main import build
 from services.payment.service.ledger import Ledger
 from services.payment.service.manual import Manual
 from services.payment.service.money import Payments
+from services.payment.service.refresh import Appliers
 from services.payment.service.renewals import Reminders, Renewals
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.store.ledger import LedgerStore
@@ -71,10 +72,12 @@ class Bench:
         self.clock = clock = ManualClock(NOW)
         self.door = door = Door(database, Outbox("payment", lambda: None))
         self.store, self.ledger_store, self.money = SubscriptionStore(), LedgerStore(), MoneyStore()
-        plans = Plans([PRO, TEAM])
+        self.plans = plans = Plans([PRO, TEAM])
         self.subscriptions = Subscriptions(self.store, plans, clock=clock, new_id=new_id)
         self.ledger = Ledger(self.ledger_store, clock)
-        self.payments = Payments(self.money, self.store, self.ledger, self.subscriptions, plans=plans, clock=clock)
+        self.appliers = Appliers()
+        payments = Payments(self.money, self.store, self.ledger, self.subscriptions, plans=plans, clock=clock)
+        payments.register(self.appliers)
         self.renewals = Renewals(self.store, self.subscriptions, plans, door, grace=GRACE, clock=clock)
         self.reminders = Reminders(self.money, self.store, door, clock)
         self.manual = Manual(

@@ -16,7 +16,8 @@ from uuid import UUID
 
 from prometheus_client import Counter, Gauge
 
-from services.payment.domain.ledger import FEES, Entry, id_of, of_balance_transaction
+from services.payment.domain.ledger import FEES, Entry, of_balance_transaction
+from services.payment.domain.stripe import reference
 from services.payment.service.ledger import Ledger
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.store.ledger import LedgerStore

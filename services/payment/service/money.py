@@ -17,7 +17,7 @@ What would surprise you: a failed payment is told from the failed charge, becaus
 failed once a later one went well. That the customer has to do something is told only while it can still be done.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Final, Literal, cast
 from uuid import NAMESPACE_URL, UUID, uuid5
