@@ -52,12 +52,6 @@ CryptoReceipt = Callable[[Tx, CryptoMovement], Awaitable[Sequence[Event]]]
 """Books a movement in the ledger, in the transaction that found it; returns what it has to tell."""
 
 
-async def not_booked(tx: Tx, movement: CryptoMovement) -> Sequence[Event]:
-    """Book nothing: for a service without a ledger."""
-    del tx, movement
-    return ()
-
-
 class Settlement:
     """Takes a transaction, returns what happened."""
 
@@ -70,7 +64,7 @@ class Settlement:
         subscriptions: Subscriptions,
         plans: Plans,
         clock: Clock,
-        receipt: CryptoReceipt = not_booked,
+        receipt: CryptoReceipt,
     ) -> None:
         self._store = store
         self._receipts = receipts
