@@ -36,7 +36,12 @@ class PaymentSettings(BaseSettings):
     keep_webhooks_months: int = Field(default=3, ge=2)
     """Longer than the 30 days that the sweep looks back."""
 
-    @field_validator("stripe_webhook_secrets", mode="before")
+    return_origins: Annotated[tuple[str, ...], NoDecode] = ("http://127.0.0.1:8100",)
+    """Comma-separated: where a checkout and the portal may send people back to, and nowhere else."""
+    return_url: str = "http://127.0.0.1:8100/"
+    """Where they go when the request does not say; of one of these origins."""
+
+    @field_validator("stripe_webhook_secrets", "return_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
