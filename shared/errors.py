@@ -7,6 +7,7 @@
         ├── Invalid        the input is wrong                       422
         ├── Unauthenticated  we do not know who calls               401
         ├── Forbidden      we know, and the answer is no            403
+        ├── PlanRequired   we know, and it is not paid for          402
         ├── NotFound       there is no such thing for this caller   404
         ├── Conflict       the state does not allow it              409
         ├── TooLarge       the input is over a stated limit         413
@@ -76,6 +77,13 @@ class Forbidden(Permanent):
 
     code = "FORBIDDEN"
     status = 403
+
+
+class PlanRequired(Permanent):
+    """Your plan does not include this."""
+
+    code = "PLAN_REQUIRED"
+    status = 402
 
 
 class NotFound(Permanent):

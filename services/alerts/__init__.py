@@ -1,11 +1,12 @@
 """alerts: turns activity into alerts for the users whose watchlist or rule matches, and tells them.
 
 Owns     schema `alerts`: users and watchlists as the gateway tells them, rules, channels and the mails that
-         confirm them, contracts of the session, alerts, deliveries
+         confirm them, contracts of the session, alerts, notices, deliveries of both
 Reads    detector.activity (ActivityDetected), api.users (UserSignedUp, UserSettingsChanged),
-         api.watchlists (StockAdded, StockSettingsChanged, StockRemoved)
+         api.watchlists (StockAdded, StockSettingsChanged, StockRemoved), payment.payments (PaymentReceived,
+         PaymentFailed, PaymentRefunded, PaymentDisputed, TrialEnding, CardExpiring, RenewalDue)
 Publishes alerts.alerts (AlertRaised, AlertUpdated), alerts.deliveries (DeliverySettled), api.audit (ActionAudited)
-Serves   /api/alerts/{user_id}: the alerts, opened, stats, channels, rules; /links/confirm-email
+Serves   /api/alerts/{user_id}: the alerts, opened, stats, channels, rules, notices; /links/confirm-email
 
 An alert is one for (user, rule, symbol, session). It rings on the user's channels at first and again when the
 score rises by a set step.
@@ -24,6 +25,15 @@ from shared.contracts.api import (
 )
 from shared.contracts.base import Event
 from shared.contracts.detector import ActivityDetected
+from shared.contracts.payment import (
+    CardExpiring,
+    PaymentDisputed,
+    PaymentFailed,
+    PaymentReceived,
+    PaymentRefunded,
+    RenewalDue,
+    TrialEnding,
+)
 
 OWNS: Final = "alerts"
 READS: Final[tuple[type[Event], ...]] = (
@@ -33,5 +43,12 @@ READS: Final[tuple[type[Event], ...]] = (
     StockAdded,
     StockSettingsChanged,
     StockRemoved,
+    PaymentReceived,
+    PaymentFailed,
+    PaymentRefunded,
+    PaymentDisputed,
+    TrialEnding,
+    CardExpiring,
+    RenewalDue,
 )
 PUBLISHES: Final[tuple[type[Event], ...]] = (AlertRaised, AlertUpdated, DeliverySettled, ActionAudited)

@@ -1,12 +1,13 @@
 """Door 1, Kafka: what is handled, and by what."""
 
-from services.alerts.service import Alerts
+from services.alerts.domain.notices import TOLD
+from services.alerts.service import Alerts, Notices
 from shared.contracts.api import StockAdded, StockRemoved, StockSettingsChanged, UserSettingsChanged, UserSignedUp
 from shared.contracts.detector import ActivityDetected
 from shared.messaging.consumer import Consumer
 
 
-def tables(alerts: Alerts) -> tuple[Consumer, ...]:
+def tables(alerts: Alerts, notices: Notices) -> tuple[Consumer, ...]:
     """Return the service's consumers."""
     activity = Consumer("alerts.activity")
     activity.on_batch(ActivityDetected, alerts.raise_alerts)
@@ -19,4 +20,8 @@ def tables(alerts: Alerts) -> tuple[Consumer, ...]:
     watchlists.on(StockAdded, alerts.watch)
     watchlists.on(StockSettingsChanged, alerts.watch)
     watchlists.on(StockRemoved, alerts.unwatch)
-    return activity, users, watchlists
+
+    payments = Consumer("alerts.payments")
+    for event in TOLD:
+        payments.on_batch(event, notices.tell)
+    return activity, users, watchlists, payments

@@ -1,16 +1,19 @@
 """Wires the alerts service."""
 
-from services.alerts import READS, consumers, routes
+from services.alerts import READS, consumers
 from services.alerts.adapters.discord import Discord
 from services.alerts.adapters.smtp import Smtp, SmtpServer
 from services.alerts.domain.links import Links
 from services.alerts.ports import Sender
-from services.alerts.service import Alerts, Options
+from services.alerts.routes import alerts as alert_routes
+from services.alerts.routes import notices as notice_routes
+from services.alerts.service import Alerts, Notices, Options
 from services.alerts.settings import AlertsSettings
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
-from services.alerts.workers import Confirmation, Delivery, DeliveryWorker, Retention
+from services.alerts.store.notices import NoticeStore
+from services.alerts.workers import Confirmation, Delivery, DeliveryWorker, NoticeDelivery, Retention
 from shared.clock import new_id
 from shared.contracts.alerts import Channel
 from shared.identity import identity_secret
@@ -27,12 +30,16 @@ def build(env: Environment) -> Service:
     audience = AudienceStore(Defaults(settings.default_min_score, settings.default_min_premium_usd))
 
     confirmations = ConfirmationStore()
+    notices = NoticeStore()
     links = Links(identity_secret(env.settings))
 
     workers: list[Worker] = []
     offered = _senders(settings)
     for channel, (sender, concurrency) in offered.items():
-        delivery = Delivery(channel, sender, store, service.door)
+        notice = NoticeDelivery(channel, sender, notices, store, service.door)
+        workers.append(Worker(notice.work(), service.door, service.clock, draw=env.random.random))
+        service.work(workers[-1])
+        delivery = Delivery(channel, sender, store, notices, service.door)
         worker = Worker(delivery.work(concurrency), service.door, service.clock, draw=env.random.random)
         workers.append(worker)
         service.work(DeliveryWorker(worker, sender))
@@ -60,18 +67,25 @@ def build(env: Environment) -> Service:
         discord_base=settings.discord_base,
     )
     alerts = Alerts(store, audience, confirmations, options, links=links, clock=service.clock, new_id=new_id, wake=wake)
-    for consumer in consumers.tables(alerts):
+    told = Notices(notices, clock=service.clock, wake=wake)
+    for consumer in consumers.tables(alerts, told):
         service.consume(consumer)
     retention = Retention(
         store,
         confirmations,
+        notices,
         service.door,
         alerts_months=settings.keep_alerts_months,
         deliveries_months=settings.keep_deliveries_months,
         contracts_days=settings.keep_contracts_days,
     )
     service.schedule(Job("retention", "20 5 * * *", retention.run))
-    service.serve(routes.handlers(alerts, store, audience, service.door))
+    service.serve(
+        [
+            *alert_routes.handlers(alerts, store, audience, service.door),
+            *notice_routes.handlers(told, notices, service.door),
+        ]
+    )
     return service
 
 

@@ -10,11 +10,12 @@ from typing import Final
 from uuid import uuid5
 
 from services.alerts.domain.links import Link, Links
-from services.alerts.domain.text import Message, body, confirmation, notes
+from services.alerts.domain.text import REPEAT_NOTE, Message, body, confirmation, notes
 from services.alerts.ports import ChannelGone, Sender
 from services.alerts.store import months
 from services.alerts.store.alerts import AlertsStore, lines_of
 from services.alerts.store.confirmations import ConfirmationStore
+from services.alerts.store.notices import NoticeStore
 from shared.clock import Clock
 from shared.contracts.alerts import Channel, DeliverySettled, DeliveryStatus
 from shared.contracts.base import Event
@@ -33,10 +34,11 @@ _STATUS: Final[Mapping[Status, DeliveryStatus]] = {
 class Delivery:
     """Performs the deliveries of one channel."""
 
-    def __init__(self, channel: Channel, sender: Sender, store: AlertsStore, door: Door) -> None:
+    def __init__(self, channel: Channel, sender: Sender, store: AlertsStore, notices: NoticeStore, door: Door) -> None:
         self._channel: Channel = channel
         self._sender = sender
         self._store = store
+        self._notices = notices
         self._door = door
 
     def work(self, concurrency: int) -> Work:
@@ -75,13 +77,76 @@ class Delivery:
         if settled.status == "done" and settled.result:
             provider_id: str = settled.result["provider_id"]
             await self._store.delivered(tx, row["id"], row["session"], provider_id)
-        events = [_settled(row, settled)]
+        events: list[Event] = [_settled(row, settled)]
         if isinstance(settled.error, ChannelGone):
-            reason = settled.detail
-            for other in await self._store.disable_channel(tx, row, reason, settled.at):
-                also = Settled(other, "failed", other["attempts"], settled.error, reason, {}, settled.at)
-                events.append(_settled(other, also))
+            events += await fail_with_channel(self._store, self._notices, settled, tx)
         return events
+
+
+class NoticeDelivery:
+    """Performs the deliveries of one channel's notices."""
+
+    def __init__(self, channel: Channel, sender: Sender, notices: NoticeStore, alerts: AlertsStore, door: Door) -> None:
+        self._channel: Channel = channel
+        self._sender = sender
+        self._notices = notices
+        self._alerts = alerts
+        self._door = door
+
+    def work(self) -> Work:
+        """Return the work: what is unknown is sent again, and says that it may repeat itself."""
+        return Work(
+            kind=f"{self._channel}.notices",
+            table="notice_deliveries",
+            only=f"channel = '{self._channel}'",
+            prepare=self.prepare,
+            perform=self.perform,
+            on_unknown="resend",
+            settled=self.settled,
+            policy=Policy(concurrency=4, max_attempts=10, max_age_s=24 * 3600.0),
+        )
+
+    async def prepare(self, row: Row) -> Row:
+        """Read what a delivery says and where it goes. Raises Permanent for one that must not go out."""
+        async with self._door.read() as tx:
+            found = await self._notices.delivery(tx, row["id"])
+        if found is None or found["target"] is None or not found["enabled"] or not found["same"]:
+            raise Permanent("the channel was removed, disabled or changed")
+        return found
+
+    async def perform(self, found: Row) -> Performed:
+        """Send one delivery."""
+        message = Message(
+            delivery_id=found["id"],
+            target=found["target"],
+            title=found["title"],
+            lines=tuple(found["lines"]),
+            notes=(REPEAT_NOTE,) if found["uncertain"] else (),
+            simulated=False,
+            at=found["at"],
+        )
+        sent = await self._sender.send(message)
+        return Performed({"provider_id": sent.provider_id}, pause_s=sent.pause_s)
+
+    async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:
+        """Keep how it ended; a channel that is gone is disabled, and what waits for it fails with it."""
+        row = settled.row
+        if settled.status == "done" and settled.result:
+            await self._notices.delivered(tx, row["id"], settled.result["provider_id"])
+        if isinstance(settled.error, ChannelGone):
+            return await fail_with_channel(self._alerts, self._notices, settled, tx)
+        return ()
+
+
+async def fail_with_channel(alerts: AlertsStore, notices: NoticeStore, settled: Settled, tx: Tx) -> list[Event]:
+    """Disable the channel that a delivery went to; alerts and notices that wait for it fail with it."""
+    row, reason = settled.row, settled.detail
+    await notices.fail_pending(tx, row, reason, settled.at)
+    others = await alerts.disable_channel(tx, row, reason, settled.at)
+    return [
+        _settled(other, Settled(other, "failed", other["attempts"], settled.error, reason, {}, settled.at))
+        for other in others
+    ]
 
 
 class Confirmation:
@@ -160,6 +225,7 @@ class Retention:
         self,
         store: AlertsStore,
         confirmations: ConfirmationStore,
+        notices: NoticeStore,
         door: Door,
         *,
         alerts_months: int,
@@ -168,6 +234,7 @@ class Retention:
     ) -> None:
         self._store = store
         self._confirmations = confirmations
+        self._notices = notices
         self._door = door
         self._months = {"alerts": alerts_months, "deliveries": deliveries_months}
         self._contracts_days = contracts_days
@@ -181,6 +248,7 @@ class Retention:
             await months.forget(self._door.transaction, table, today, keep)
         await self._store.forget_contracts(self._door.transaction, today - timedelta(days=self._contracts_days))
         await self._confirmations.forget(self._door.transaction, at)
+        await self._notices.forget(self._door.transaction, at - timedelta(days=31 * self._months["alerts"]))
 
 
 def _message(found: Row, *, repeat: bool) -> Message:

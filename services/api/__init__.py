@@ -1,7 +1,9 @@
 """The gateway: the one address that people and programs call.
 
-Owns      users, their settings, API keys, watchlists, the audit log, rate limits (schema `api`).
-Reads     api.audit (the audit log), alerts.alerts (when a stock last alerted).
+Owns      users, their settings, API keys, watchlists, what their plans allow, the audit log, rate limits
+          (schema `api`).
+Reads     api.audit (the audit log), alerts.alerts (when a stock last alerted),
+          payment.subscriptions (what a user may use).
 Publishes api.users, api.watchlists, api.audit.
 Forwards  every other public path to the service that owns it, with an identity that it signed.
 """
@@ -19,9 +21,10 @@ from shared.contracts.api import (
     UserSignedUp,
 )
 from shared.contracts.base import Event
+from shared.contracts.payment import SubscriptionChanged
 
 OWNS: Final = "api"
-READS: Final[tuple[type[Event], ...]] = (ActionAudited, AlertRaised)
+READS: Final[tuple[type[Event], ...]] = (ActionAudited, AlertRaised, SubscriptionChanged)
 PUBLISHES: Final[tuple[type[Event], ...]] = (
     UserSignedUp,
     UserOnboarded,

@@ -61,13 +61,19 @@ class Rule:
     caller: Caller = Caller.USER
     methods: tuple[str, ...] = ("GET",)
     stale_s: float = 0
+    plan: str | None = None
+    """The entitlement that callers need (services.api.service.plans)."""
 
 
 RULES: Final = (
-    Rule("/leaderboard", "detector", stale_s=900),
-    Rule("/activity", "detector"),
-    Rule("/realtime-options", "data"),
+    Rule("/leaderboard", "detector", stale_s=900, plan="pro"),
+    Rule("/activity", "detector", plan="pro"),
+    Rule("/realtime-options", "data", plan="pro"),
     Rule("/links", "alerts", caller=Caller.LINK, methods=("GET", "POST")),
+    Rule("/pay/webhooks", "payment", caller=Caller.PROVIDER, methods=("POST",)),
+    Rule("/pay/ledger", "payment", caller=Caller.ADMIN),
+    Rule("/pay/manual", "payment", caller=Caller.ADMIN, methods=("POST", "DELETE")),
+    Rule("/pay", "payment", methods=("GET", "POST")),
     Rule("/api/alerts", "alerts", methods=("GET", "POST", "PUT", "PATCH", "DELETE")),
 )
 

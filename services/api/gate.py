@@ -1,7 +1,8 @@
 """Lets requests into the gateway: who calls, and how often they may.
 
 A route may add `limit="signup"` to its decorator; then callers are limited by their address under that policy. Routes
-for users and administrators are limited by the user. Wrong credentials count against the address they come from.
+for users and administrators are limited by the user. Wrong credentials count against the address they come from. A
+route may add `plan="pro"`: callers need that entitlement, where plans are required at all.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from litestar.types import Scope
 from services.api.domain import caller_address
 from services.api.limits import Limiter, Policy
 from services.api.principals import Principals
+from services.api.service.plans import Plans
 from shared.errors import Unauthenticated
 from shared.http import Caller, exchange_of
 from shared.identity import Identity
@@ -25,7 +27,12 @@ class Gate:
     """The gateway's gate, see shared.http.callers."""
 
     def __init__(
-        self, principals: Principals, limiter: Limiter, policies: Mapping[str, Policy], trusted_proxies: int
+        self,
+        principals: Principals,
+        limiter: Limiter,
+        policies: Mapping[str, Policy],
+        trusted_proxies: int,
+        plans: Plans | None = None,
     ) -> None:
         self._principals = principals
         self._limiter = limiter
@@ -33,16 +40,20 @@ class Gate:
         self._user_policy = policies[USER]
         self._failures = policies[FAILURES]
         self._trusted_proxies = trusted_proxies
+        self._plans = plans
 
     async def __call__(self, scope: Scope, caller: Caller) -> Identity | None:
-        """Let the request in; raises Unauthenticated or RateLimited."""
-        limit = cast("Any", scope["route_handler"]).opt.get("limit")
+        """Let the request in; raises Unauthenticated, RateLimited or PlanRequired."""
+        options = cast("Any", scope["route_handler"]).opt
+        limit = options.get("limit")
         if limit is not None:
             await self._spend(scope, self._policies[limit], self.address(scope))
         if caller is not Caller.USER and caller is not Caller.ADMIN:
             return None
         identity = await self._identify(scope)
         await self._spend(scope, self._user_policy, identity.user_id.hex)
+        if self._plans is not None and (entitlement := options.get("plan")) is not None:
+            await self._plans.check(identity, entitlement)
         return identity
 
     def address(self, scope: Scope) -> str:

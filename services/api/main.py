@@ -21,7 +21,7 @@ from services.api.limits import Limiter, Policy
 from services.api.ports import Upstream
 from services.api.principals import Principals
 from services.api.routes import Doors, handlers
-from services.api.service import AuditLog, By, Keys, Users, Watchlists
+from services.api.service import AuditLog, By, Keys, Plans, Users, Watchlists
 from services.api.settings import ApiSettings
 from shared.clock import NewId, new_id
 from shared.http import build_app
@@ -101,14 +101,16 @@ def build(env: Environment, ids: NewId = new_id) -> Gateway:
     )
     principals = Principals(gateway.db, env.clock, _tokens(settings, http, env), settings.principal_ttl_s)
     limiter = Limiter(gateway.db, env.clock)
-    gateway.gate = Gate(principals, limiter, _policies(settings), settings.trusted_proxies)
+    plans = Plans(gateway.db, env.clock)
+    required = env.settings.environment == "production" if settings.require_plans is None else settings.require_plans
+    gateway.gate = Gate(principals, limiter, _policies(settings), settings.trusted_proxies, plans if required else None)
     forwarder = Forwarder(
         _upstreams(gateway, settings, http), Signer(identity_secret(env.settings), env.clock), env.clock
     )
     keys = Keys(_key_secret(settings, env.settings), principals.forget)
     users, watchlists, audit = Users(keys), Watchlists(), AuditLog()
 
-    for consumer in consumers.tables(audit, watchlists):
+    for consumer in consumers.tables(audit, watchlists, plans):
         gateway.consume(consumer)
     gateway.schedule(Job("rate-buckets-retention", "37 * * * *", lambda now: _forget_buckets(gateway, now)))
     gateway.serve(

@@ -34,6 +34,9 @@ class ApiSettings(BaseSettings):
     trusted_proxies: int = Field(default=0, ge=0)
     """So many proxies of ours append to X-Forwarded-For; 0 means nobody does and the header is a lie."""
 
+    require_plans: bool | None = None
+    """Whether routes that belong to a plan ask for it; unset, they do in production only."""
+
     upstream_connect_s: float = Field(default=1.0, gt=0)
     upstream_read_s: float = Field(default=10.0, gt=0)
     upstream_connections: int = Field(default=100, ge=1)

@@ -45,6 +45,19 @@ _CHANGE_SETTINGS: Final = text(
     """
 )
 
+_PUT_SUBSCRIPTION: Final = text(
+    """
+    insert into subscriptions (user_id, subscription_id, version, plan, status, entitlements, entitled_until)
+    values (:user_id, :subscription_id, :version, :plan, :status, cast(:entitlements as text[]), :entitled_until)
+    on conflict (user_id, subscription_id) do update set version = excluded.version, plan = excluded.plan,
+        status = excluded.status, entitlements = excluded.entitlements, entitled_until = excluded.entitled_until
+    where subscriptions.version < excluded.version
+    """
+)
+_SUBSCRIPTIONS: Final = text(
+    "select entitlements, entitled_until from subscriptions where user_id = :user_id and entitlements <> '{}'"
+)
+
 _ADD_KEY: Final = text(
     """
     insert into api_keys (id, user_id, name, role, digest, created_at)
@@ -269,6 +282,16 @@ async def settings_history(tx: Tx, user_id: UUID, symbol: str, *, before: int | 
 async def alerted(tx: Tx, rows: Sequence[tuple[UUID, str, datetime]]) -> None:
     """Record when each (user, symbol) last alerted."""
     await tx.execute_many(_ALERTED, [{"user_id": user, "symbol": symbol, "at": at} for user, symbol, at in rows])
+
+
+async def put_subscriptions(tx: Tx, rows: Sequence[dict[str, Any]]) -> None:
+    """Keep subscriptions as they were told; one that is older than what is known changes nothing."""
+    await tx.execute_many(_PUT_SUBSCRIPTION, rows)
+
+
+async def subscriptions(tx: Tx, user_id: UUID) -> list[Row]:
+    """Return what a user's subscriptions allow, and until when."""
+    return await tx.fetch(_SUBSCRIPTIONS, user_id=user_id)
 
 
 async def add_audit(tx: Tx, rows: Sequence[dict[str, Any]]) -> None:

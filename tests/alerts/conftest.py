@@ -14,11 +14,12 @@ from services.alerts.domain.channels import lane_of
 from services.alerts.domain.links import Link, Links
 from services.alerts.domain.text import Message
 from services.alerts.ports import Sent
-from services.alerts.service import Actor, Alerts, Options
+from services.alerts.service import Actor, Alerts, Notices, Options
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
-from services.alerts.workers import Confirmation, Delivery
+from services.alerts.store.notices import NoticeStore
+from services.alerts.workers import Confirmation, Delivery, NoticeDelivery
 from shared.clock import new_id
 from shared.contracts.api import StockAdded, UserSettingsChanged, UserSignedUp
 from shared.contracts.base import Event
@@ -119,9 +120,11 @@ class Bench:
             new_id=new_id,
             wake=self._woken,
         )
+        self.notices = NoticeStore()
+        self.telling = Notices(self.notices, clock=clock, wake=self._woken)
         deliveries = [
-            Delivery("discord", self.discord, self.store, self.door),
-            Delivery("email", self.email, self.store, self.door),
+            Delivery("discord", self.discord, self.store, self.notices, self.door),
+            Delivery("email", self.email, self.store, self.notices, self.door),
         ]
         asking = Confirmation(
             self.email,
@@ -132,7 +135,12 @@ class Bench:
             clock=clock,
         )
         self.asking = Worker(asking.work(), self.door, clock, draw=lambda: 0.5)
-        self.workers = [Worker(one.work(8), self.door, clock, draw=lambda: 0.5) for one in deliveries]
+        notices = [
+            NoticeDelivery("discord", self.discord, self.notices, self.store, self.door),
+            NoticeDelivery("email", self.email, self.notices, self.store, self.door),
+        ]
+        works = [*(one.work(8) for one in deliveries), *(one.work() for one in notices)]
+        self.workers = [Worker(work, self.door, clock, draw=lambda: 0.5) for work in works]
 
     def _woken(self) -> None:
         self.wakes += 1

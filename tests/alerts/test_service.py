@@ -345,7 +345,13 @@ async def test_retention_makes_months_ahead_and_drops_what_is_over(bench: Bench)
     await bench.user("AAPL")
     await bench.tell(activity())
     retention = Retention(
-        bench.store, bench.confirmations, bench.door, alerts_months=13, deliveries_months=3, contracts_days=10
+        bench.store,
+        bench.confirmations,
+        bench.notices,
+        bench.door,
+        alerts_months=13,
+        deliveries_months=3,
+        contracts_days=10,
     )
     await retention.run(NOW)
     await retention.run(NOW)

@@ -21,6 +21,7 @@ def _forward(forwarder: Forwarder, rule: Rule) -> HTTPRouteHandler:
         [rule.prefix, f"{rule.prefix}/{{rest:path}}"],
         http_method=list(rule.methods),  # pyright: ignore[reportArgumentType]
         caller=rule.caller,
+        plan=rule.plan,
         include_in_schema=False,
         status_code=200,
         name=f"forward {rule.prefix}",

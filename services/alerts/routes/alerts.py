@@ -5,7 +5,6 @@ look through mail open links as well.
 """
 
 import html
-import re
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final
@@ -20,13 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from services.alerts.domain.channels import masked
 from services.alerts.domain.text import SIMULATED_NOTE
+from services.alerts.routes.cursors import cursor_after, parse_cursor
 from services.alerts.service import Actor, Alerts, NewRule
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore
 from shared.contracts.alerts import Channel
 from shared.contracts.symbols import PATTERN
 from shared.db import Row
-from shared.errors import Invalid
 from shared.http import Caller, Who, exchange_of
 from shared.idempotency import answer_once
 from shared.identity import Identity, own
@@ -35,8 +34,6 @@ from shared.messaging.door import Done, Door
 MAX_SYMBOLS: Final = 200
 
 HttpRequest = Request[Any, Any, Any]
-
-_CURSOR: Final = re.compile(r"(?P<at>[0-9T:.+Z-]{20,40})~(?P<id>[0-9a-f-]{36})", re.ASCII)
 
 Token = Annotated[str, QueryParameter(min_length=1, max_length=1000)]
 Symbol = Annotated[str, StringConstraints(pattern=f"^(?i:{PATTERN})$", to_upper=True, strip_whitespace=True)]
@@ -172,13 +169,13 @@ def _alert_routes(alerts: Alerts, store: AlertsStore, door: Door) -> list[HTTPRo
     ) -> AlertsPage:
         """Return the user's alerts, newest first, with the state of their deliveries."""
         own(identity, user_id)
-        cursor = _cursor(before)
+        cursor = parse_cursor(before)
         async with door.read() as tx:
             rows = await store.page(tx, user_id, limit + 1, cursor)
             deliveries = await store.deliveries_of(tx, [row["alert_id"] for row in rows])
             counts = await store.counts(tx, user_id)
         page = rows[:limit]
-        more = f"{page[-1]['created_at'].isoformat()}~{page[-1]['alert_id']}" if len(rows) > limit else None
+        more = cursor_after(page[-1]["created_at"], page[-1]["alert_id"]) if len(rows) > limit else None
         views = [_alert(row, deliveries.get(row["alert_id"], [])) for row in page]
         return AlertsPage(views, counts["total"], counts["unopened"], more)
 
@@ -321,18 +318,6 @@ def _rule_routes(alerts: Alerts, audience: AudienceStore, door: Door) -> list[HT
 
 def _actor(request: HttpRequest, identity: Identity) -> Actor:
     return Actor(str(identity.user_id), exchange_of(request.scope).request_id)
-
-
-def _cursor(before: str | None) -> tuple[datetime, UUID] | None:
-    if before is None:
-        return None
-    match = _CURSOR.fullmatch(before.replace(" ", "+"))  # a plus sign that was not escaped arrives as a space
-    try:
-        if match is not None and (at := datetime.fromisoformat(match["at"])).tzinfo is not None:
-            return at, UUID(match["id"])
-    except ValueError:
-        pass
-    raise Invalid("`before` is not a cursor: take it from `next` of the page before")
 
 
 def _alert(row: Row, deliveries: list[Row]) -> AlertView:

@@ -1,0 +1,116 @@
+"""How payment events read. Pure."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from functools import singledispatch
+from typing import Final, get_args
+
+from shared.contracts.base import Event
+from shared.contracts.payment import (
+    CardExpiring,
+    PaymentDisputed,
+    PaymentFailed,
+    PaymentReceived,
+    PaymentRefunded,
+    RenewalDue,
+    TrialEnding,
+)
+
+Told = PaymentReceived | PaymentFailed | PaymentRefunded | PaymentDisputed | TrialEnding | CardExpiring | RenewalDue
+"""What becomes a notice."""
+TOLD: Final[tuple[type[Told], ...]] = get_args(Told)
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a user is told once: a title, and a few lines."""
+
+    kind: str
+    title: str
+    lines: tuple[str, ...] = ()
+
+
+@singledispatch
+def notice_of(event: Event) -> Notice:
+    """Return what an event tells its user. Raises TypeError for one that tells nothing."""
+    raise TypeError(f"{event.type} is no notice")
+
+
+@notice_of.register
+def _(event: PaymentReceived) -> Notice:
+    what = "renewed" if event.renewal else "paid"
+    title = f"Your Openbell subscription is {what}: {money(event.amount, event.currency)}"
+    return Notice("renewed" if event.renewal else "receipt", title, _some(event.plan, receipt=event.receipt_url))
+
+
+@notice_of.register
+def _(event: PaymentFailed) -> Notice:
+    amount = money(event.amount, event.currency)
+    if event.action_required:
+        return Notice(
+            "payment_action_required",
+            f"Your payment of {amount} needs you to confirm it",
+            _some(event.plan, pay=event.pay_url),
+        )
+    again = f"It is tried again on {day(event.next_attempt_at)}." if event.next_attempt_at else None
+    return Notice(
+        "payment_failed",
+        f"Your payment of {amount} did not work",
+        _some(event.plan, event.reason, again, pay=event.pay_url),
+    )
+
+
+@notice_of.register
+def _(event: PaymentRefunded) -> Notice:
+    return Notice("refunded", f"You have been refunded {money(event.amount, event.currency)}", _some(event.plan))
+
+
+@notice_of.register
+def _(event: PaymentDisputed) -> Notice:
+    amount = money(event.amount, event.currency)
+    titles = {
+        "opened": f"Your bank disputes a payment of {amount}",
+        "won": f"The dispute over {amount} is closed: the payment stands",
+        "lost": f"The dispute over {amount} is closed: the money went back to you",
+    }
+    return Notice(f"dispute_{event.status}", titles[event.status], _some(event.plan))
+
+
+@notice_of.register
+def _(event: TrialEnding) -> Notice:
+    return Notice("trial_ending", f"Your trial ends on {day(event.ends_at)}", _some(event.plan))
+
+
+@notice_of.register
+def _(event: CardExpiring) -> Notice:
+    title = f"Your card ({event.brand}, ending in {event.last4}) expires in {event.expires}"
+    return Notice("card_expiring", title, ("Update it so that your subscription goes on.",))
+
+
+@notice_of.register
+def _(event: RenewalDue) -> Notice:
+    amount = money(event.amount, event.currency)
+    if event.days_left > 0:
+        days = "1 day" if event.days_left == 1 else f"{event.days_left} days"
+        title = f"Your subscription ends in {days}: {amount} renews it"
+    else:
+        title = f"Your subscription is not paid: {amount} keeps it"
+    return Notice("renewal_due", title, _some(event.plan, f"Due on {day(event.due_at)}.", pay=event.pay_url))
+
+
+def money(amount: Decimal, currency: str) -> str:
+    """Return an amount as a receipt shows it: 29.00 USD, 0.0125 BTC."""
+    shown = f"{amount:,.2f}" if amount == round(amount, 2) else f"{amount.normalize():,f}"
+    return f"{shown} {currency}"
+
+
+def day(at: datetime) -> str:
+    """Return a date that everybody reads alike."""
+    return f"{at.day} {at:%B %Y}"
+
+
+def _some(plan: str | None, *lines: str | None, receipt: str | None = None, pay: str | None = None) -> tuple[str, ...]:
+    told = [f"Plan: {plan}" if plan else None, *lines]
+    told += [f"Receipt: {receipt}" if receipt else None, f"Pay here: {pay}" if pay else None]
+    return tuple(line for line in told if line)

@@ -1,0 +1,44 @@
+"""Notices: what a user is told once, besides alerts. Today these are payments."""
+
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+from services.alerts.domain.notices import Told, notice_of
+from services.alerts.store.notices import NoticeStore
+from shared.clock import Clock
+from shared.contracts.base import Event
+from shared.db import Tx
+from shared.errors import NotFound
+from shared.messaging.door import Done
+
+
+class Notices:
+    """Takes a transaction, returns what happened."""
+
+    def __init__(self, store: NoticeStore, *, clock: Clock, wake: Callable[[], None]) -> None:
+        self._store = store
+        self._clock = clock
+        self._wake = wake
+
+    async def tell(self, events: Sequence[Told], tx: Tx) -> Sequence[Event]:
+        """Write a notice for each event, with a delivery on each channel that its user has enabled."""
+        notices = [
+            {
+                "notice_id": event.id,
+                "user_id": event.user_id,
+                "kind": (notice := notice_of(event)).kind,
+                "title": notice.title,
+                "lines": list(notice.lines),
+                "at": event.time,
+            }
+            for event in events
+        ]
+        await self._store.add(tx, notices, self._clock())
+        tx.after_commit(self._wake)
+        return ()
+
+    async def open(self, user_id: UUID, notice_id: UUID, tx: Tx) -> Done[None]:
+        """Note that the user has seen a notice; again changes nothing. Raises NotFound."""
+        if await self._store.opened(tx, user_id, notice_id, self._clock()) is None:
+            raise NotFound("there is no such notice")
+        return Done(None)

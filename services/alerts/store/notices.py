@@ -1,0 +1,82 @@
+"""Notices and their deliveries, which are claimed rows (shared.work); kept as long as alerts."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import text
+
+from shared import retention
+from shared.db import Row, Tx
+
+_ADD: Final = text("""
+    insert into notices (notice_id, user_id, kind, title, lines, at, created_at)
+    values (:notice_id, :user_id, :kind, :title, cast(:lines as text[]), :at, :now)""")
+# Derived from the notice, as it is: a notice has one delivery a channel.
+_DELIVER: Final = text("""
+    insert into notice_deliveries (id, notice_id, user_id, channel, lane, due_at, created_at)
+    select gen_random_uuid(), n.notice_id, c.user_id, c.channel, c.lane, :now, :now
+    from notices n join channels c on c.user_id = n.user_id and c.enabled
+    where n.notice_id = any(cast(:notices as uuid[]))""")
+_DELIVERY: Final = text("""
+    select d.id, d.uncertain, d.user_id, d.channel, d.lane, n.kind, n.title, n.lines, n.at,
+        c.target, c.enabled, c.lane = d.lane as same
+    from notice_deliveries d join notices n using (notice_id)
+    left join channels c on c.user_id = d.user_id and c.channel = d.channel
+    where d.id = :id""")
+_DELIVERED: Final = text("update notice_deliveries set provider_id = :provider_id where id = :id")
+_FAIL_PENDING: Final = text("""
+    update notice_deliveries set status = 'failed', last_error = :reason, settled_at = :now
+    where id in (select id from notice_deliveries where status = 'pending' and user_id = :user_id
+        and channel = :channel and lane = :lane order by id for update)""")
+_PAGE: Final = text("""
+    select * from notices where user_id = :user_id
+      and (cast(:before_at as timestamptz) is null or (created_at, notice_id) < (:before_at, :before_id))
+    order by created_at desc, notice_id desc limit :limit""")
+_DELIVERIES_OF: Final = text("""
+    select notice_id, channel, status, attempts, settled_at, last_error from notice_deliveries
+    where notice_id = any(cast(:notices as uuid[])) order by created_at, channel""")
+_OPENED: Final = text("""
+    update notices set opened_at = coalesce(opened_at, :now) where notice_id = :notice_id and user_id = :user_id
+    returning opened_at""")
+_FORGET: Final = retention.slice_of("notices", "created_at < :before")
+
+
+class NoticeStore:
+    """Reads and writes notices, always inside the caller's transaction."""
+
+    async def add(self, tx: Tx, notices: Sequence[dict[str, Any]], now: datetime) -> None:
+        """Add notices, and a delivery on each enabled channel of their users."""
+        await tx.execute_many(_ADD, [notice | {"now": now} for notice in notices])
+        await tx.execute(_DELIVER, notices=[notice["notice_id"] for notice in notices], now=now)
+
+    async def delivery(self, tx: Tx, delivery_id: UUID) -> Row | None:
+        """Return what a delivery says and where it goes."""
+        return await tx.fetchrow(_DELIVERY, id=delivery_id)
+
+    async def delivered(self, tx: Tx, delivery_id: UUID, provider_id: str) -> None:
+        """Keep the id that the other side gave."""
+        await tx.execute(_DELIVERED, id=delivery_id, provider_id=provider_id)
+
+    async def fail_pending(self, tx: Tx, delivery: Row, reason: str, now: datetime) -> None:
+        """Fail what waits for the channel that a delivery went to."""
+        target = {"user_id": delivery["user_id"], "channel": delivery["channel"], "lane": delivery["lane"]}
+        await tx.execute(_FAIL_PENDING, reason=reason, now=now, **target)
+
+    async def page(self, tx: Tx, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:
+        """Return a user's notices, newest first."""
+        at, notice_id = before or (None, None)
+        return await tx.fetch(_PAGE, user_id=user_id, limit=limit, before_at=at, before_id=notice_id)
+
+    async def deliveries_of(self, tx: Tx, notices: Sequence[UUID]) -> list[Row]:
+        """Return the deliveries of some notices."""
+        return await tx.fetch(_DELIVERIES_OF, notices=list(notices))
+
+    async def opened(self, tx: Tx, user_id: UUID, notice_id: UUID, now: datetime) -> datetime | None:
+        """Keep when a user first opened a notice; None when it is not theirs."""
+        return await tx.fetchval(_OPENED, user_id=user_id, notice_id=notice_id, now=now)
+
+    async def forget(self, transaction: retention.Transaction, before: datetime) -> None:
+        """Delete notices that are older, with their deliveries."""
+        await retention.forget(transaction, _FORGET, before=before)

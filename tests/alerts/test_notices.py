@@ -1,0 +1,192 @@
+"""What payment tells becomes a notice: once, in the app and on every channel that its user has enabled."""
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from services.alerts.domain.notices import TOLD, money, notice_of
+from services.alerts.ports import ChannelGone
+from services.alerts.workers import Retention
+from shared.contracts.payment import (
+    CardExpiring,
+    PaymentDisputed,
+    PaymentFailed,
+    PaymentReceived,
+    PaymentRefunded,
+    RenewalDue,
+    SubscriptionChanged,
+    TrialEnding,
+)
+from shared.errors import NotFound, Transient
+from tests.alerts.conftest import NOW, Bench, activity
+from tests.alerts.test_routes import Client, client
+
+__all__ = ["client"]
+
+
+def about(user: UUID, **fields: Any) -> dict[str, Any]:
+    return {"id": uuid4(), "time": NOW, "user_id": user, "provider": "stripe", "reference": "in_1", **fields}
+
+
+def receipt(user: UUID, **fields: Any) -> PaymentReceived:
+    usual: dict[str, Any] = {"amount": Decimal("29.00"), "currency": "USD", "renewal": False, "plan": "pro"}
+    return PaymentReceived(**about(user, **(usual | fields)))
+
+
+USER = uuid4()
+COST: dict[str, Any] = {"amount": Decimal(29), "currency": "USD"}
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "title", "lines"),
+    [
+        (receipt(USER), "receipt", "Your Openbell subscription is paid: 29.00 USD", ("Plan: pro",)),
+        (
+            receipt(USER, renewal=True, receipt_url="https://pay.example/r"),
+            "renewed",
+            "Your Openbell subscription is renewed: 29.00 USD",
+            ("Plan: pro", "Receipt: https://pay.example/r"),
+        ),
+        (
+            PaymentFailed(**about(USER, **COST, reason="The card was declined.", next_attempt_at=NOW)),
+            "payment_failed",
+            "Your payment of 29.00 USD did not work",
+            ("The card was declined.", "It is tried again on 2 June 2025."),
+        ),
+        (
+            PaymentFailed(**about(USER, **COST, reason="", action_required=True, pay_url="https://pay.example/3ds")),
+            "payment_action_required",
+            "Your payment of 29.00 USD needs you to confirm it",
+            ("Pay here: https://pay.example/3ds",),
+        ),
+        (PaymentRefunded(**about(USER, **COST)), "refunded", "You have been refunded 29.00 USD", ()),
+        (
+            PaymentDisputed(**about(USER, **COST, status="opened")),
+            "dispute_opened",
+            "Your bank disputes a payment of 29.00 USD",
+            (),
+        ),
+        (
+            PaymentDisputed(**about(USER, **COST, status="lost")),
+            "dispute_lost",
+            "The dispute over 29.00 USD is closed: the money went back to you",
+            (),
+        ),
+        (TrialEnding(**about(USER, ends_at=NOW)), "trial_ending", "Your trial ends on 2 June 2025", ()),
+        (
+            CardExpiring(**about(USER, brand="visa", last4="4242", expires="2025-07")),
+            "card_expiring",
+            "Your card (visa, ending in 4242) expires in 2025-07",
+            ("Update it so that your subscription goes on.",),
+        ),
+        (
+            RenewalDue(**about(USER, **COST, due_at=NOW, days_left=1)),
+            "renewal_due",
+            "Your subscription ends in 1 day: 29.00 USD renews it",
+            ("Due on 2 June 2025.",),
+        ),
+        (
+            RenewalDue(**about(USER, **COST, due_at=NOW, days_left=-2)),
+            "renewal_due",
+            "Your subscription is not paid: 29.00 USD keeps it",
+            ("Due on 2 June 2025.",),
+        ),
+    ],
+)
+def test_a_payment_event_reads_as_a_person_would_say_it(event: Any, kind: str, title: str, lines: tuple[str, ...]):
+    told = notice_of(event)
+    assert (told.kind, told.title, told.lines) == (kind, title, lines)
+
+
+def test_every_kind_of_payment_event_is_told_and_nothing_else() -> None:
+    assert all(notice_of.dispatch(kind) is not notice_of.dispatch(object) for kind in TOLD)
+    with pytest.raises(TypeError):
+        notice_of(SubscriptionChanged.model_construct())
+
+
+def test_coins_keep_their_digits() -> None:
+    assert money(Decimal("0.01250000"), "BTC") == "0.0125 BTC"
+    assert money(Decimal("1234.5"), "USD") == "1,234.50 USD"
+
+
+async def test_a_notice_goes_out_once_on_every_enabled_channel(bench: Bench) -> None:
+    user, other = await bench.user(), await bench.user()
+    await bench.channel(user)
+    await bench.channel(user, "email", None)
+    await bench.channel(other)
+    woken = bench.wakes
+    await bench.handle(bench.telling.tell, [receipt(user)])
+    assert bench.wakes == woken + 1
+    bench.discord.errors = [Transient("away")]
+    await bench.deliver()
+    bench.clock.advance(600)
+    await bench.deliver()
+    await bench.deliver()
+    titles = [one.title for one in (*bench.discord.sent, *bench.email.sent)]
+    assert titles == ["Your Openbell subscription is paid: 29.00 USD"] * 3
+    assert len(bench.discord.sent) == 2
+    assert bench.discord.sent[0].delivery_id == bench.discord.sent[1].delivery_id
+    assert {row["status"] for row in await bench.rows("notice_deliveries")} == {"done"}
+
+
+async def test_a_channel_that_is_gone_takes_notices_and_alerts_with_it(bench: Bench) -> None:
+    user = await bench.user("AAPL")
+    await bench.channel(user)
+    await bench.handle(bench.telling.tell, [receipt(user)])
+    bench.discord.errors = [Transient("away"), ChannelGone("the webhook does not exist any more")]
+    await bench.workers[2].turn()  # notices to Discord
+    await bench.workers[2].idle()
+    await bench.tell(activity())
+    await bench.workers[0].turn()  # alerts to Discord
+    await bench.workers[0].idle()
+    bench.clock.advance(600)
+    await bench.deliver()
+    assert [row["status"] for row in await bench.rows("notice_deliveries")] == ["failed"]
+    assert [row["status"] for row in await bench.rows("deliveries")] == ["failed"]
+    assert [row["enabled"] for row in await bench.rows("channels")] == [False]
+    assert len(bench.discord.sent) == 2
+
+
+async def test_notices_are_listed_newest_first_and_opened_by_their_user_only(client: Client) -> None:
+    bench = client.bench
+    user, other = await bench.user(), await bench.user()
+    await bench.channel(user)
+    for number in range(3):
+        await bench.handle(bench.telling.tell, [receipt(user, amount=Decimal(number + 1))])
+        bench.clock.advance(1)
+        await bench.deliver()
+    first = (await client("GET", f"/api/alerts/{user}/notices?limit=2", user)).json()
+    assert [one["title"][-8:] for one in first["notices"]] == ["3.00 USD", "2.00 USD"]
+    assert first["notices"][0]["deliveries"][0]["status"] == "done"
+    rest = await client("GET", f"/api/alerts/{user}/notices", user, params={"before": first["next"]})
+    assert len(rest.json()["notices"]) == 1
+    notice = first["notices"][0]["id"]
+    assert (await client("POST", f"/api/alerts/{other}/notices/{notice}/opened", other)).status_code == 404
+    assert (await client("GET", f"/api/alerts/{user}/notices", other)).status_code == 403
+    assert (await client("POST", f"/api/alerts/{user}/notices/{notice}/opened", user)).status_code == 204
+    listed = (await client("GET", f"/api/alerts/{user}/notices", user)).json()["notices"]
+    assert [one["opened_at"] is not None for one in listed] == [True, False, False]
+    with pytest.raises(NotFound):
+        await bench.door.run(lambda tx: bench.telling.open(user, uuid4(), tx))
+
+
+async def test_old_notices_are_forgotten_with_their_deliveries(bench: Bench) -> None:
+    user = await bench.user()
+    await bench.channel(user)
+    await bench.handle(bench.telling.tell, [receipt(user)])
+    retention = Retention(
+        bench.store,
+        bench.confirmations,
+        bench.notices,
+        bench.door,
+        alerts_months=1,
+        deliveries_months=1,
+        contracts_days=1,
+    )
+    await retention.run(NOW + timedelta(days=30))
+    assert len(await bench.rows("notices")) == 1
+    await retention.run(NOW + timedelta(days=32))
+    assert await bench.rows("notices") == await bench.rows("notice_deliveries") == []
