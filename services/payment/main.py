@@ -72,7 +72,15 @@ def build(env: Environment) -> Service:
         appliers.on("subscription", doubles.applied)
     returns = Returns(settings.return_origins, settings.return_url)
     checkouts = Checkouts(
-        plans, returns, store, customers, door=service.door, audit=audit, clock=service.clock, calls=calls
+        plans,
+        returns,
+        store,
+        customers,
+        door=service.door,
+        audit=audit,
+        clock=service.clock,
+        new_id=new_id,
+        calls=calls,
     )
     changes = Changes(subscriptions, store, plans, door=service.door, audit=audit, clock=service.clock, calls=calls)
 

@@ -72,7 +72,7 @@ class Shop:
         kit |= {"clock": clock, "calls": self.calls}
         self.customers = Customers(CustomerStore(), self.store, **kit)
         returns = Returns([OURS], f"{OURS}/account")
-        self.checkouts = Checkouts(self.plans, returns, self.store, self.customers, **kit)
+        self.checkouts = Checkouts(self.plans, returns, self.store, self.customers, new_id=new_id, **kit)
         self.changes = Changes(self.subscriptions, self.store, self.plans, **kit)
         self.worker = Worker(self.calls.work(), self.door, clock, draw=lambda: 0.5)
         self.calls.wake = self.worker.wake

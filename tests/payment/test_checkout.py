@@ -1,9 +1,9 @@
 """A checkout sells one subscription, to one user, once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -13,7 +13,8 @@ from services.payment.service.audit import Actor
 from services.payment.service.calls import ChangePending, Pending
 from services.payment.service.checkout import CouponInvalid, NoCustomer, NotOffered
 from services.payment.service.subscriptions import AlreadySubscribed
-from shared.db import Database
+from shared.contracts.base import Event
+from shared.db import Database, Tx
 from shared.errors import Forbidden, NotFound
 from tests.conftest import ManualClock, eventually
 from tests.fakes.stripe import FakeStripe, Fault
@@ -154,6 +155,8 @@ async def test_a_wish_that_nobody_could_answer_in_time_is_kept_and_the_next_requ
         await hasty.begin(user_id)
     assert told.value.status == 503
     assert told.value.retry_after_s is not None
+    await eventually(lambda: any(request.status == 429 for request in shop.fake.requests))
+    await eventually(lambda: _waits(shop))
     shop.pass_time(5)
     await shop.idle()
     session = await hasty.begin(user_id)
@@ -179,6 +182,12 @@ async def test_what_is_not_for_sale_is_refused(shop: Shop) -> None:
         await shop.begin(user_id, "paper")
     with pytest.raises(CouponInvalid):
         await shop.begin(user_id, coupon="NOSUCH")
+    shop.fake.promotion("OLD", percent_off=50, active=False)
+    with pytest.raises(CouponInvalid):
+        await shop.begin(user_id, coupon="OLD")
+    shop.fake.promotion("BOBS", percent_off=50, customer=await shop.customers.known(await shop.buyer()))
+    with pytest.raises(CouponInvalid):
+        await shop.begin(user_id, coupon="BOBS")
     assert shop.fake.all("checkout.session") == []
 
 
@@ -219,6 +228,15 @@ def test_our_own_addresses_are_allowed() -> None:
             Returns([no_origin], OURS)
     with pytest.raises(ReturnNotAllowed):
         Returns([OURS], "https://evil.example/")
+
+
+async def test_a_coupon_makes_it_cheaper(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    shop.fake.promotion("SPRING", percent_off=50)
+    session = await shop.begin(user_id, coupon="spring")
+    assert shop.fake.complete(session.id)
+    (invoice,) = shop.fake.all("invoice")
+    assert invoice["amount_paid"] == 2950
 
 
 async def test_the_portal_is_the_callers_own(shop: Shop) -> None:
@@ -291,8 +309,12 @@ async def test_a_card_subscription_beside_one_of_coins_is_ended_and_paid_back(sh
     assert len(shop.fake.all("refund")) == 1
 
 
-async def _suspect(shop: Shop, tx: object, user_id: object, customer: str) -> list[object]:
-    await shop.doubles.suspect(tx, user_id, customer)  # type: ignore[arg-type]
+async def _waits(shop: Shop) -> bool:
+    return [row["status"] for row in await shop.ordered("checkout.create")] == ["pending"]
+
+
+async def _suspect(shop: Shop, tx: Tx, user_id: UUID, customer: str) -> Sequence[Event]:
+    await shop.doubles.suspect(tx, user_id, customer)
     return []
 
 

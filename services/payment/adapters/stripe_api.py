@@ -130,7 +130,7 @@ class StripeApi:
         import stripe  # noqa: PLC0415 - see above
 
         if self._client is None:
-            self._http = _Http(timeout=self._timeout_s)
+            self._http = _http(self._timeout_s)
             base: Any = {} if self._base is None else {"api": self._base}
             self._client = stripe.StripeClient(
                 self._key, base_addresses=base, http_client=self._http, stripe_version=VERSION
@@ -138,13 +138,17 @@ class StripeApi:
         return self._client
 
 
-class _Http(stripe.HTTPXClient):
-    """Hands a form's bytes to httpx as `content`: `data`, which the library uses, is for mappings, and httpx warns."""
+def _http(timeout_s: float) -> "stripe.HTTPXClient":
+    """Return the library's client; httpx gets forms as `content`, for `data` is for mappings there, and it warns."""
+    import stripe  # noqa: PLC0415 - see above
 
-    def _get_request_args_kwargs(self, method: str, url: str, headers: Mapping[str, str], post_data: Any) -> Any:
-        args, options = super()._get_request_args_kwargs(method, url, headers, post_data)
-        content = options.pop("data")
-        return args, options | {"content": content or None}
+    class Http(stripe.HTTPXClient):
+        def _get_request_args_kwargs(self, method: str, url: str, headers: Mapping[str, str], post_data: Any) -> Any:
+            args, options = super()._get_request_args_kwargs(method, url, headers, post_data)
+            content = options.pop("data")
+            return args, options | {"content": content or None}
+
+    return Http(timeout=timeout_s)
 
 
 class StripeWebhooks:

@@ -141,10 +141,19 @@ class Calls:
         """Write a call to be made, or join the same one that is on its way. Raises ChangePending."""
         await self._store.lock(tx, call.lane)
         last = await self._store.last(tx, call.lane)
-        if last is not None and open_(last):
-            if last["meaning"] == call.meaning:
-                return last
-            raise ChangePending
+        return _joined(call, last) or await self._add(tx, call, last)
+
+    async def order_after(self, tx: Tx, call: Call, seen: Row | None) -> tuple[Row, bool] | None:
+        """As `order`, and whether the call is new; None when the lane's newest is not the one that was seen settled."""
+        await self._store.lock(tx, call.lane)
+        last = await self._store.last(tx, call.lane)
+        if (joined := _joined(call, last)) is not None:
+            return joined, False
+        if last is not None and (seen is None or seen["id"] != last["id"] or open_(seen)):
+            return None
+        return await self._add(tx, call, last), True
+
+    async def _add(self, tx: Tx, call: Call, last: Row | None) -> Row:
         ordinal = 1 if last is None else last["ordinal"] + 1
         key = f"openbell/{call.kind}/{call.lane}/{ordinal}"
         params = dict(call.params)
@@ -266,6 +275,15 @@ class Calls:
 def open_(row: Row) -> bool:
     """Whether a call is on its way."""
     return row["status"] in {"pending", "claimed", "started"}
+
+
+def _joined(call: Call, last: Row | None) -> Row | None:
+    """Return the same call that is on its way. Raises ChangePending when another one is."""
+    if last is None or not open_(last):
+        return None
+    if last["meaning"] != call.meaning:
+        raise ChangePending
+    return last
 
 
 def _nothing() -> None:

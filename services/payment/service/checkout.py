@@ -8,6 +8,7 @@ What would surprise you: a trial is for people who never had a subscription.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -17,14 +18,14 @@ from services.payment.domain.plans import Plan, Plans
 from services.payment.domain.returns import Returns
 from services.payment.ports import Json, NoSuchObject, RawStripe, StripeRefused
 from services.payment.service.audit import Actor, Audit
-from services.payment.service.calls import Call, Calls, ChangePending, open_
+from services.payment.service.calls import Call, Calls, ChangePending
 from services.payment.service.customers import Customers
 from services.payment.service.lookups import ask, pages
 from services.payment.service.subscriptions import AlreadySubscribed
 from services.payment.store.subscriptions import SubscriptionStore
-from shared.clock import Clock
+from shared.clock import Clock, NewId
 from shared.db import Row, Tx
-from shared.errors import Conflict, Forbidden, Invalid
+from shared.errors import Conflict, Forbidden, Invalid, NotFound
 from shared.messaging.door import Done, Door
 
 OPEN_FOR: Final = timedelta(hours=1)
@@ -95,8 +96,10 @@ class Checkouts:
         door: Door,
         audit: Audit,
         clock: Clock,
+        new_id: NewId,
         calls: Calls | None = None,
     ) -> None:
+        self._new_id = new_id
         self._plans = plans
         self._returns = returns
         self._subscriptions = subscriptions
@@ -166,7 +169,7 @@ class Checkouts:
             raise Forbidden("this customer is not you")
         if own is None:
             raise NoCustomer
-        key = f"openbell/portal/{actor.user_id}/{int(self._clock().timestamp() * 1000)}"
+        key = f"openbell/portal/{self._new_id()}"  # another one each time: they change nothing and are soon over
         session = await ask(stripe, "billing_portal/sessions", {"customer": own, "return_url": back}, key)
         return str(session["url"])
 
@@ -177,8 +180,7 @@ class Checkouts:
         stripe = self._calls.stripe
         params: dict[str, Any] = {"customer": own, "limit": limit}
         if before is not None:
-            if (await stripe.read(f"invoices/{before}"))["customer"] != own:
-                raise NoSuchObject("there is no such invoice")
+            await _own_invoice(stripe, own, before)
             params["starting_after"] = before
         page = await stripe.read("invoices", params)
         found: Sequence[Json] = page["data"]
@@ -232,12 +234,11 @@ class Checkouts:
             await self._subscriptions.lock_user(tx, actor.user_id)
             if await self._subscriptions.open(tx, actor.user_id) is not None:
                 raise AlreadySubscribed
-            last = await calls.last(tx, call.lane)
-            moved = last is not None and (seen is None or last["id"] != seen["id"] or open_(seen) != open_(last))
-            if last is not None and moved and not open_(last):
+            ordered = await calls.order_after(tx, call, seen)
+            if ordered is None:
                 return Done(None)
-            placed = await calls.order(tx, call)
-            if last is not None and placed["id"] == last["id"]:
+            placed, new = ordered
+            if not new:
                 return Done(placed)
             told = self._audit.of(actor, "begin.checkout", str(actor.user_id), plan=call.params["metadata"]["plan"])
             return Done(placed, [told])
@@ -251,6 +252,14 @@ async def _open_session(stripe: RawStripe, last: Row | None) -> Json | None:
         return None
     found = await stripe.read(f"checkout/sessions/{last['result']['id']}")
     return found if found["status"] == "open" else None
+
+
+async def _own_invoice(stripe: RawStripe, customer: str, invoice: str) -> None:
+    """Raise NotFound for an invoice that is not the customer's."""
+    with suppress(NoSuchObject):
+        if (await stripe.read(f"invoices/{invoice}"))["customer"] == customer:
+            return
+    raise NotFound("there is no such invoice")
 
 
 async def _promotion(stripe: RawStripe, code: str | None, customer: str) -> str | None:
