@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httpx
 import orjson
@@ -144,7 +144,7 @@ def _http(timeout_s: float) -> "stripe.HTTPXClient":
 
     class Http(stripe.HTTPXClient):
         def _get_request_args_kwargs(self, method: str, url: str, headers: Mapping[str, str], post_data: Any) -> Any:
-            args, options = super()._get_request_args_kwargs(method, url, headers, post_data)
+            args, options = cast("Any", super()._get_request_args_kwargs(method, url, headers, post_data))
             content = options.pop("data")
             return args, options | {"content": content or None}
 
