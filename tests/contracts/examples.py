@@ -5,7 +5,7 @@ Every optional field is filled somewhere, so that a golden file shows all of its
 
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import pyarrow as pa
@@ -28,6 +28,17 @@ from shared.contracts.detector import (
     LeaderboardEntry,
     ScoreParts,
     UnusualContract,
+)
+from shared.contracts.payment import (
+    CardExpiring,
+    PaymentDisputed,
+    PaymentFailed,
+    PaymentReceived,
+    PaymentRefunded,
+    RenewalDue,
+    SubscriptionChanged,
+    TrialEnding,
+    WebhookReceived,
 )
 
 ID: Final = UUID("01980000-0000-7000-8000-000000000001")
@@ -119,6 +130,14 @@ _ALERT: Final = {
     "notified": True,
 }
 
+_PAID: Final[dict[str, Any]] = {
+    "id": ID,
+    "time": TIME,
+    "user_id": USER,
+    "provider": "stripe",
+    "reference": "in_1QaBcDeFgHiJkLmN",
+    "plan": "pro",
+}
 EXAMPLES: Final[tuple[Event, ...]] = (
     ChainCollected(id=ID, time=TIME, header=_HEADER, contracts=pa.Table.from_pylist(_ROWS, schema=CHAIN_SCHEMA)),
     QuoteTaken(
@@ -200,5 +219,59 @@ EXAMPLES: Final[tuple[Event, ...]] = (
         at=TIME,
         request_id="01980000000070008000000000000001",
         details={"consumer": "detector.chains", "reason": "sent by hand"},
+    ),
+    WebhookReceived(
+        id=ID,
+        time=TIME,
+        provider="stripe",
+        event_id="evt_1QaBcDeFgHiJkLmN",
+        event_type="customer.subscription.updated",
+        object_kind="subscription",
+        object_id="sub_1QaBcDeFgHiJkLmN",
+        customer="cus_QaBcDeFgHiJkLm",
+        livemode=True,
+        created=AS_OF,
+    ),
+    SubscriptionChanged(
+        id=ID,
+        time=TIME,
+        user_id=USER,
+        subscription_id=ALERT,
+        version=3,
+        provider="stripe",
+        plan="pro",
+        status="past_due",
+        entitlements=("pro",),
+        entitled_until=TIME,
+        current_period_end=AS_OF,
+        cancel_at_period_end=True,
+    ),
+    PaymentReceived(
+        **_PAID,
+        amount=Decimal("29.00"),
+        currency="USD",
+        renewal=True,
+        receipt_url="https://pay.example.com/receipts/1",
+    ),
+    PaymentFailed(
+        **_PAID,
+        amount=Decimal("29.00"),
+        currency="USD",
+        reason="Your card was declined.",
+        action_required=True,
+        next_attempt_at=TIME,
+        pay_url="https://pay.example.com/invoices/1",
+    ),
+    PaymentRefunded(**_PAID, amount=Decimal("29.00"), currency="USD"),
+    PaymentDisputed(**_PAID, amount=Decimal("29.00"), currency="USD", status="opened"),
+    TrialEnding(**_PAID, ends_at=TIME),
+    CardExpiring(**_PAID, brand="visa", last4="4242", expires="2026-08"),
+    RenewalDue(
+        **_PAID,
+        due_at=TIME,
+        days_left=3,
+        amount=Decimal("0.00045"),
+        currency="BTC",
+        pay_url="https://openbell.example.com/pay/crypto/invoices/1",
     ),
 )
