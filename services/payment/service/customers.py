@@ -102,10 +102,13 @@ class Customers:
         return []
 
     async def linked(self, tx: Tx, told: Json | None, object_id: str) -> list[Event]:
-        """Apply what Stripe says of a customer: one whose address is not the user's gets it."""
+        """Apply what Stripe says of a customer: one without an address gets the user's.
+
+        Another address is left alone: it is where the user wants invoices to go.
+        """
         if told is not None and (row := await self._store.of_stripe(tx, object_id)) is not None:
-            if row["told_email"] is None and told.get("email"):
-                await self._store.told(tx, row["user_id"], object_id, told["email"])
+            if row["told_email"] is None and row["email"] is not None and told.get("email"):
+                await self._store.told(tx, row["user_id"], object_id, row["email"])
             await self._ensure(tx, row["user_id"])
         return []
 
