@@ -10,15 +10,23 @@ from services.payment.adapters.rates import FixedRates, SpotRates
 from services.payment.adapters.stripe_api import StripeApi, StripeWebhooks, check_key
 from services.payment.domain.chains import Chain
 from services.payment.domain.plans import Plan, Plans
+from services.payment.domain.returns import Returns
+from services.payment.domain.stripe import KINDS
 from services.payment.ports import ChainReader
+from services.payment.routes import checkout as checkout_routes
 from services.payment.routes import crypto as crypto_routes
 from services.payment.routes import ledger as ledger_routes
 from services.payment.routes import subscriptions as subscription_routes
 from services.payment.routes import webhooks as webhook_routes
 from services.payment.service.apply import Apply
 from services.payment.service.audit import Audit
+from services.payment.service.calls import Calls
+from services.payment.service.changes import Changes
+from services.payment.service.checkout import Checkouts
 from services.payment.service.crypto import CryptoInvoices
 from services.payment.service.crypto_watch import CryptoWatch
+from services.payment.service.customers import Customers
+from services.payment.service.doubles import Doubles
 from services.payment.service.intake import Intake
 from services.payment.service.invariants import Invariants
 from services.payment.service.ledger import Ledger
@@ -30,7 +38,9 @@ from services.payment.service.settlement import CryptoReceipt, Settlement
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.service.sweep import Sweep
 from services.payment.settings import PaymentSettings
+from services.payment.store.calls import CallStore
 from services.payment.store.crypto import CryptoStore
+from services.payment.store.customers import CustomerStore
 from services.payment.store.customers_of_stripe import StripeCustomers
 from services.payment.store.ledger import LedgerStore
 from services.payment.store.mirror import MirrorStore
@@ -41,10 +51,12 @@ from services.payment.store.subscriptions import SubscriptionStore
 from services.payment.store.webhooks import WebhookStore
 from services.payment.workers import crypto as crypto_workers
 from services.payment.workers.by_the_clock import by_the_clock
+from services.payment.workers.customers import assertions, calls_retention
 from services.payment.workers.lapses import lapses
 from services.payment.workers.refresh import Refreshing, RefreshWorker
 from services.payment.workers.sweep import SweepAtStart, retention, sweeps
 from shared.clock import new_id
+from shared.db import Tx
 from shared.service import Environment, Service
 from shared.work import Worker
 
@@ -67,9 +79,32 @@ def build(env: Environment) -> Service:
     refreshes = RefreshStore(new_id)
     refresh = Refresh(refreshes, mirror, store, appliers, clock=service.clock, new_id=new_id, wake=wake)
     grace = timedelta(days=settings.grace_days)
-    customers = StripeCustomers()
-    applying = Apply(subscriptions, store, customers, mirror, refresh, plans=plans, grace=grace, clock=service.clock)
+    applying = Apply(
+        subscriptions, store, StripeCustomers(), mirror, refresh, plans=plans, grace=grace, clock=service.clock
+    )
+
+    audit = Audit(service.door, clock=service.clock, new_id=new_id)
+    calls = _calls(settings, env, service, refresh)
+    customers = Customers(CustomerStore(), store, door=service.door, audit=audit, clock=service.clock, calls=calls)
+    appliers.on("customer", customers.deleted)  # before the one that forgets whose it was
     applying.register(appliers)
+    appliers.on("customer", customers.linked)
+    if calls is not None:
+        doubles = Doubles(calls, CustomerStore(), store, door=service.door, audit=audit)
+        appliers.on("subscription", doubles.applied)
+    returns = Returns(settings.return_origins, settings.return_url)
+    checkouts = Checkouts(
+        plans,
+        returns,
+        store,
+        customers,
+        door=service.door,
+        audit=audit,
+        clock=service.clock,
+        new_id=new_id,
+        calls=calls,
+    )
+    changes = Changes(subscriptions, store, plans, door=service.door, audit=audit, clock=service.clock, calls=calls)
 
     ledger_store, money = LedgerStore(), MoneyStore()
     ledger = Ledger(ledger_store, service.clock)
@@ -100,17 +135,44 @@ def build(env: Environment) -> Service:
         want=refresh.want,
         clock=service.clock,
     )
-    for job in by_the_clock(renewals, reminders, invariants):
+    for job in (
+        *by_the_clock(renewals, reminders, invariants),
+        lapses(subscriptions, service.door),
+        retention(refreshes, service.door, settings.keep_webhooks_months),
+        assertions(customers),
+        calls_retention(CallStore(), service.door),
+    ):
         service.schedule(job)
 
-    for consumer in consumers.tables(refresh):
+    for consumer in consumers.tables(refresh, customers):
         service.consume(consumer)
-    service.schedule(lapses(subscriptions, service.door))
-    service.schedule(retention(refreshes, service.door, settings.keep_webhooks_months))
-    service.serve([*webhook_routes.handlers(intake), *subscription_routes.handlers(subscriptions, service.door)])
-    service.serve([*ledger_routes.handlers(manual, ledger_store, service.door, clock=service.clock, new_id=new_id)])
-    _crypto(service, settings, plans, subscriptions, ledger.add_coins)
+    service.serve(
+        [
+            *webhook_routes.handlers(intake),
+            *checkout_routes.handlers(checkouts, audit),
+            *subscription_routes.handlers(subscriptions, changes, audit, service.door),
+            *ledger_routes.handlers(manual, ledger_store, service.door, clock=service.clock, new_id=new_id),
+        ]
+    )
+    _crypto(service, settings, plans, subscriptions, audit, ledger.add_coins)
     return service
+
+
+def _calls(settings: PaymentSettings, env: Environment, service: Service, refresh: Refresh) -> Calls | None:
+    """Return what writes at Stripe, with its worker and connections of its own; None where there is no key."""
+    stripe = _stripe(settings, env)
+    if stripe is None:
+        return None
+
+    async def mark(tx: Tx, kind: str, object_id: str) -> None:
+        if kind in KINDS:
+            await refresh.want(tx, [(kind, object_id)])
+
+    calls = Calls(stripe, CallStore(), service.door, mark=mark, clock=service.clock, new_id=new_id)
+    worker = Worker(calls.work(), service.door, service.clock, draw=env.random.random)
+    calls.wake = worker.wake
+    service.work(RefreshWorker(worker, stripe))
+    return calls
 
 
 def _stripe(settings: PaymentSettings, env: Environment) -> StripeApi | None:
@@ -122,8 +184,13 @@ def _stripe(settings: PaymentSettings, env: Environment) -> StripeApi | None:
     return StripeApi(key, base=settings.stripe_base, timeout_s=settings.stripe_timeout_s)
 
 
-def _crypto(
-    service: Service, settings: PaymentSettings, plans: Plans, subscriptions: Subscriptions, receipt: CryptoReceipt
+def _crypto(  # noqa: PLR0917 - parts of `build`, which would be too long with it
+    service: Service,
+    settings: PaymentSettings,
+    plans: Plans,
+    subscriptions: Subscriptions,
+    audit: Audit,
+    receipt: CryptoReceipt,
 ) -> None:
     """Wire payment on chains. Without chains its routes say that it is not offered, and nothing is loaded for it."""
     chains = {chain.name: chain for chain in map(Chain.model_validate, settings.crypto_chains)}
@@ -133,7 +200,6 @@ def _crypto(
     clock = service.clock
     fixed, store, receipts = settings.crypto_rates_usd, CryptoStore(), ReceiptStore()
     rates = FixedRates(fixed, clock) if fixed else SpotRates(settings.crypto_rates_url, clock)
-    audit = Audit(service.door, clock=clock, new_id=new_id)
     settlement = Settlement(
         store,
         receipts,

@@ -47,7 +47,12 @@ class PaymentSettings(BaseSettings):
     crypto_depeg_limit: Decimal | None = Field(default=None, gt=0, lt=1)
     """A stablecoin that is further than this from one USD is not taken; unset, one is always worth one USD."""
 
-    @field_validator("stripe_webhook_secrets", mode="before")
+    return_origins: Annotated[tuple[str, ...], NoDecode] = ("http://127.0.0.1:8100",)
+    """Comma-separated: where a checkout and the portal may send people back to, and nowhere else."""
+    return_url: str = "http://127.0.0.1:8100/"
+    """Where they go when the request does not say; of one of these origins."""
+
+    @field_validator("stripe_webhook_secrets", "return_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
