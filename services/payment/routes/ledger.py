@@ -19,7 +19,7 @@ from services.payment.store.ledger import LedgerStore
 from shared.clock import Clock, NewId
 from shared.contracts.api import ActionAudited
 from shared.db import Tx
-from shared.errors import Invalid
+from shared.errors import Invalid, Permanent
 from shared.http import Caller, Who, exchange_of
 from shared.idempotency import answer_once
 from shared.identity import Identity
@@ -36,8 +36,8 @@ class PaidBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    amount: Decimal = Field(gt=0, max_digits=30)
-    currency: str = Field(pattern=r"^[A-Za-z]{3}$")
+    amount: Decimal
+    currency: str = Field(max_length=20)
     reference: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$")
 
 
@@ -82,7 +82,12 @@ def _manual_routes(manual: Manual, door: Door) -> list[HTTPRouteHandler]:
             done = await manual.grant(actor, user_id, asked, tx)
             return Done(Subscription(**done.value), done.events)
 
-        return await answer_once(request, door, grant, status_code=201)
+        try:
+            return await answer_once(request, door, grant, status_code=201)
+        except Permanent as error:
+            refusal = error
+            await door.publish(lambda tx: manual.refused(actor, user_id, refusal, tx))
+            raise
 
     @post("/pay/manual/{user_id:uuid}/end", caller=Caller.ADMIN)
     async def end_plan(

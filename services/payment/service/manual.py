@@ -19,7 +19,7 @@ from shared.contracts.api import ActionAudited
 from shared.contracts.base import Event
 from shared.contracts.payment import PaymentReceived
 from shared.db import Row, Tx
-from shared.errors import Conflict, Invalid, NotFound
+from shared.errors import Conflict, Invalid, NotFound, Permanent
 from shared.messaging.door import Done
 
 LONGEST: Final = timedelta(days=3660)
@@ -119,6 +119,11 @@ class Manual:
         events = await self._subscriptions.become(tx, user_id, state, row["id"])
         events.append(self._audited(actor, "end.manual_plan", user_id, plan=row["plan"], reason=reason))
         return Done(await self._subscriptions.shown(tx, user_id), events)
+
+    async def refused(self, actor: Actor, user_id: UUID, error: Permanent, tx: Tx) -> list[Event]:
+        """Tell the auditor that a grant was asked for and refused."""
+        del tx
+        return [self._audited(actor, "refuse.manual_plan", user_id, code=error.code)]
 
     async def _book(self, tx: Tx, user_id: UUID, plan: str, paid: Paid, *, renewal: bool) -> list[Event]:
         now = self._clock()
