@@ -4,12 +4,21 @@ from datetime import timedelta
 from functools import partial
 
 from services.payment import READS, consumers
+from services.payment.adapters import evm
+from services.payment.adapters.esplora import Esplora
+from services.payment.adapters.rates import FixedRates, SpotRates
 from services.payment.adapters.stripe_api import StripeApi, StripeWebhooks, check_key
+from services.payment.domain.chains import Chain
 from services.payment.domain.plans import Plan, Plans
+from services.payment.ports import ChainReader
+from services.payment.routes import crypto as crypto_routes
 from services.payment.routes import ledger as ledger_routes
 from services.payment.routes import subscriptions as subscription_routes
 from services.payment.routes import webhooks as webhook_routes
 from services.payment.service.apply import Apply
+from services.payment.service.audit import Audit
+from services.payment.service.crypto import CryptoInvoices
+from services.payment.service.crypto_watch import CryptoWatch
 from services.payment.service.intake import Intake
 from services.payment.service.invariants import Invariants
 from services.payment.service.ledger import Ledger
@@ -17,16 +26,20 @@ from services.payment.service.manual import Manual
 from services.payment.service.money import Payments
 from services.payment.service.refresh import Appliers, Refresh
 from services.payment.service.renewals import Reminders, Renewals
+from services.payment.service.settlement import CryptoReceipt, Settlement
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.service.sweep import Sweep
 from services.payment.settings import PaymentSettings
+from services.payment.store.crypto import CryptoStore
 from services.payment.store.customers_of_stripe import StripeCustomers
 from services.payment.store.ledger import LedgerStore
 from services.payment.store.mirror import MirrorStore
 from services.payment.store.money import MoneyStore
+from services.payment.store.receipts import ReceiptStore
 from services.payment.store.refreshes import RefreshStore
 from services.payment.store.subscriptions import SubscriptionStore
 from services.payment.store.webhooks import WebhookStore
+from services.payment.workers import crypto as crypto_workers
 from services.payment.workers.by_the_clock import by_the_clock
 from services.payment.workers.lapses import lapses
 from services.payment.workers.refresh import Refreshing, RefreshWorker
@@ -61,7 +74,10 @@ def build(env: Environment) -> Service:
     ledger_store, money = LedgerStore(), MoneyStore()
     ledger = Ledger(ledger_store, service.clock)
     Payments(money, store, ledger, subscriptions, plans=plans, clock=service.clock).register(appliers)
-    manual = Manual(store, money, subscriptions, plans, ledger, grace=grace, clock=service.clock, new_id=new_id)
+    audit = Audit(service.door, clock=service.clock, new_id=new_id)
+    manual = Manual(
+        store, money, subscriptions, plans, ledger, audit=audit, grace=grace, clock=service.clock, new_id=new_id
+    )
 
     secrets = [secret.get_secret_value() for secret in settings.stripe_webhook_secrets or ()]
     webhooks = StripeWebhooks(secrets) if secrets else None
@@ -95,7 +111,8 @@ def build(env: Environment) -> Service:
     service.schedule(lapses(subscriptions, service.door))
     service.schedule(retention(refreshes, service.door, settings.keep_webhooks_months))
     service.serve([*webhook_routes.handlers(intake), *subscription_routes.handlers(subscriptions, service.door)])
-    service.serve([*ledger_routes.handlers(manual, ledger_store, service.door, clock=service.clock, new_id=new_id)])
+    service.serve([*ledger_routes.handlers(manual, audit, ledger_store, service.door)])
+    _crypto(service, settings, plans, subscriptions, ledger.add_coins)
     return service
 
 
@@ -106,3 +123,63 @@ def _stripe(settings: PaymentSettings, env: Environment) -> StripeApi | None:
     key = settings.stripe_key.get_secret_value()
     check_key(key, env.settings.environment)
     return StripeApi(key, base=settings.stripe_base, timeout_s=settings.stripe_timeout_s)
+
+
+def _crypto(
+    service: Service, settings: PaymentSettings, plans: Plans, subscriptions: Subscriptions, receipt: CryptoReceipt
+) -> None:
+    """Wire payment on chains. Without chains its routes say that it is not offered, and nothing is loaded for it."""
+    chains = {chain.name: chain for chain in map(Chain.model_validate, settings.crypto_chains)}
+    missing = sorted(chains.keys() - settings.crypto_urls.keys())
+    if missing or len(chains) < len(settings.crypto_chains):
+        raise ValueError(f"OPENBELL_PAYMENT_CRYPTO_URLS lacks {missing}" if missing else "two chains have one name")
+    clock = service.clock
+    fixed, store, receipts = settings.crypto_rates_usd, CryptoStore(), ReceiptStore()
+    rates = FixedRates(fixed, clock) if fixed else SpotRates(settings.crypto_rates_url, clock)
+    audit = Audit(service.door, clock=clock, new_id=new_id)
+    settlement = Settlement(
+        store,
+        receipts,
+        SubscriptionStore(),
+        subscriptions=subscriptions,
+        plans=plans,
+        clock=clock,
+        receipt=receipt,
+    )
+    invoices = CryptoInvoices(
+        chains,
+        store,
+        receipts,
+        SubscriptionStore(),
+        plans=plans,
+        rates=rates,
+        depeg_limit=settings.crypto_depeg_limit,
+        settlement=settlement,
+        audit=audit,
+        clock=clock,
+        new_id=new_id,
+    )
+    watches = [
+        CryptoWatch(
+            chain,
+            _reader(chain, settings.crypto_urls[chain.name].get_secret_value()),
+            store,
+            receipts,
+            invoices=invoices,
+            settlement=settlement,
+            door=service.door,
+            clock=clock,
+        )
+        for chain in chains.values()
+    ]
+    for watch in watches:
+        service.schedule(crypto_workers.rounds(watch))
+    if watches:
+        service.work(crypto_workers.Connections(*watches, rates))
+    service.serve([*crypto_routes.handlers(invoices, audit, service.door)])
+
+
+def _reader(chain: Chain, url: str) -> ChainReader:
+    if chain.kind == "bitcoin":
+        return Esplora(url, chain.network, chain.assets[0].symbol)
+    return evm.Evm(chain, lambda: evm.over_http(url))

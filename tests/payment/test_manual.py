@@ -95,7 +95,7 @@ async def test_a_bad_grant_is_refused_and_leaves_nothing(
     assert not await client.bench.rows("select id from subscriptions")
     assert not await client.bench.rows("select key from ledger_entries")
     audited = [(body["action"], body["details"]) for _, body in await client.bench.told()]
-    assert audited in ([], [("refuse.manual_plan", {"code": code})])
+    assert audited in ([], [("refuse.grant.manual_plan", {"code": code, "user": str(user)})])
     assert audited or code == "VALIDATION_ERROR"
 
 
