@@ -18,6 +18,7 @@ from sqlalchemy import text
 from services.payment.domain.plans import Plan, Plans
 from services.payment.domain.subscriptions import State
 from services.payment.main import build
+from services.payment.service.audit import Audit
 from services.payment.service.ledger import Ledger
 from services.payment.service.manual import Manual
 from services.payment.service.money import Payments
@@ -80,8 +81,17 @@ class Bench:
         payments.register(self.appliers)
         self.renewals = Renewals(self.store, self.subscriptions, plans, door, grace=GRACE, clock=clock)
         self.reminders = Reminders(self.money, self.store, door, clock)
+        audit = Audit(door, clock=clock, new_id=new_id)
         self.manual = Manual(
-            self.store, self.money, self.subscriptions, plans, self.ledger, grace=GRACE, clock=clock, new_id=new_id
+            self.store,
+            self.money,
+            self.subscriptions,
+            plans,
+            self.ledger,
+            audit=audit,
+            grace=GRACE,
+            clock=clock,
+            new_id=new_id,
         )
 
     async def user(self, customer: str | None = "cus_1") -> UUID:
