@@ -97,6 +97,7 @@ async def test_a_payment_is_seen_in_the_mempool_then_confirmed_then_paid(town: T
     await bench.round()
     await bench.round()
     assert await bench.rows("select * from crypto_invoices") == before
+    assert [one.kind for one in bench.booked] == ["received"], "each round looks again, and books nothing again"
     assert len(await bench.told("payment.payments")) == 1
 
 
