@@ -1,13 +1,21 @@
 """Wires the payment service."""
 
 from datetime import timedelta
+from functools import partial
 
 from services.payment import READS, consumers
+from services.payment.adapters import evm
+from services.payment.adapters.esplora import Esplora
+from services.payment.adapters.rates import FixedRates, SpotRates
 from services.payment.adapters.stripe_api import StripeApi, StripeWebhooks, check_key
+from services.payment.domain.chains import Chain
 from services.payment.domain.plans import Plan, Plans
 from services.payment.domain.returns import Returns
 from services.payment.domain.stripe import KINDS
+from services.payment.ports import ChainReader
 from services.payment.routes import checkout as checkout_routes
+from services.payment.routes import crypto as crypto_routes
+from services.payment.routes import ledger as ledger_routes
 from services.payment.routes import subscriptions as subscription_routes
 from services.payment.routes import webhooks as webhook_routes
 from services.payment.service.apply import Apply
@@ -15,20 +23,34 @@ from services.payment.service.audit import Audit
 from services.payment.service.calls import Calls
 from services.payment.service.changes import Changes
 from services.payment.service.checkout import Checkouts
+from services.payment.service.crypto import CryptoInvoices
+from services.payment.service.crypto_watch import CryptoWatch
 from services.payment.service.customers import Customers
 from services.payment.service.doubles import Doubles
 from services.payment.service.intake import Intake
+from services.payment.service.invariants import Invariants
+from services.payment.service.ledger import Ledger
+from services.payment.service.manual import Manual
+from services.payment.service.money import Payments
 from services.payment.service.refresh import Appliers, Refresh
+from services.payment.service.renewals import Reminders, Renewals
+from services.payment.service.settlement import CryptoReceipt, Settlement
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.service.sweep import Sweep
 from services.payment.settings import PaymentSettings
 from services.payment.store.calls import CallStore
+from services.payment.store.crypto import CryptoStore
 from services.payment.store.customers import CustomerStore
 from services.payment.store.customers_of_stripe import StripeCustomers
+from services.payment.store.ledger import LedgerStore
 from services.payment.store.mirror import MirrorStore
+from services.payment.store.money import MoneyStore
+from services.payment.store.receipts import ReceiptStore
 from services.payment.store.refreshes import RefreshStore
 from services.payment.store.subscriptions import SubscriptionStore
 from services.payment.store.webhooks import WebhookStore
+from services.payment.workers import crypto as crypto_workers
+from services.payment.workers.by_the_clock import by_the_clock
 from services.payment.workers.customers import assertions, calls_retention
 from services.payment.workers.lapses import lapses
 from services.payment.workers.refresh import Refreshing, RefreshWorker
@@ -70,19 +92,11 @@ def build(env: Environment) -> Service:
     if calls is not None:
         doubles = Doubles(calls, CustomerStore(), store, door=service.door, audit=audit)
         appliers.on("subscription", doubles.applied)
-    returns = Returns(settings.return_origins, settings.return_url)
-    checkouts = Checkouts(
-        plans,
-        returns,
-        store,
-        customers,
-        door=service.door,
-        audit=audit,
-        clock=service.clock,
-        new_id=new_id,
-        calls=calls,
-    )
-    changes = Changes(subscriptions, store, plans, door=service.door, audit=audit, clock=service.clock, calls=calls)
+
+    ledger_store, money = LedgerStore(), MoneyStore()
+    ledger = Ledger(ledger_store, service.clock)
+    Payments(money, store, ledger, subscriptions, plans=plans, clock=service.clock).register(appliers)
+    manual = Manual(store, money, subscriptions, plans, ledger, grace=grace, clock=service.clock, new_id=new_id)
 
     secrets = [secret.get_secret_value() for secret in settings.stripe_webhook_secrets or ()]
     webhooks = StripeWebhooks(secrets) if secrets else None
@@ -96,20 +110,52 @@ def build(env: Environment) -> Service:
         service.schedule(sweeps(Sweep(stripe, intake, refresh, mirror, door=service.door, clock=service.clock)))
         service.work(SweepAtStart(lambda job: service.scheduler.run_now(job)))  # noqa: PLW0108 - made when all are named
 
+    renewals = Renewals(store, subscriptions, plans, service.door, grace=grace, clock=service.clock)
+    reminders = Reminders(money, store, service.door, service.clock)
+    invariants = Invariants(
+        ledger_store,
+        store,
+        ledger,
+        subscriptions,
+        service.door,
+        movements=None if stripe is None else partial(stripe.list, "balance_transaction"),
+        want=refresh.want,
+        clock=service.clock,
+    )
+    for job in by_the_clock(renewals, reminders, invariants):
+        service.schedule(job)
+
     for consumer in consumers.tables(refresh, customers):
         service.consume(consumer)
     service.schedule(lapses(subscriptions, service.door))
     service.schedule(retention(refreshes, service.door, settings.keep_webhooks_months))
     service.schedule(assertions(customers))
     service.schedule(calls_retention(CallStore(), service.door))
-    service.serve(
-        [
-            *webhook_routes.handlers(intake),
-            *checkout_routes.handlers(checkouts, audit),
-            *subscription_routes.handlers(subscriptions, changes, audit, service.door),
-        ]
-    )
+    service.serve([*webhook_routes.handlers(intake)])
+    _buying(service, settings, plans, subscriptions, customers, calls)
+    service.serve([*ledger_routes.handlers(manual, ledger_store, service.door, clock=service.clock, new_id=new_id)])
+    _crypto(service, settings, plans, subscriptions, ledger.add_coins)
     return service
+
+
+def _buying(  # noqa: PLR0917 - what the parts of it share
+    service: Service,
+    settings: PaymentSettings,
+    plans: Plans,
+    subscriptions: Subscriptions,
+    customers: Customers,
+    calls: Calls | None,
+) -> None:
+    """Wire what users do themselves. Without Stripe nothing is sold by card, and what is not Stripe's can be changed."""
+    door, clock, store = service.door, service.clock, SubscriptionStore()
+    audit = Audit(door, clock=clock, new_id=new_id)
+    returns = Returns(settings.return_origins, settings.return_url)
+    checkouts = Checkouts(
+        plans, returns, store, customers, door=door, audit=audit, clock=clock, new_id=new_id, calls=calls
+    )
+    changes = Changes(subscriptions, store, plans, door=door, audit=audit, clock=clock, calls=calls)
+    service.serve([*checkout_routes.handlers(checkouts, audit)])
+    service.serve([*subscription_routes.handlers(subscriptions, changes, audit, door)])
 
 
 def _calls(settings: PaymentSettings, env: Environment, service: Service, refresh: Refresh) -> Calls | None:
@@ -136,3 +182,63 @@ def _stripe(settings: PaymentSettings, env: Environment) -> StripeApi | None:
     key = settings.stripe_key.get_secret_value()
     check_key(key, env.settings.environment)
     return StripeApi(key, base=settings.stripe_base, timeout_s=settings.stripe_timeout_s)
+
+
+def _crypto(
+    service: Service, settings: PaymentSettings, plans: Plans, subscriptions: Subscriptions, receipt: CryptoReceipt
+) -> None:
+    """Wire payment on chains. Without chains its routes say that it is not offered, and nothing is loaded for it."""
+    chains = {chain.name: chain for chain in map(Chain.model_validate, settings.crypto_chains)}
+    missing = sorted(chains.keys() - settings.crypto_urls.keys())
+    if missing or len(chains) < len(settings.crypto_chains):
+        raise ValueError(f"OPENBELL_PAYMENT_CRYPTO_URLS lacks {missing}" if missing else "two chains have one name")
+    clock = service.clock
+    fixed, store, receipts = settings.crypto_rates_usd, CryptoStore(), ReceiptStore()
+    rates = FixedRates(fixed, clock) if fixed else SpotRates(settings.crypto_rates_url, clock)
+    audit = Audit(service.door, clock=clock, new_id=new_id)
+    settlement = Settlement(
+        store,
+        receipts,
+        SubscriptionStore(),
+        subscriptions=subscriptions,
+        plans=plans,
+        clock=clock,
+        receipt=receipt,
+    )
+    invoices = CryptoInvoices(
+        chains,
+        store,
+        receipts,
+        SubscriptionStore(),
+        plans=plans,
+        rates=rates,
+        depeg_limit=settings.crypto_depeg_limit,
+        settlement=settlement,
+        audit=audit,
+        clock=clock,
+        new_id=new_id,
+    )
+    watches = [
+        CryptoWatch(
+            chain,
+            _reader(chain, settings.crypto_urls[chain.name].get_secret_value()),
+            store,
+            receipts,
+            invoices=invoices,
+            settlement=settlement,
+            door=service.door,
+            clock=clock,
+        )
+        for chain in chains.values()
+    ]
+    for watch in watches:
+        service.schedule(crypto_workers.rounds(watch))
+    if watches:
+        service.work(crypto_workers.Connections(*watches, rates))
+    service.serve([*crypto_routes.handlers(invoices, audit, service.door)])
+
+
+def _reader(chain: Chain, url: str) -> ChainReader:
+    if chain.kind == "bitcoin":
+        return Esplora(url, chain.network, chain.assets[0].symbol)
+    return evm.Evm(chain, lambda: evm.over_http(url))

@@ -45,6 +45,7 @@ class Bench:
         self.database, self.fake = database, fake
         self.clock = ManualClock(datetime.fromtimestamp(fake.now, UTC))
         self.door = Door(database, Outbox("payment", lambda: None))
+        self.carried: set[str] = set()
         self.stripe = StripeApi(fake.key, base=fake.url)
         plan = Plan(name="pro", title="Pro", price_usd="29", entitlements=("pro",), stripe_price=PRICE)  # pyright: ignore[reportArgumentType] - pydantic reads it
         plans = Plans([plan])

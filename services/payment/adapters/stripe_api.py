@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import httpx
-import orjson
+import msgspec
 
 from services.payment.domain.stripe import KINDS, Hint, hint_of
 from services.payment.ports import (
@@ -43,6 +43,31 @@ _GONE: Final = 404
 _CONFLICT: Final = 409
 _WAIT: Final = 429
 _THEIR_FAULT: Final = 500
+
+
+class _Thing(msgspec.Struct):
+    object: Any = None
+    id: Any = None
+    customer: Any = None
+
+
+class _Data(msgspec.Struct):
+    object: _Thing
+
+
+class _Envelope(msgspec.Struct):
+    """What a hint is made of; to read the whole event takes three times as long."""
+
+    id: Any = None
+    object: Any = None
+    type: Any = None
+    created: Any = None
+    livemode: Any = None
+    data: _Data | None = None
+    related_object: Any = None
+
+
+_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
 
 
 class UnsafeKey(RuntimeError):
@@ -174,11 +199,11 @@ class StripeWebhooks:
         if abs(now.timestamp() - _made_at(signature)) > TOLERANCE_S:
             raise SignatureExpired
         try:
-            event = orjson.loads(body)
-            if isinstance(event, dict) and event.get("object") == "v2.core.event":
+            event = _ENVELOPE.decode(body)
+            if event.object == "v2.core.event":
                 self._parse_thin(body)
-            return hint_of(event)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            return hint_of(msgspec.to_builtins(event))
+        except (msgspec.DecodeError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise BadWebhook from error
 
     def _signed(self, body: bytes, signature: str, secret: str) -> bool:
