@@ -146,7 +146,7 @@ def _buying(  # noqa: PLR0917 - what the parts of it share
     customers: Customers,
     calls: Calls | None,
 ) -> None:
-    """Wire what users do themselves. Without Stripe nothing is sold by card, and what is not Stripe's can be changed."""
+    """Wire what users do themselves. Without Stripe nothing is sold by card; the rest can be changed."""
     door, clock, store = service.door, service.clock, SubscriptionStore()
     audit = Audit(door, clock=clock, new_id=new_id)
     returns = Returns(settings.return_origins, settings.return_url)
