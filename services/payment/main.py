@@ -92,6 +92,19 @@ def build(env: Environment) -> Service:
     if calls is not None:
         doubles = Doubles(calls, CustomerStore(), store, door=service.door, audit=audit)
         appliers.on("subscription", doubles.applied)
+    returns = Returns(settings.return_origins, settings.return_url)
+    checkouts = Checkouts(
+        plans,
+        returns,
+        store,
+        customers,
+        door=service.door,
+        audit=audit,
+        clock=service.clock,
+        new_id=new_id,
+        calls=calls,
+    )
+    changes = Changes(subscriptions, store, plans, door=service.door, audit=audit, clock=service.clock, calls=calls)
 
     ledger_store, money = LedgerStore(), MoneyStore()
     ledger = Ledger(ledger_store, service.clock)
@@ -122,40 +135,27 @@ def build(env: Environment) -> Service:
         want=refresh.want,
         clock=service.clock,
     )
-    for job in by_the_clock(renewals, reminders, invariants):
+    for job in (
+        *by_the_clock(renewals, reminders, invariants),
+        lapses(subscriptions, service.door),
+        retention(refreshes, service.door, settings.keep_webhooks_months),
+        assertions(customers),
+        calls_retention(CallStore(), service.door),
+    ):
         service.schedule(job)
 
     for consumer in consumers.tables(refresh, customers):
         service.consume(consumer)
-    service.schedule(lapses(subscriptions, service.door))
-    service.schedule(retention(refreshes, service.door, settings.keep_webhooks_months))
-    service.schedule(assertions(customers))
-    service.schedule(calls_retention(CallStore(), service.door))
-    service.serve([*webhook_routes.handlers(intake)])
-    _buying(service, settings, plans, subscriptions, customers, calls)
-    service.serve([*ledger_routes.handlers(manual, ledger_store, service.door, clock=service.clock, new_id=new_id)])
-    _crypto(service, settings, plans, subscriptions, ledger.add_coins)
-    return service
-
-
-def _buying(  # noqa: PLR0917 - what the parts of it share
-    service: Service,
-    settings: PaymentSettings,
-    plans: Plans,
-    subscriptions: Subscriptions,
-    customers: Customers,
-    calls: Calls | None,
-) -> None:
-    """Wire what users do themselves. Without Stripe nothing is sold by card; the rest can be changed."""
-    door, clock, store = service.door, service.clock, SubscriptionStore()
-    audit = Audit(door, clock=clock, new_id=new_id)
-    returns = Returns(settings.return_origins, settings.return_url)
-    checkouts = Checkouts(
-        plans, returns, store, customers, door=door, audit=audit, clock=clock, new_id=new_id, calls=calls
+    service.serve(
+        [
+            *webhook_routes.handlers(intake),
+            *checkout_routes.handlers(checkouts, audit),
+            *subscription_routes.handlers(subscriptions, changes, audit, service.door),
+            *ledger_routes.handlers(manual, ledger_store, service.door, clock=service.clock, new_id=new_id),
+        ]
     )
-    changes = Changes(subscriptions, store, plans, door=door, audit=audit, clock=clock, calls=calls)
-    service.serve([*checkout_routes.handlers(checkouts, audit)])
-    service.serve([*subscription_routes.handlers(subscriptions, changes, audit, door)])
+    _crypto(service, settings, plans, subscriptions, audit, ledger.add_coins)
+    return service
 
 
 def _calls(settings: PaymentSettings, env: Environment, service: Service, refresh: Refresh) -> Calls | None:
@@ -184,8 +184,13 @@ def _stripe(settings: PaymentSettings, env: Environment) -> StripeApi | None:
     return StripeApi(key, base=settings.stripe_base, timeout_s=settings.stripe_timeout_s)
 
 
-def _crypto(
-    service: Service, settings: PaymentSettings, plans: Plans, subscriptions: Subscriptions, receipt: CryptoReceipt
+def _crypto(  # noqa: PLR0917 - parts of `build`, which would be too long with it
+    service: Service,
+    settings: PaymentSettings,
+    plans: Plans,
+    subscriptions: Subscriptions,
+    audit: Audit,
+    receipt: CryptoReceipt,
 ) -> None:
     """Wire payment on chains. Without chains its routes say that it is not offered, and nothing is loaded for it."""
     chains = {chain.name: chain for chain in map(Chain.model_validate, settings.crypto_chains)}
@@ -195,7 +200,6 @@ def _crypto(
     clock = service.clock
     fixed, store, receipts = settings.crypto_rates_usd, CryptoStore(), ReceiptStore()
     rates = FixedRates(fixed, clock) if fixed else SpotRates(settings.crypto_rates_url, clock)
-    audit = Audit(service.door, clock=clock, new_id=new_id)
     settlement = Settlement(
         store,
         receipts,
