@@ -141,3 +141,5 @@ class RenewalDue(_PaymentFact):
     amount: Decimal
     currency: str
     pay_url: str | None = None
+    next_step_at: AwareDatetime | None = None  # when the next notice comes; after the last, when all is over
+    last: bool = False  # no notice comes after this one

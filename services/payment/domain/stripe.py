@@ -52,16 +52,19 @@ KINDS: Final[Mapping[str, Kind]] = {
     "price": Kind("prices/{id}", listed={}),
     "product": Kind("products/{id}", listed={}),
     "payment_intent": Kind("payment_intents/{id}", listed={}, recent=True),
-    "invoice": Kind("invoices/{id}", listed={}, recent=True),
+    "invoice": Kind("invoices/{id}", expand=("payments.data.payment.payment_intent",), listed={}, recent=True),
     "charge": Kind("charges/{id}", expand=("balance_transaction",), listed={}, recent=True),
-    "refund": Kind("refunds/{id}", expand=("balance_transaction",), listed={}, recent=True),
-    "dispute": Kind("disputes/{id}", listed={}, recent=True),
+    "refund": Kind("refunds/{id}", expand=("balance_transaction", "charge"), listed={}, recent=True),
+    "dispute": Kind("disputes/{id}", expand=("charge",), listed={}, recent=True),
+    "payment_method": Kind("payment_methods/{id}"),
+    "payout": Kind("payouts/{id}", expand=("balance_transaction",)),
+    "balance_transaction": Kind("balance_transactions/{id}"),  # for the ledger, which reads their list
     "entitlements.active_entitlement_summary": Kind("entitlements/active_entitlements", query="customer"),
 }
 """By the name that Stripe gives a kind in `object`. An entitlement summary goes by its customer's id."""
 
-_PASSING: Final = frozenset({"receipt_url", "hosted_invoice_url", "invoice_pdf", "url", "client_secret"})
-"""Fields that are another each time they are asked for."""
+_PASSING: Final = frozenset({"receipt_url", "hosted_invoice_url", "invoice_pdf", "url", "client_secret", "payments"})
+"""Fields that are another each time they are asked for, or come only when they are (an invoice's payments)."""
 
 
 @dataclass(frozen=True, slots=True)

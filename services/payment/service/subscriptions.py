@@ -1,7 +1,8 @@
 """Subscriptions, whoever takes the money: the one place where they change, and where that is told."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid5
 
@@ -15,6 +16,7 @@ from shared.db import Row, Tx
 from shared.errors import Conflict, NotFound
 
 LAPSED_AT_ONCE: Final = 500
+LAPSES_WITHIN: Final = timedelta(minutes=5)
 
 
 class AlreadySubscribed(Conflict):
@@ -58,9 +60,29 @@ class Subscriptions:
         row = await self._store.latest(tx, user_id)
         if row is None:
             raise NotFound("you have no subscription")
-        state = state_of(row)
+        state = await self._allowed(tx, user_id, state_of(row))
         allowed = entitlements(state, self._plans.get(state.plan), self._clock())
-        return dict(row) | {"entitlements": allowed, "entitled_until": entitled_until(state)}
+        return dict(row) | {"status": state.status, "entitlements": allowed, "entitled_until": entitled_until(state)}
+
+    async def review(self, tx: Tx, user_id: UUID) -> list[Event]:
+        """Tell what a user may use if that has changed by something else; the user must be locked."""
+        events: list[Event] = []
+        for row in await self._store.telling_of(tx, user_id):
+            events += await self._tell(tx, row["id"], user_id, state_of(row), self._clock())
+        return events
+
+    async def told_wrong(self, tx: Tx, row: Row) -> bool:
+        """Whether what was told of a subscription is not what follows from its state.
+
+        What has ended by the clock alone within LAPSES_WITHIN is not wrong yet: a job tells it each minute.
+        """
+        now = self._clock()
+        state = await self._allowed(tx, row["user_id"], state_of(row))
+        told: Sequence[str] = (row["told"] or {}).get("entitlements", ())
+        until = entitled_until(state)
+        if until is not None and now - LAPSES_WITHIN < until <= now:
+            return False
+        return tuple(told) != entitlements(state, self._plans.get(state.plan), now)
 
     async def lapse(self, tx: Tx) -> list[Event]:
         """Tell of subscriptions whose access has ended by the clock alone."""
@@ -77,7 +99,14 @@ class Subscriptions:
         row = await self._store.open(tx, user_id)
         return row if row is not None and row["id"] == subscription_id else None
 
+    async def _allowed(self, tx: Tx, user_id: UUID, state: State) -> State:
+        """Return the state as it counts: paused while a refund or a dispute holds back what was paid for."""
+        if state.status in OVER or not await self._store.held(tx, user_id, state):
+            return state
+        return replace(state, status="paused")
+
     async def _tell(self, tx: Tx, subscription_id: UUID, user_id: UUID, state: State, now: datetime) -> list[Event]:
+        state = await self._allowed(tx, user_id, state)
         changed = SubscriptionChanged(
             id=subscription_id,
             time=now,

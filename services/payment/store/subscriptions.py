@@ -10,7 +10,9 @@ from sqlalchemy import text
 from services.payment.domain.subscriptions import State
 from shared.db import Row, Tx
 
-_LOCK_USER: Final = text("select pg_advisory_xact_lock(hashtextextended('payment/user/' || cast(:user_id as text), 0))")
+_LOCK_USER: Final = text(
+    "select pg_advisory_xact_lock(hashtextextended('payment/user/' || cast(cast(:user_id as uuid) as text), 0))"
+)
 _OPEN: Final = text("""
     select * from subscriptions where user_id = :user_id and status in ('trialing', 'active', 'past_due', 'paused')""")
 _LATEST: Final = text("""
@@ -34,6 +36,26 @@ _LAPSED: Final = text("""
     select * from subscriptions
     where status in ('trialing', 'active', 'past_due') and (told ->> 'entitled_until')::timestamptz <= :now
       and told -> 'entitlements' <> '[]'
+    order by id limit :most""")
+_HELD: Final = text("""
+    select h.about from holds h join invoice_payments p using (payment_intent)
+    where h.user_id = :user_id and not h.lifted and p.subscription = :provider_id
+      and (h.reason = 'disputed'
+           or p.reason in ('subscription_create', 'subscription_cycle') and p.period_end > :period_start)
+    limit 1""")
+_ALL: Final = text("""
+    select * from subscriptions
+    where id > :after and (status in ('trialing', 'active', 'past_due', 'paused') or told -> 'entitlements' <> '[]')
+    order by id limit :most""")
+_OF_USER: Final = text("""
+    select * from subscriptions
+    where user_id = :user_id
+      and (status in ('trialing', 'active', 'past_due', 'paused') or told -> 'entitlements' <> '[]')
+    order by created_at, id""")
+_BY_HAND: Final = text("""
+    select * from subscriptions
+    where id > :after and provider <> 'stripe' and status in ('trialing', 'active', 'past_due')
+      and current_period_end <= :before
     order by id limit :most""")
 _NOTICE: Final = text("""
     insert into notices (name, told_at) values (:name, :at) on conflict (name) do nothing returning name""")
@@ -75,6 +97,27 @@ class SubscriptionStore:
     async def lapsed(self, tx: Tx, now: datetime, most: int) -> list[Row]:
         """Return subscriptions whose access has ended since it was told."""
         return await tx.fetch(_LAPSED, now=now, most=most)
+
+    async def held(self, tx: Tx, user_id: UUID, state: State) -> bool:
+        """Whether a refund or a dispute holds back what was paid for: services.payment.service.money says when."""
+        if state.provider_id is None:
+            return False
+        found = await tx.fetchrow(
+            _HELD, user_id=user_id, provider_id=state.provider_id, period_start=state.period_start
+        )
+        return found is not None
+
+    async def telling(self, tx: Tx, after: UUID, most: int) -> list[Row]:
+        """Return subscriptions by id that allow something, or are said to."""
+        return await tx.fetch(_ALL, after=after, most=most)
+
+    async def telling_of(self, tx: Tx, user_id: UUID) -> list[Row]:
+        """Return those of a user, the oldest first."""
+        return await tx.fetch(_OF_USER, user_id=user_id)
+
+    async def by_hand(self, tx: Tx, before: datetime, after: UUID, most: int) -> list[Row]:
+        """Return subscriptions by id that nobody pays for by itself and whose period ends by `before`."""
+        return await tx.fetch(_BY_HAND, before=before, after=after, most=most)
 
     async def first_notice(self, tx: Tx, name: str, at: datetime) -> bool:
         """Whether nobody has been told this yet; from now on somebody has."""
