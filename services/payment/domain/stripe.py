@@ -17,6 +17,7 @@ the status counts.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -174,7 +175,9 @@ def same(one: Any, other: Any) -> bool:
         return reference(one) is not None and reference(one) == reference(other)
     if _is_list(one) and _is_list(other):
         return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return one == other or (type(one) is not type(other) and str(one) == str(other))
+    if isinstance(one, Decimal) or isinstance(other, Decimal):  # what was kept as JSON is text
+        return str(one) == str(other)
+    return one == other
 
 
 def _status(subscription: Object) -> SubscriptionStatus | None:

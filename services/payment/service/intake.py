@@ -26,7 +26,7 @@ from shared.messaging.door import Done, Door
 _log = logging.getLogger(__name__)
 
 TOGETHER: Final = 200
-UNDER_WAY: Final = 2
+UNDER_WAY: Final = 1
 
 RECEIVED: Final = Counter(
     "openbell_payment_webhooks_total", "Webhooks that came, by what became of them", ["outcome"]

@@ -32,7 +32,9 @@ _AGAIN: Final = text("""
     update refreshes set status = 'pending', due_at = :now, attempts = 0, created_at = :now, settled_at = null
     where id = :id and wanted > :answered and status in ('done', 'failed', 'unknown')""")
 _CLAIMED: Final = text("select * from refreshes where id = :id")
-_LOCK: Final = text("select pg_advisory_xact_lock(hashtextextended('payment/refresh/' || cast(:id as text), 0))")
+_LOCK: Final = text(
+    "select pg_advisory_xact_lock(hashtextextended('payment/refresh/' || cast(cast(:id as uuid) as text), 0))"
+)
 _OURS: Final = text("select true from refreshes where id = :id and token = :token and status = 'started'")
 _FORGET: Final = slice_of("refreshes", f"status in {SETTLED} and settled_at < :before")
 
