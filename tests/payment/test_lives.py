@@ -102,6 +102,7 @@ async def outcomes(world: World, service: InProcess) -> dict[UUID, Outcome]:
     return found
 
 
+@pytest.mark.timeout(300 + 2 * LIVES)
 async def test_any_fate_of_webhooks_ends_as_the_orderly_life(
     database_url: str, other_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
