@@ -6,12 +6,15 @@ that Stripe repeats the failure of an earlier attempt with the same key. A read 
 Stripe wants to be left alone) or StripeRefused.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Protocol
 
+from services.payment.domain.crypto import Block, Transfer
 from services.payment.domain.stripe import Hint
-from shared.errors import NotFound, OpenbellError, Permanent
+from shared.errors import NotFound, OpenbellError, Permanent, Transient
 
 Json = Mapping[str, Any]
 
@@ -101,4 +104,65 @@ class Stripe(Protocol):
 
     async def close(self) -> None:
         """Give up the connections; another request opens new ones."""
+        ...
+
+
+class WrongChain(Permanent):
+    """What answers is not the chain that is configured."""
+
+    code = "WRONG_CHAIN"
+
+
+class RateUnavailable(Transient):
+    """The rate of this asset is not known at the moment; try again in a minute."""
+
+    code = "RATE_UNAVAILABLE"
+
+
+class ChainReader(Protocol):
+    """Reads one chain. Everything raises Transient when the chain does not answer."""
+
+    async def check(self) -> None:
+        """Raise WrongChain when another chain answers."""
+        ...
+
+    async def head(self) -> Block:
+        """Return the newest block."""
+        ...
+
+    async def hash_of(self, number: int) -> str | None:
+        """Return the hash of the block that the chain has at a height now; None when it has none."""
+        ...
+
+    async def transfers(self, first: int, last: int, addresses: Collection[str]) -> Sequence[Transfer]:
+        """Return what came to the addresses in these blocks, and what waits for a block where that can be known."""
+        ...
+
+    async def transaction(self, tx: str, addresses: Collection[str]) -> Sequence[Transfer] | None:
+        """Return what a transaction brings to the addresses; None when the chain does not know it."""
+        ...
+
+    async def close(self) -> None:
+        """Give up connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """USD for one unit of an asset."""
+
+    usd: Decimal
+    source: str
+    at: datetime
+
+
+class Rates(Protocol):
+    """What assets are worth."""
+
+    async def rate(self, symbol: str) -> Rate:
+        """Return the rate of an asset. Raises Transient when it cannot be known now."""
+        ...
+
+    async def close(self) -> None:
+        """Give up connections."""
         ...

@@ -4,8 +4,8 @@ import csv
 import io
 import random
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -260,6 +260,44 @@ async def test_movements_in_any_order_and_again_make_the_same_ledger(
     assert after.get(at_stripe, 0) - before.get(at_stripe, 0) == sum(one["net"] for one in movements)
     assert sum(after.values()) == 0
     assert not await bench.rows("select 1 from ledger_postings group by entry having sum(amount) <> 0")
+
+
+@dataclass(frozen=True)
+class Coins:
+    """What crypto says of a receipt."""
+
+    reference: str
+    kind: str
+    amount: Decimal
+    worth_usd: Decimal | None
+    user_id: UUID | None = None
+    invoice_id: UUID | None = None
+    asset: str = "ETH"
+    at: datetime = NOW
+
+
+async def test_coins_that_came_and_were_taken_back_leave_nothing(bench: Bench) -> None:
+    one = Coins("crypto/eth/0xab/0#1", "received", Decimal("0.010000000000000001"), Decimal("29.00"))
+    for _ in range(2):
+        async with bench.database.transaction() as tx:
+            await bench.ledger.add_coins(tx, one)
+    assert await bench.balances() == {
+        ("assets:crypto", "ETH"): 10**16 + 1,
+        ("equity:conversion", "ETH"): -(10**16) - 1,
+        ("equity:conversion", "USD"): 2900,
+        ("income:subscriptions", "USD"): -2900,
+    }
+    async with bench.database.transaction() as tx:
+        await bench.ledger.add_coins(tx, replace(one, reference="crypto/eth/0xab/0#1-", kind="reversed"))
+    assert set((await bench.balances()).values()) == {0}
+
+
+async def test_coins_that_nobody_knows_the_reason_of_wait_for_a_person(bench: Bench) -> None:
+    async with bench.database.transaction() as tx:
+        await bench.ledger.add_coins(
+            tx, Coins("crypto/btc/ab/1#1", "received", Decimal("0.00100000"), None, asset="BTC")
+        )
+    assert await bench.balances() == {("assets:crypto", "BTC"): 100_000, ("equity:unclassified", "BTC"): -100_000}
 
 
 # The export

@@ -96,7 +96,11 @@ def _(event: RenewalDue) -> Notice:
         title = f"Your subscription ends in {days}: {amount} renews it"
     else:
         title = f"Your subscription is not paid: {amount} keeps it"
-    return Notice("renewal_due", title, _some(event.plan, f"Due on {day(event.due_at)}.", pay=event.pay_url))
+    next_step = None
+    if event.next_step_at is not None and event.days_left <= 0:
+        next_step = f"{'It ends' if event.last else 'The next reminder comes'} on {day(event.next_step_at)}."
+    lines = _some(event.plan, f"Due on {day(event.due_at)}.", next_step, pay=event.pay_url)
+    return Notice("renewal_due", title, lines)
 
 
 def money(amount: Decimal, currency: str) -> str:

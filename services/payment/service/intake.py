@@ -26,11 +26,11 @@ from shared.messaging.door import Done, Door
 _log = logging.getLogger(__name__)
 
 TOGETHER: Final = 200
-UNDER_WAY: Final = 1
 
 RECEIVED: Final = Counter(
     "openbell_payment_webhooks_total", "Webhooks that came, by what became of them", ["outcome"]
 )  # kept, known
+_KEPT, _AGAIN = RECEIVED.labels("kept"), RECEIVED.labels("known")
 SWEPT: Final = Counter("openbell_payment_events_missed_total", "Events that Stripe could not deliver and we asked for")
 
 _Waiting = tuple[Webhook, "asyncio.Future[bool]"]
@@ -45,7 +45,7 @@ class Intake:
         self._door = door
         self._clock = clock
         self._waiting: list[_Waiting] = []
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._writing: asyncio.Task[None] | None = None
 
     async def take(self, body: bytes, signature: str | None) -> bool:
         """Keep one webhook and tell of it; return whether it was new.
@@ -57,7 +57,7 @@ class Intake:
         now = self._clock()
         webhook = Webhook(self._webhooks.read(body, signature, now), body, now)
         new = await self._kept(webhook)
-        RECEIVED.labels("kept" if new else "known").inc()
+        (_KEPT if new else _AGAIN).inc()
         return new
 
     async def sweep(self, tx: Tx, events: Sequence[Object]) -> Done[int]:
@@ -81,14 +81,13 @@ class Intake:
         return await future
 
     def _send(self) -> None:
-        while self._waiting and len(self._under_way) < UNDER_WAY:
+        if self._waiting and self._writing is None:
             batch, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
-            task = asyncio.ensure_future(self._write(batch))
-            self._under_way.add(task)
-            task.add_done_callback(self._written)
+            self._writing = asyncio.ensure_future(self._write(batch))
+            self._writing.add_done_callback(self._written)
 
-    def _written(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+    def _written(self, _: asyncio.Task[None]) -> None:
+        self._writing = None
         self._send()
 
     async def _write(self, batch: Sequence[_Waiting]) -> None:

@@ -2,17 +2,19 @@
 
 import csv
 import io
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from decimal import Decimal
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from prometheus_client import Counter
 
-from services.payment.domain.ledger import Entry, of_balance_transaction
-from services.payment.domain.money import Money
+from services.payment.domain.ledger import Entry, of_balance_transaction, of_receipt
+from services.payment.domain.money import BadAmount, Money
 from services.payment.store.ledger import LedgerStore
 from shared.clock import Clock
+from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.messaging.door import Door
 
@@ -23,6 +25,50 @@ PAGE: Final = 1000
 
 COLUMNS: Final = ("at", "entry", "kind", "about", "user_id", "account", "currency", "debit", "credit")
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
+
+
+class CoinsMoved(Protocol):
+    """Coins that came to stay, or that a chain has taken back. `reference` names each once."""
+
+    @property
+    def reference(self) -> str:
+        """crypto/<chain>/<transaction>/..."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """`received`, or `reversed`."""
+        ...
+
+    @property
+    def user_id(self) -> UUID | None:
+        """Whose they are, if that is known."""
+        ...
+
+    @property
+    def invoice_id(self) -> UUID | None:
+        """What they paid."""
+        ...
+
+    @property
+    def asset(self) -> str:
+        """The coin's symbol."""
+        ...
+
+    @property
+    def amount(self) -> Decimal:
+        """Units of the coin, with all its decimals."""
+        ...
+
+    @property
+    def worth_usd(self) -> Decimal | None:
+        """What they were taken for, in whole cents; None where nobody knows what they were for."""
+        ...
+
+    @property
+    def at(self) -> datetime:
+        """When."""
+        ...
 
 
 class Ledger:
@@ -44,6 +90,20 @@ class Ledger:
         for one in found:
             if isinstance(one, Mapping):
                 await self.add(tx, of_balance_transaction(one, user_id))  # pyright: ignore[reportUnknownArgumentType]
+
+    async def add_coins(self, tx: Tx, moved: CoinsMoved) -> Sequence[Event]:
+        """Add coins received, or taken back; tells nothing, for the invoice does."""
+        sign = -1 if moved.kind == "reversed" else 1
+        _, digits, shift = moved.amount.as_tuple()
+        if not isinstance(shift, int) or shift > 0 or moved.amount <= 0:
+            raise BadAmount("coins are counted in units with all their decimals", reference=moved.reference)
+        coins = Money(sign * int("".join(map(str, digits))), moved.asset, -shift)
+        value = None
+        if moved.worth_usd is not None:
+            value = Money(sign * int(moved.worth_usd.scaleb(2)), "USD", 2)
+        about = moved.reference if moved.invoice_id is None else f"crypto/{moved.invoice_id}"
+        await self.add(tx, of_receipt(moved.reference, coins, value, at=moved.at, about=about, user_id=moved.user_id))
+        return ()
 
     async def user_of(self, tx: Tx, about: str) -> tuple[bool, UUID | None]:
         """Return whether something moved for that object of a provider, and whose it was."""

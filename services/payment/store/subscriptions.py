@@ -10,9 +10,8 @@ from sqlalchemy import text
 from services.payment.domain.subscriptions import State
 from shared.db import Row, Tx
 
-_LOCK_USER: Final = text(
-    "select pg_advisory_xact_lock(hashtextextended('payment/user/' || cast(cast(:user_id as uuid) as text), 0))"
-)
+_LOCK_USER: Final = text("""
+    select pg_advisory_xact_lock(hashtextextended('payment/user/' || cast(cast(:user_id as uuid) as text), 0))""")
 _OPEN: Final = text("""
     select * from subscriptions where user_id = :user_id and status in ('trialing', 'active', 'past_due', 'paused')""")
 _LATEST: Final = text("""

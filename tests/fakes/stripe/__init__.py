@@ -117,6 +117,27 @@ class FakeStripe:
             kept["id"] = price_id or kept["id"]
             return self.api.books.add("price", kept)
 
+    def promotion(self, code: str, *, percent_off: int, active: bool = True, customer: str | None = None) -> Obj:
+        """Make a code that people may type, for one customer or for all."""
+        with self.wire.lock:
+            coupon = self.api.call("POST", "/v1/coupons", {"percent_off": str(percent_off), "duration": "once"})
+            made: Obj = {
+                "id": self.api.books.new_id("promo"),
+                "object": "promotion_code",
+                "active": active,
+                "code": code,
+                "created": self.now,
+                "customer": customer,
+                "expires_at": None,
+                "livemode": False,
+                "max_redemptions": None,
+                "metadata": {},
+                "promotion": {"coupon": coupon["id"], "type": "coupon"},
+                "restrictions": {"first_time_transaction": False, "minimum_amount": None},
+                "times_redeemed": 0,
+            }
+            return self.api.books.add("promotion_code", made)
+
     def feature(self, product: str, name: str) -> None:
         """Let a product entitle to something."""
         with self.wire.lock:

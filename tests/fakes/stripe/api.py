@@ -19,6 +19,7 @@ KINDS: Final = {
     "charges": "charge",
     "checkout/sessions": "checkout.session",
     "coupons": "coupon",
+    "promotion_codes": "promotion_code",
     "customers": "customer",
     "disputes": "dispute",
     "entitlements/features": "entitlements.feature",
@@ -205,6 +206,8 @@ class Api:
             return thing["parent"]["subscription_details"]["subscription"] == value
         if kind == "invoice_payment" and name == "payment":
             return thing["payment"].get(value["type"]) == value.get(value["type"])
+        if kind == "promotion_code" and name == "code":
+            return thing["code"].lower() == value.lower()
         if name in {"ids", "lookup_keys"}:
             return thing["id" if name == "ids" else "lookup_key"] in value
         if name == "active":

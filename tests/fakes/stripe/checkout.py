@@ -25,14 +25,17 @@ class Checkout:
         mode = params.get("mode")
         if mode not in MODES:
             raise invalid("You must specify a valid mode.", "mode", "parameter_missing")
-        if params.get("customer"):
-            books.get("customer", params["customer"], "customer")
+        if params.get("customer") and books.get("customer", params["customer"], "customer").get("deleted"):
+            raise invalid(f"No such customer: '{params['customer']}'", "customer", "resource_missing")
         if not params.get("success_url"):
             raise invalid("You must provide success_url.", "success_url", "parameter_missing")
         lines = [self._line(item, mode) for item in params.get("line_items", [])]
         if mode != "setup" and not lines:
             raise invalid("You must specify line_items.", "line_items", "parameter_missing")
         for wanted in params.get("discounts") or []:
+            if "promotion_code" in wanted:
+                promotion = books.get("promotion_code", wanted.pop("promotion_code"), "discounts[0][promotion_code]")
+                wanted["coupon"] = promotion["promotion"]["coupon"]
             books.get("coupon", wanted.get("coupon"), "discounts[0][coupon]")
         ends = number(params.get("expires_at", books.now + DAY), "expires_at", 0, 2**40)
         if not books.now + HOUR // 2 <= ends <= books.now + DAY:

@@ -1,0 +1,111 @@
+"""Two subscriptions of one user that both run at Stripe, however they came to be: the later is ended and paid back.
+
+A checkout closes the session before it, and refuses where a subscription is open; what still gets past that (a session
+made in Stripe's dashboard, a crypto payment while a session is open) ends here. The first to be created stays. Each
+later one is cancelled at once, the payments of its latest invoice are refunded, and both is audited. Where the user's
+open subscription is not Stripe's, none of Stripe's stays.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from services.payment.domain.stripe import customer_of
+from services.payment.ports import Json
+from services.payment.service.audit import Audit
+from services.payment.service.calls import Call, Calls
+from services.payment.service.lookups import pages
+from services.payment.store.customers import CustomerStore
+from services.payment.store.subscriptions import SubscriptionStore
+from shared.contracts.base import Event
+from shared.db import Row, Tx
+from shared.messaging.door import Door
+
+RUNNING: Final = frozenset({"trialing", "active", "past_due", "paused"})
+
+
+class Doubles:
+    """Looks for doubled subscriptions and ends them."""
+
+    def __init__(
+        self, calls: Calls, customers: CustomerStore, subscriptions: SubscriptionStore, *, door: Door, audit: Audit
+    ) -> None:
+        self._calls = calls
+        self._customers = customers
+        self._subscriptions = subscriptions
+        self._door = door
+        self._audit = audit
+        calls.before("doubles.check", self._check)
+        calls.after("doubles.check", self._end)
+
+    async def applied(self, tx: Tx, told: Json | None, object_id: str) -> list[Event]:
+        """Apply what Stripe says of a subscription: one that runs beside another open one is looked at."""
+        if told is None or told["status"] not in RUNNING or (customer := customer_of(told)) is None:
+            return []
+        owner = await self._customers.of_stripe(tx, customer)
+        if owner is None:
+            return []
+        ours = await self._subscriptions.open(tx, owner["user_id"])
+        if ours is not None and ours["provider_id"] != object_id:
+            await self.suspect(tx, owner["user_id"], customer)
+        return []
+
+    async def suspect(self, tx: Tx, user_id: UUID, customer: str) -> None:
+        """Have a customer's subscriptions looked at: one was found beside another."""
+        await self._calls.order(tx, Call("doubles.check", f"doubles/{customer}", user_id, "", {"customer": customer}))
+
+    async def _check(self, row: Row) -> Json:
+        async with self._door.read() as tx:
+            ours = await self._subscriptions.open(tx, row["user_id"])
+        listed = pages(self._calls.stripe, "subscriptions", {"customer": row["params"]["customer"], "status": "all"})
+        running = sorted(
+            [one async for one in listed if one["status"] in RUNNING], key=lambda one: (one["created"], one["id"])
+        )
+        keeps = 0 if ours is not None and ours["provider"] != "stripe" else 1
+        later: list[dict[str, Any]] = [
+            {"id": one["id"], "payments": await self._payments(one)} for one in running[keeps:]
+        ]
+        return {"kept": {"keep": [one["id"] for one in running[:keeps]], "later": later}}
+
+    async def _payments(self, subscription: Json) -> list[dict[str, str]]:
+        """Return what paid a subscription's latest invoice, as a refund names it."""
+        invoice = subscription.get("latest_invoice")
+        if invoice is None:
+            return []
+        invoice_id = invoice if isinstance(invoice, str) else invoice["id"]
+        found: list[dict[str, str]] = []
+        async for one in pages(self._calls.stripe, "invoice_payments", {"invoice": invoice_id, "status": "paid"}):
+            for kind in ("payment_intent", "charge"):
+                if paid := one["payment"].get(kind):
+                    found.append({kind: paid if isinstance(paid, str) else paid["id"]})
+                    break
+        return found
+
+    async def _end(self, tx: Tx, row: Row, result: Json) -> Sequence[Event]:
+        user_id: UUID = row["user_id"]
+        events: list[Event] = []
+        keep: Sequence[str] = result["kept"]["keep"]
+        for later in result["kept"]["later"]:
+            subscription: str = later["id"]
+            path = f"subscriptions/{subscription}"
+            await self._calls.order(
+                tx, Call("subscription.cancel", f"double/{subscription}", user_id, path, {}, "delete")
+            )
+            for payment in later["payments"]:
+                about = {"reason": "duplicate", "metadata": {"user_id": str(user_id), "subscription": subscription}}
+                lane = f"refund/{next(iter(payment.values()))}"
+                await self._calls.order(tx, Call("refund.create", lane, user_id, "refunds", {**payment, **about}))
+            refunded = [next(iter(payment.values())) for payment in later["payments"]]
+            events.append(
+                self._audit.of(
+                    None,
+                    "cancel.double_subscription",
+                    str(user_id),
+                    subscription=subscription,
+                    kept=list(keep),
+                    refunded=refunded,
+                )
+            )
+        for one in (*keep, *(later["id"] for later in result["kept"]["later"])):
+            await self._calls.mark(tx, "subscription", one)
+        return events

@@ -1,0 +1,335 @@
+"""A checkout sells one subscription, to one user, once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from services.payment.domain.returns import ReturnNotAllowed, Returns
+from services.payment.domain.subscriptions import State
+from services.payment.service.audit import Actor
+from services.payment.service.calls import ChangePending, Pending
+from services.payment.service.checkout import CouponInvalid, NoCustomer, NotOffered
+from services.payment.service.subscriptions import AlreadySubscribed
+from shared.contracts.base import Event
+from shared.db import Database, Tx
+from shared.errors import Forbidden, NotFound
+from tests.conftest import ManualClock, eventually
+from tests.fakes.stripe import FakeStripe, Fault
+from tests.payment.buying import OURS, Shop
+
+
+@pytest.fixture
+async def shop(open_database: Callable[[str], Database]) -> AsyncIterator[Shop]:
+    with FakeStripe() as fake:
+        clock = ManualClock(datetime.fromtimestamp(fake.now, UTC))
+        async with Shop(open_database("payment"), fake, clock).open() as shop:
+            yield shop
+
+
+async def test_a_checkout_sells_the_plan_to_the_user_with_its_trial(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    session = await shop.begin(user_id, "pro", success_url=f"{OURS}/thanks?s={{CHECKOUT_SESSION_ID}}")
+    said = shop.fake.get("checkout.session", session.id)
+    assert session.url == said["url"]
+    assert said["customer"] == await shop.customers.known(user_id)
+    assert (said["client_reference_id"], said["metadata"]["plan"]) == (str(user_id), "pro")
+    assert said["success_url"] == f"{OURS}/thanks?s={{CHECKOUT_SESSION_ID}}"
+    assert said["cancel_url"] == f"{OURS}/account"
+    assert session.expires_at == shop.clock() + timedelta(hours=1)
+    assert shop.fake.complete(session.id)
+    (subscription,) = shop.fake.all("subscription")
+    assert subscription["status"] == "trialing"
+    assert subscription["metadata"]["user_id"] == str(user_id)
+    assert ("checkout.session", session.id) in shop.marked
+
+
+async def test_a_trial_is_for_people_who_never_had_a_subscription(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    crypto = State("crypto", None, "pro", "active", period_end=shop.clock() + timedelta(days=30))
+    before = uuid4()
+    await shop.have(user_id, crypto, before)
+    await shop.have(user_id, State("crypto", None, "pro", "canceled"), before)
+    session = await shop.begin(user_id, "pro")
+    assert shop.fake.complete(session.id)
+    (subscription,) = shop.fake.all("subscription")
+    assert subscription["status"] == "active"
+
+
+async def test_a_user_of_whom_nobody_has_told_yet_can_buy(shop: Shop) -> None:
+    user_id = uuid4()
+    session = await shop.begin(user_id)
+    await shop.sign_up(user_id, "late@example.org")
+    await shop.idle()
+    (customer,) = shop.fake.all("customer")
+    assert customer["email"] == "late@example.org"
+    assert shop.fake.get("checkout.session", session.id)["customer"] == customer["id"]
+
+
+async def test_ten_concurrent_checkouts_of_a_user_are_one_session(shop: Shop) -> None:
+    user_id = await shop.sign_up()
+    sessions = await asyncio.gather(*(shop.begin(user_id) for _ in range(10)))
+    assert len({session.id for session in sessions}) == 1
+    assert len(shop.fake.all("checkout.session")) == 1
+    assert len(shop.fake.all("customer")) == 1
+
+
+async def test_two_replicas_make_one_session(shop: Shop, open_database: Callable[[str], Database]) -> None:
+    user_id = await shop.buyer()
+    async with Shop(open_database("payment"), shop.fake, shop.clock).open() as other:
+        other.plans, other.checkouts = shop.plans, other.checkouts
+        other.checkouts._plans = shop.plans  # pyright: ignore[reportPrivateUsage] - one price list for both
+        sessions = await asyncio.gather(*(one.begin(user_id) for one in (shop, other) * 3))
+    assert len({session.id for session in sessions}) == 1
+    assert len(shop.fake.all("checkout.session")) == 1
+
+
+async def test_the_same_session_comes_back_while_it_is_open_and_a_new_one_after(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    first = await shop.begin(user_id)
+    shop.pass_time(1800)
+    assert (await shop.begin(user_id)).id == first.id
+    shop.pass_time(1801)
+    assert shop.fake.get("checkout.session", first.id)["status"] == "expired"
+    assert (await shop.begin(user_id)).id != first.id
+
+
+async def test_another_wish_closes_the_session_before_it(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    first = await shop.begin(user_id, "max")
+    second = await shop.begin(user_id, "pro")
+    assert [shop.fake.get("checkout.session", one.id)["status"] for one in (first, second)] == ["expired", "open"]
+
+
+async def test_different_wishes_at_the_same_moment_leave_one_open_session(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    wishes = [shop.begin(user_id, plan) for plan in ("max", "pro", "pro-year") * 3]
+    ended = await asyncio.gather(*wishes, return_exceptions=True)
+    assert {type(one) for one in ended if isinstance(one, BaseException)} <= {ChangePending}
+    assert len([one for one in shop.fake.all("checkout.session") if one["status"] == "open"]) == 1
+
+
+async def test_a_second_checkout_is_refused_even_before_we_have_heard_of_the_first_payment(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    session = await shop.begin(user_id)
+    assert shop.fake.complete(session.id)
+    subscription = shop.fake.get("checkout.session", session.id)["subscription"]
+    with pytest.raises(AlreadySubscribed):
+        await shop.begin(user_id)
+    assert ("subscription", subscription) in shop.marked
+    await shop.follow(user_id, subscription)
+    with pytest.raises(AlreadySubscribed):
+        await shop.begin(user_id, "pro")
+    assert len(shop.fake.all("checkout.session")) == 1
+
+
+async def test_whoever_pays_with_coins_buys_no_second_subscription_by_card(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    await shop.have(user_id, State("crypto", None, "pro", "active", period_end=shop.clock() + timedelta(days=9)))
+    with pytest.raises(AlreadySubscribed):
+        await shop.begin(user_id)
+    assert shop.sent("POST", "checkout/sessions") == []
+
+
+async def test_a_session_whose_answer_was_lost_is_found_and_not_made_twice(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    shop.fake.fail("POST", "/v1/checkout/sessions", Fault(0, effect=True))
+    asked = asyncio.create_task(shop.begin(user_id))
+    await eventually(lambda: shop.uncertain("checkout.create"))
+    shop.pass_time(5)
+    session = await asked
+    assert [one["id"] for one in shop.fake.all("checkout.session")] == [session.id]
+    assert len(shop.sent("POST", "checkout/sessions")) == 1
+
+
+async def test_a_wish_that_nobody_could_answer_in_time_is_kept_and_the_next_request_hears_of_it(
+    shop: Shop, open_database: Callable[[str], Database]
+) -> None:
+    user_id = await shop.buyer()
+    hasty = Shop(open_database("payment"), shop.fake, shop.clock, wait_s=0.2)
+    hasty.checkouts._plans = shop.plans  # pyright: ignore[reportPrivateUsage] - one price list for both
+    shop.fake.fail("POST", "/v1/checkout/sessions", Fault(429))
+    with pytest.raises(Pending) as told:
+        await hasty.begin(user_id)
+    assert told.value.status == 503
+    assert told.value.retry_after_s is not None
+    await eventually(lambda: any(request.status == 429 for request in shop.fake.requests))
+    await eventually(lambda: _waits(shop))
+    shop.pass_time(5)
+    await shop.idle()
+    session = await hasty.begin(user_id)
+    await hasty.api.close()
+    assert [one["id"] for one in shop.fake.all("checkout.session")] == [session.id]
+
+
+async def test_a_customer_deleted_at_stripe_is_made_anew_on_the_way(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    old = await shop.customers.known(user_id)
+    await shop.api.write(f"customers/{old}", {}, key="d", method="delete")
+    session = await shop.begin(user_id)
+    new = await shop.customers.known(user_id)
+    assert new != old
+    assert shop.fake.get("checkout.session", session.id)["customer"] == new
+
+
+async def test_what_is_not_for_sale_is_refused(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    with pytest.raises(NotFound):
+        await shop.begin(user_id, "gold")
+    with pytest.raises(NotOffered):
+        await shop.begin(user_id, "paper")
+    with pytest.raises(CouponInvalid):
+        await shop.begin(user_id, coupon="NOSUCH")
+    shop.fake.promotion("OLD", percent_off=50, active=False)
+    with pytest.raises(CouponInvalid):
+        await shop.begin(user_id, coupon="OLD")
+    shop.fake.promotion("BOBS", percent_off=50, customer=await shop.customers.known(await shop.buyer()))
+    with pytest.raises(CouponInvalid):
+        await shop.begin(user_id, coupon="BOBS")
+    assert shop.fake.all("checkout.session") == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.example/",
+        "https://app.openbell.example.evil.example/",
+        "https://app.openbell.example@evil.example/",
+        "https://evil.example\\@app.openbell.example/",
+        "https:\\\\evil.example",
+        "//evil.example/",
+        "/account",
+        "javascript:alert(1)//app.openbell.example",
+        "http://app.openbell.example/",
+        "https://app.openbell.example:8443/",
+        "https://app.openbell.example:port/",
+        "https://app.openbell.example\t.evil.example/",
+        "https://app%2eopenbell.example/",
+        "https:app.openbell.example/",
+        "https://[app.openbell.example/",
+        "https://app.openbell.example/" + "a" * 2000,
+        "https://аpp.openbell.example/",  # noqa: RUF001 - a Cyrillic letter is the trick
+    ],
+)
+def test_nobody_is_sent_to_a_stranger(url: str) -> None:
+    with pytest.raises(ReturnNotAllowed):
+        Returns([OURS], OURS).to(url)
+
+
+def test_our_own_addresses_are_allowed() -> None:
+    returns = Returns([OURS, "http://127.0.0.1:8100/"], f"{OURS}/account")
+    assert returns.to(None) == f"{OURS}/account"
+    for url in ("https://app.openbell.example", "https://APP.openbell.example:443/a?b=@c#d", "http://127.0.0.1:8100/x"):
+        assert returns.to(url) == url
+    for no_origin in ("app.openbell.example", "https://app.openbell.example/path", "https://u@app.openbell.example"):
+        with pytest.raises(ValueError, match="no origin"):
+            Returns([no_origin], OURS)
+    with pytest.raises(ReturnNotAllowed):
+        Returns([OURS], "https://evil.example/")
+
+
+async def test_a_coupon_makes_it_cheaper(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    shop.fake.promotion("SPRING", percent_off=50)
+    session = await shop.begin(user_id, coupon="spring")
+    assert shop.fake.complete(session.id)
+    (invoice,) = shop.fake.all("invoice")
+    assert invoice["amount_paid"] == 2950
+
+
+async def test_the_portal_is_the_callers_own(shop: Shop) -> None:
+    ada, bob, carl = await shop.buyer(), await shop.buyer(), uuid4()
+    own, other = await shop.customers.known(ada), await shop.customers.known(bob)
+    assert await shop.checkouts.portal(Actor(ada), None, None)
+    assert await shop.checkouts.portal(Actor(ada), f"{OURS}/back", own)
+    asked = [request.params["customer"] for request in shop.sent("POST", "billing_portal/sessions")]
+    assert asked == [own, own]
+    with pytest.raises(Forbidden):
+        await shop.checkouts.portal(Actor(ada), None, other)
+    with pytest.raises(Forbidden):
+        await shop.checkouts.portal(Actor(carl), None, other)
+    with pytest.raises(NoCustomer):
+        await shop.checkouts.portal(Actor(carl), None, None)
+    with pytest.raises(ReturnNotAllowed):
+        await shop.checkouts.portal(Actor(ada), "https://evil.example/", None)
+
+
+async def test_invoices_come_in_pages_and_are_the_callers_own(shop: Shop) -> None:
+    ada, _ = await shop.subscriber()
+    bob, _ = await shop.subscriber()
+    for _ in range(2):
+        shop.pass_time(32 * 86_400)
+    all_of_ada = (await shop.checkouts.invoices(ada, 100, None)).invoices
+    assert len(all_of_ada) == 3
+    assert {one["customer"] for one in all_of_ada} == {await shop.customers.known(ada)}
+    first = await shop.checkouts.invoices(ada, 2, None)
+    assert first.next is not None
+    second = await shop.checkouts.invoices(ada, 2, first.next)
+    assert [one["id"] for one in (*first.invoices, *second.invoices)] == [one["id"] for one in all_of_ada]
+    assert second.next is None
+    with pytest.raises(NotFound):
+        await shop.checkouts.invoices(bob, 2, first.next)
+    assert (await shop.checkouts.invoices(uuid4(), 2, None)).invoices == ()
+
+
+async def test_two_running_subscriptions_become_one_and_the_later_is_paid_back(shop: Shop) -> None:
+    user_id, first = await shop.subscriber()
+    customer = await shop.customers.known(user_id)
+    assert customer is not None
+    shop.pass_time(60)
+    second = await _by_hand(shop, customer, "pro")
+    invoice = shop.fake.get("subscription", second)["latest_invoice"]
+    charge = shop.fake.charge_of(invoice)
+    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
+    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
+    await shop.idle()
+    assert shop.fake.get("subscription", first)["status"] == "active"
+    assert shop.fake.get("subscription", second)["status"] == "canceled"
+    assert shop.fake.get("charge", charge["id"])["refunded"] is True
+    assert len(shop.fake.all("refund")) == 1
+    (told,) = [one for one in await shop.audited() if one["action"] == "cancel.double_subscription"]
+    assert told["details"]["subscription"] == second
+    assert told["details"]["kept"] == [first]
+    assert {("subscription", first), ("subscription", second)} <= set(shop.marked)
+
+
+async def test_a_card_subscription_beside_one_of_coins_is_ended_and_paid_back(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    session = await shop.begin(user_id)
+    await shop.have(user_id, State("crypto", None, "pro", "active", period_end=shop.clock() + timedelta(days=9)))
+    assert shop.fake.complete(session.id)
+    customer = await shop.customers.known(user_id)
+    assert customer is not None
+    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
+    await shop.idle()
+    (subscription,) = shop.fake.all("subscription")
+    assert subscription["status"] == "canceled"
+    assert len(shop.fake.all("refund")) == 1
+
+
+async def _waits(shop: Shop) -> bool:
+    return [row["status"] for row in await shop.ordered("checkout.create")] == ["pending"]
+
+
+async def _suspect(shop: Shop, tx: Tx, user_id: UUID, customer: str) -> Sequence[Event]:
+    await shop.doubles.suspect(tx, user_id, customer)
+    return []
+
+
+async def _by_hand(shop: Shop, customer: str, plan: str) -> str:
+    """Somebody makes a session in the dashboard, and the customer pays it."""
+    price = shop.plans[plan].stripe_price
+    session = await shop.api.write(
+        "checkout/sessions",
+        {
+            "mode": "subscription",
+            "customer": customer,
+            "line_items": [{"price": price, "quantity": 1}],
+            "success_url": OURS,
+        },
+        key=f"by-hand/{plan}",
+    )
+    assert shop.fake.complete(session["id"])
+    return str(shop.fake.get("checkout.session", session["id"])["subscription"])

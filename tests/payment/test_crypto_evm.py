@@ -1,0 +1,331 @@
+"""Payment on an EVM chain: a real one in this process, with contracts that are honest and others that are not."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from services.payment.adapters.evm import Evm, over_http
+from services.payment.domain.chains import Chain
+from services.payment.ports import WrongChain
+from shared.db import Database
+from tests.conftest import ManualClock, recorded
+from tests.fakes.evm import CHAIN_ID, EvmChain
+from tests.payment.crypto_bench import Bench
+
+USDC = 10**6
+NEEDED = 3
+
+
+@dataclass
+class Town:
+    """A chain, an honest token on it, one that keeps 1%, and our bench."""
+
+    evm: EvmChain
+    bench: Bench
+    usdc: Any
+    taxed: Any
+    ours: list[str]
+    shared: str
+
+    async def confirm(self) -> None:
+        self.evm.mine(NEEDED)
+        await self.round()
+
+    async def round(self) -> None:
+        self.bench.clock.now = max(self.bench.clock.now, self.evm.time)
+        await self.bench.round()
+
+
+def chain_over(usdc: Any, taxed: Any, addresses: list[str], shared: str | None, **more: Any) -> Chain:
+    fields: dict[str, Any] = {
+        "name": "dev",
+        "kind": "evm",
+        "chain_id": CHAIN_ID,
+        "addresses": addresses,
+        "shared_address": shared,
+        "confirmations": [{"blocks": NEEDED}],
+        "final_blocks": 8,
+        "rescan_blocks": 1,
+        "assets": [
+            {"symbol": "ETH", "decimals": 18},
+            {"symbol": "USDC", "decimals": 6, "contract": usdc.address, "stable": True},
+            {"symbol": "TAX", "decimals": 6, "contract": taxed.address, "stable": True},
+        ],
+    }
+    return Chain.model_validate(fields | more)
+
+
+@pytest.fixture
+async def town(open_database: Callable[[str], Database]) -> Town:
+    evm = EvmChain(json.loads(recorded("data", "evm", "contracts.json").read_text()))
+    usdc = await evm.deploy("T", "USDC", 6, 0)
+    taxed = await evm.deploy("T", "TAX", 6, 100)
+    ours, shared = evm.accounts[5:8], evm.accounts[8]
+    chain = chain_over(usdc, taxed, ours, shared)
+    bench = Bench(
+        open_database("payment"),
+        ManualClock(evm.time + timedelta(seconds=1)),
+        [(chain, Evm(chain, lambda: evm.node))],
+        {"ETH": Decimal(2900)},
+    )
+    town = Town(evm, bench, usdc, taxed, ours, shared)
+    await town.round()
+    return town
+
+
+async def test_a_payment_is_found_without_being_told_and_grants_one_period_once(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    assert (invoice["address"], int(invoice["amount"])) == (town.ours[0], 29 * USDC)
+    await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    await town.round()
+    assert await bench.state(invoice) == "confirming"
+    assert await bench.subscription(invoice["user_id"]) is None
+    await town.confirm()
+    await town.round()
+    assert await bench.state(invoice) == "paid"
+    subscription = await bench.subscription(invoice["user_id"])
+    assert subscription is not None
+    assert (subscription["provider"], subscription["status"], subscription["plan"]) == ("crypto", "active", "pro")
+    period = subscription["current_period_end"] - subscription["current_period_start"]
+    assert timedelta(days=28) <= period <= timedelta(days=31)
+    [told] = await bench.told("payment.payments")
+    assert (Decimal(told["amount"]), told["currency"], told["renewal"]) == (Decimal(29), "USDC", False)
+    assert len(await bench.told("payment.subscriptions")) == 1
+    [movement] = bench.booked
+    assert (movement.kind, movement.amount, movement.worth_usd) == ("received", Decimal(29), Decimal("29.00"))
+    assert movement.user_id == invoice["user_id"]
+
+
+async def test_a_transfer_event_of_another_contract_does_not_count(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    fake, nft = await town.evm.deploy("Fake"), await town.evm.deploy("Nft")
+    spoofed = await town.evm.call(fake, "spoof", invoice["address"], 29 * USDC)
+    await town.evm.call(nft, "spoof", invoice["address"], 29 * USDC)
+    await bench.tell(invoice, spoofed)
+    await town.confirm()
+    assert await bench.state(invoice) == "new"
+    assert await bench.rows("select * from crypto_receipts") == []
+    [told] = await bench.rows("select * from crypto_told")
+    assert told["result"] == "not_ours"
+
+
+async def test_an_nft_with_the_same_event_as_a_configured_token_does_not_count(town: Town):
+    nft = await town.evm.deploy("Nft")
+    chain = chain_over(nft, town.taxed, town.ours, None)
+    tx = await town.evm.call(nft, "spoof", town.ours[0], 29 * USDC)
+    reader = Evm(chain, lambda: town.evm.node)
+    head = await reader.head()
+    assert await reader.transfers(1, head.number, town.ours) == []
+    assert await reader.transaction(tx, town.ours) == []
+
+
+async def test_what_a_token_keeps_as_its_fee_was_not_received(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("TAX")
+    await town.evm.call(town.taxed, "transfer", invoice["address"], 29 * USDC)
+    await town.confirm()
+    row = await bench.get(invoice)
+    assert (row["state"], int(row["received"])) == ("paid_partial", 28_710_000)
+    assert await bench.subscription(invoice["user_id"]) is None
+    await town.evm.call(town.taxed, "transfer", invoice["address"], 300_000)  # 297,000 arrive: the rest and some more
+    await town.confirm()
+    assert await bench.state(invoice) == "paid_over"
+    assert await bench.subscription(invoice["user_id"]) is not None
+
+
+async def test_several_transfers_of_one_transaction_all_count(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    many = await town.evm.deploy("Multi")
+    await town.evm.call(town.usdc, "transfer", many.address, 100 * USDC)
+    await town.evm.call(many, "many", town.usdc.address, invoice["address"], 29 * USDC // 4, 4)
+    await town.confirm()
+    assert await bench.state(invoice) == "paid"
+    receipts = await bench.rows("select tx, idx from crypto_receipts order by idx")
+    assert len({row["tx"] for row in receipts}) == 1
+    assert [row["idx"] for row in receipts] == [0, 1, 2, 3]
+
+
+async def test_coins_count_whether_a_person_or_a_contract_sends_them(town: Town):
+    bench = town.bench
+    plain, internal = await bench.invoice("ETH"), await bench.invoice("ETH")
+    assert int(plain["amount"]) == 10**16
+    await town.evm.send(plain["address"], 10**16)
+    contract = await town.evm.deploy("Internal")
+    await town.evm.call(contract, "pay", internal["address"], value=10**16)
+    await town.confirm()
+    assert (await bench.state(plain), await bench.state(internal)) == ("paid", "paid")
+    found = {row["idx"]: row for row in await bench.rows("select * from crypto_receipts")}
+    assert set(found) == {-1, -2}
+    assert found[-2]["tx"].endswith(internal["address"])
+    await town.round()
+    await town.confirm()
+    assert len(await bench.rows("select * from crypto_receipts")) == 2
+
+
+async def test_coins_that_leave_an_address_do_not_hide_what_came_in(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("ETH")
+    ours = town.evm.accounts.index(invoice["address"])
+    contract = await town.evm.deploy("Internal")
+    town.evm.tester.disable_auto_mine_transactions()
+    await town.evm.send(town.evm.accounts[1], 10**17, sender=ours)
+    await town.evm.call(contract, "pay", invoice["address"], value=10**16)
+    town.evm.mine()
+    assert len(town.evm.tester.get_block_by_number("latest")["transactions"]) == 2
+    await town.confirm()
+    assert await bench.state(invoice) == "paid"
+
+
+async def test_a_transaction_that_failed_brings_nothing(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    tx = await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC, sender=1)  # who has no USDC
+    await bench.tell(invoice, tx)
+    await town.confirm()
+    assert await bench.state(invoice) == "new"
+    [told] = await bench.rows("select * from crypto_told")
+    assert told["result"] == "not_ours"
+
+
+async def test_a_told_transaction_that_waits_is_seen_before_it_is_in_a_block(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("ETH")
+    town.evm.tester.disable_auto_mine_transactions()
+    tx = await town.evm.send(invoice["address"], int(invoice["amount"]))
+    await bench.tell(invoice, tx.upper().replace("0X", "0x"))
+    await town.round()
+    assert await bench.state(invoice) == "seen"
+    await town.confirm()
+    assert await bench.state(invoice) == "paid"
+    [receipt] = await bench.rows("select * from crypto_receipts")
+    assert (receipt["tx"], receipt["status"]) == (tx, "mined")
+
+
+async def test_a_reorganisation_takes_a_payment_back_and_a_second_one_brings_it_again(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    before = town.evm.snapshot()
+    await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    await town.confirm()
+    assert await bench.state(invoice) == "paid"
+    town.evm.revert(before)
+    town.evm.mine()
+    await town.round()
+    assert await bench.state(invoice) == "seen"
+    subscription = await bench.subscription(invoice["user_id"])
+    assert subscription is not None
+    assert subscription["status"] == "active", "in doubt, what was given stays"
+    bench.clock.advance(3601)
+    await bench.round()
+    assert await bench.state(invoice) == "invalid"
+    assert bench.books() == {"USDC": Decimal(0)}
+    subscription = await bench.subscription(invoice["user_id"])
+    assert subscription is not None
+    assert subscription["status"] == "expired"
+    await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    await town.confirm()
+    assert await bench.state(invoice) in {"paid", "paid_late"}
+    assert bench.books() == {"USDC": Decimal(29)}
+    assert await bench.history(invoice) == ["paid", "seen", "invalid", await bench.state(invoice)]
+    assert len(await bench.told("payment.payments")) == 1
+
+
+async def test_a_payment_that_a_reorganisation_moves_to_another_block_is_counted_once(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    before = town.evm.snapshot()
+    first = await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    await town.confirm()
+    town.evm.revert(before)
+    town.evm.mine(2)
+    again = await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    assert again == first, "the same transaction, in another block"
+    await town.round()
+    assert await bench.state(invoice) == "confirming"
+    await town.confirm()
+    assert await bench.state(invoice) == "paid"
+    assert len(await bench.rows("select * from crypto_receipts")) == 1
+    assert len(await bench.told("payment.payments")) == 1
+    assert len(await bench.told("payment.subscriptions")) == 1
+    assert bench.books() == {"USDC": Decimal(29)}
+
+
+async def test_a_payment_below_what_was_read_is_found_after_a_reorganisation(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    before = town.evm.snapshot()
+    town.evm.mine(6)
+    await town.round()
+    town.evm.revert(before)
+    await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    town.evm.mine(6)
+    await town.round()
+    assert await bench.state(invoice) == "paid"
+
+
+async def test_a_receipt_is_not_looked_at_again_once_it_is_final(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    await town.confirm()
+    assert [row["final"] for row in await bench.rows("select final from crypto_receipts")] == [False]
+    town.evm.mine(8)
+    await town.round()
+    assert [row["final"] for row in await bench.rows("select final from crypto_receipts")] == [True]
+
+
+async def test_a_node_of_another_chain_is_refused_and_no_invoice_is_made_there(town: Town):
+    bench = town.bench
+    wrong = chain_over(town.usdc, town.taxed, town.ours, None, chain_id=1)
+    other = Bench(bench.database, bench.clock, [(wrong, Evm(wrong, lambda: town.evm.node))])
+    with pytest.raises(WrongChain):
+        await other.round()
+    with pytest.raises(Exception, match="cannot be read"):
+        await other.invoice("USDC")
+    await bench.round()
+    assert await bench.invoice("USDC")
+
+
+async def test_on_a_shared_address_the_exact_amount_says_whose_a_payment_is(town: Town):
+    bench = town.bench
+    own = [await bench.invoice("USDC") for _ in town.ours]
+    assert {row["address"] for row in own} == set(town.ours)
+    one, two = await bench.invoice("USDC"), await bench.invoice("USDC")
+    assert {one["address"], two["address"]} == {town.shared}
+    assert (int(one["amount"]), int(two["amount"])) == (29_000_000, 29_000_001)
+    await town.evm.call(town.usdc, "transfer", town.shared, 29_000_001)
+    await town.evm.call(town.usdc, "transfer", town.shared, 28_000_000)
+    await town.confirm()
+    assert (await bench.state(one), await bench.state(two)) == ("new", "paid")
+    [stray] = await bench.rows("select * from crypto_receipts where invoice_id is null")
+    assert int(stray["amount"]) == 28_000_000
+    assert len(bench.booked) == 1
+    town.evm.mine(8)
+    await town.round()
+    assert (bench.booked[1].user_id, bench.booked[1].amount) == (None, Decimal(28))
+
+
+async def test_the_service_reads_a_chain_over_http(town: Town):
+    chain = chain_over(town.usdc, town.taxed, town.ours, None)
+    await town.evm.call(town.usdc, "transfer", town.ours[0], 5)
+    tx = await town.evm.send(town.ours[1], 7)
+    async with town.evm.served() as url:
+        reader = Evm(chain, lambda: over_http(url))
+        await reader.check()
+        head = await reader.head()
+        found = await reader.transfers(1, head.number, town.ours)
+        assert [(one.asset, one.amount) for one in found] == [("USDC", 5), ("ETH", 7)]
+        assert await reader.transaction(tx, town.ours) == [found[1]]
+        assert await reader.transaction(f"0x{uuid4().hex:0>64}", town.ours) is None
+        assert await reader.hash_of(head.number) == head.hash
+        assert await reader.hash_of(head.number + 100) is None
+        await reader.close()
