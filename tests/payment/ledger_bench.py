@@ -102,6 +102,13 @@ class Bench:
             await tx.execute(added, user_id=user_id, customer=customer, at=NOW)
         return user_id
 
+    async def hear_of(self, customer: str, user_id: UUID | None = None) -> None:
+        """Have what Stripe says of a customer: nobody's, or a user's who was deleted there since."""
+        heard = text("""insert into stripe_objects (kind, id, user_id, deleted, fetched_at, changed_at)
+            values ('customer', :customer, cast(:user_id as uuid), true, :at, :at)""")
+        async with self.database.transaction() as tx:
+            await tx.execute(heard, customer=customer, user_id=user_id, at=NOW)
+
     async def run(self, use_case: Callable[[Tx], Awaitable[Sequence[Event]]]) -> list[Event]:
         async with self.database.transaction() as tx:
             return list(await use_case(tx))
