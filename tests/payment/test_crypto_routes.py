@@ -35,7 +35,7 @@ BITCOIN: dict[str, Any] = {
     "assets": [{"symbol": "BTC", "decimals": 8}],
     "shared_address": OURS,
     "confirmations": [{"blocks": 1}],
-    "final_blocks": 1,
+    "final_blocks": 2,
 }
 ETHEREUM: dict[str, Any] = {
     "name": "ethereum",
@@ -264,6 +264,24 @@ async def test_an_administrator_says_whose_an_unmatched_payment_is(client: Clien
     assert again.status_code == 409
     missing = await client("POST", path, admin, role="admin", json=body | {"index": 5})
     assert missing.status_code == 404
+
+
+async def test_a_payment_that_the_chain_takes_back_leaves_the_ledger_with_nothing(client: Client):
+    user = uuid4()
+    await client.order(user)
+    client.esplora.mine()
+    tx = client.esplora.send({OURS: 29_000})
+    client.esplora.mine()
+    await client.round()
+    account = "select coalesce(sum(amount), 0) as held from ledger_postings where account = 'assets:crypto'"
+    assert [int(row["held"]) for row in await client.rows(account)] == [29_000]
+    client.esplora.reorganise(1)
+    client.esplora.forget(tx)
+    await client.round()
+    client.clock.advance(3601)
+    await client.round()
+    assert [int(row["held"]) for row in await client.rows(account)] == [0]
+    assert (await client("GET", "/pay/subscription", user)).json()["entitlements"] == []
 
 
 async def test_what_can_be_paid_with_is_listed(client: Client):
