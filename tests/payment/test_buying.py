@@ -12,7 +12,10 @@ import pytest
 from shared.contracts.api import UserSignedUp
 from shared.identity import HEADER, Identity, Signer
 from tests.fakes.stripe import FakeStripe
-from tests.payment.inprocess import PLAN, PRICE, InProcess, started
+from tests.payment.inprocess import PLANS, InProcess, started
+
+PLAN = PLANS[0]
+PRICE = "price_pro"
 
 
 @pytest.fixture
