@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -70,7 +71,7 @@ class MemoryReader:
         self._name = member
         self._id = ""
         self._generation = -1
-        self._assigned: set[TopicPartition] = set()
+        self._assigned: dict[TopicPartition, None] = {}  # a set whose order is the same in every process
         self._positions: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
         self._ends: dict[TopicPartition, int] = {}
@@ -106,8 +107,8 @@ class MemoryReader:
                 self._id, future = await self._kafka.ask(lambda: self._group.join(self._id, self._name, self._topics))
                 self._generation, names = await future
                 prepared = False
-                self._assigned, self._positions, self._paused = set(names), {}, set()
-                await _call(self._listener and self._listener.on_partitions_assigned, set(names))
+                self._assigned, self._positions, self._paused = dict.fromkeys(names), {}, set()
+                await _call(self._listener and self._listener.on_partitions_assigned, self._assigned.keys())
                 while await self._beat():  # noqa: ASYNC110 - heartbeats are by the clock
                     await asyncio.sleep(self._kafka.heartbeat_s)
             except KafkaError:
@@ -118,7 +119,9 @@ class MemoryReader:
 
     async def _let_go(self) -> None:
         """Tell the listener, and keep the session alive meanwhile."""
-        telling = asyncio.create_task(_call(self._listener and self._listener.on_partitions_revoked, self._assigned))
+        telling = asyncio.create_task(
+            _call(self._listener and self._listener.on_partitions_revoked, self._assigned.keys())
+        )
         while not telling.done():
             await asyncio.wait((telling,), timeout=self._kafka.heartbeat_s)
             with contextlib.suppress(KafkaError):
@@ -218,7 +221,7 @@ class MemoryWriter:
         self._kafka = kafka
         self.client_id = client_id
         self._pipes: dict[TopicPartition, _Pipe] = {}
-        self._open: set[asyncio.Future[Sent]] = set()
+        self._open: dict[asyncio.Future[Sent], None] = {}  # ordered, which a set of futures is not
         self._gone = False
 
     async def start(self) -> None:
@@ -237,8 +240,8 @@ class MemoryWriter:
         number = self._kafka.choose(topic, key)
         packed = tuple((name.encode(), one) for name, one in headers)
         future: asyncio.Future[Sent] = asyncio.get_running_loop().create_future()
-        self._open.add(future)
-        future.add_done_callback(self._open.discard)
+        self._open[future] = None
+        future.add_done_callback(self._open.pop)
         pipe = self._pipes.setdefault(TopicPartition(topic, number), _Pipe())
         pipe.queue.append((Record(topic, number, -1, key, value, packed), future))
         self._push(pipe)
@@ -316,7 +319,7 @@ class MemoryWriter:
         self._gone = True
 
 
-async def _call(callback: Any, names: set[TopicPartition]) -> None:
+async def _call(callback: Any, names: AbstractSet[TopicPartition]) -> None:
     """Call a listener, which may be a coroutine; what it raises is swallowed, as aiokafka does."""
     if callback is not None:
         with contextlib.suppress(Exception):
