@@ -28,6 +28,9 @@ from shared.messaging.ports import Unreadable
 from shared.messaging.record import Record
 
 _DAY_MS: Final = 86_400_000
+_PATIENT_MS: Final = 500
+_BUSY_MS: Final = 100
+"""How long a fetch waits for records: one that asks for all of our partitions, and one that leaves a busy one out."""
 _CUT: Final = 17  # bytes of a batch that do not make one
 _log = logging.getLogger(__name__)
 
@@ -58,7 +61,8 @@ class KafkaAddress:
             session_timeout_ms=10_000,
             rebalance_timeout_ms=30_000,  # long enough to finish what is in flight
             heartbeat_interval_ms=3_000,
-            fetch_max_wait_ms=100,  # one fetch serves all partitions: a busy one waits this long for the idle ones
+            fetch_max_wait_ms=_PATIENT_MS,
+            consumer_timeout_ms=1000,  # how often the client looks around; what it waits for wakes it
             max_partition_fetch_bytes=4 * 1_048_576,
             fetch_max_bytes=8 * 1_048_576,  # of all partitions: an answer that a slow line brings in time
             metadata_max_age_ms=30_000,
@@ -85,7 +89,7 @@ class Reader(AIOKafkaConsumer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         client: Any = self._client  # between the wire and aiokafka's parser, which unpacks whatever comes
-        client.send = partial(_send, client.send)
+        client.send = partial(self._send, client.send)
 
     async def fetch(
         self, partition: TopicPartition, offset: int, *, wait_ms: int, limit: int
@@ -135,22 +139,31 @@ class Reader(AIOKafkaConsumer):
         self.seek(partition, after)
         return found, after
 
+    async def _send(self, send: Any, node: Any, request: Any, **options: Any) -> Any:
+        """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off: read raw."""
+        if type(request) is not FetchRequest:
+            return await send(node, request, **options)
+        if self._leaves_out(node, request):
+            request._max_wait_ms = _BUSY_MS  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - aiokafka has one wait for all
+        response = await send(node, request, **options)
+        response.topics = [
+            (topic, [(*part, _bounded(data) if data else data) for *part, data in parts])
+            for topic, parts in response.topics
+        ]
+        return response
+
+    def _leaves_out(self, node: Any, request: FetchRequest) -> bool:
+        """Whether a partition of the node is not in its fetch: it is at work, and its next records wait for this."""
+        client: Any = self._client
+        ours = self.assignment() - self.paused()
+        led = sum(client.cluster.leader_for_partition(one) == node for one in ours)
+        return sum(len(parts) for _, parts in request.topics) < led
+
     async def cluster_id(self) -> str | None:
         """Return the name that Kafka gave itself when it was made; None where it gives none."""
         client: Any = self._client
         response = await client.send(client.get_random_node(), MetadataRequest([], allow_auto_topic_creation=False))
         return getattr(response, "cluster_id", None) or None
-
-
-async def _send(send: Any, node: Any, request: Any, **options: Any) -> Any:
-    """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off then: read raw."""
-    response = await send(node, request, **options)
-    if type(request) is FetchRequest:
-        response.topics = [
-            (topic, [(*part, _bounded(data) if data else data) for *part, data in parts])
-            for topic, parts in response.topics
-        ]
-    return response
 
 
 def _bounded(data: bytes) -> bytes:
@@ -180,6 +193,9 @@ class Writer(AIOKafkaProducer):
 
     async def answers(self) -> bool:
         """Tell whether a broker answers."""
+        with contextlib.suppress(KafkaError):  # a broker that is gone need not be the only one
+            await self.client.send(self.client.get_random_node(), MetadataRequest([], allow_auto_topic_creation=False))
+            return True
         return bool(await self.client.force_metadata_update())
 
     async def give_up(self) -> None:

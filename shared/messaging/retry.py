@@ -40,6 +40,10 @@ class Retries:
     """Runs one consumer's waiting rows."""
 
     idle_s: Final = 1.0
+    count_s: Final = 5.0
+    """How soon it shows what others did with this consumer's rows."""
+    count_share: Final = 20
+    """Counting, where there is much to count, takes one such part of the time at most."""
     linger_s: Final = 0.01
     largest_batch: Final = 200
 
@@ -63,10 +67,12 @@ class Retries:
         self._random = random
         self._woken = asyncio.Event()
         self._never = asyncio.Event()
+        self._changed = True  # since the rows were counted
         self._counted_at = -inf
+        self._count_from = -inf
         self._running: dict[tuple[str, int, int], asyncio.Task[None]] = {}
         self._about = {"consumer": consumer.name}
-        lanes.parked = self._woken.set
+        lanes.parked = self._wake
 
     async def run(self) -> None:
         """Retry until cancelled."""
@@ -74,8 +80,7 @@ class Retries:
         try:
             while True:
                 self._woken.clear()
-                await self._lanes.rerun(self._turn, self._never)
-                pause_s = await self._lanes.rerun(self._pause, self._never)
+                pause_s = await self._lanes.rerun(self._turn, self._never)
                 await happens(self._woken, pause_s)
                 await asyncio.sleep(self.linger_s)  # one turn for all that ended or parked meanwhile
         finally:
@@ -84,12 +89,22 @@ class Retries:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _turn(self) -> None:
-        """Start what is due, each lane by itself: one that is slow keeps no other waiting."""
+    def _wake(self) -> None:
+        self._changed = True
+        self._woken.set()
+
+    async def _turn(self) -> float:
+        """Start what is due, each lane by itself: one that is slow keeps no other waiting.
+
+        Returns how long to wait: until the next due time, a second at most.
+        """
         await self._count()
+        now = self._clock()
         async with self._db.read() as tx:
+            look = await tx.fetchrow(statements.LOOK, consumer=self._consumer.name, now=now)
             if not self._fuse.is_open:
-                due = await tx.fetch(statements.DUE, consumer=self._consumer.name, now=self._clock())
+                some = look is not None and look["due"]
+                due = await tx.fetch(statements.DUE, consumer=self._consumer.name, now=now) if some else []
             elif self._fuse.take_probe():
                 due = await tx.fetch(statements.OLDEST, consumer=self._consumer.name)
             else:
@@ -104,6 +119,8 @@ class Retries:
         for lane, rows in idle:
             task = self._running[lane] = asyncio.create_task(self._run_lane(rows, probe=probe))
             task.add_done_callback(partial(self._ended, lane))
+        next_at = None if look is None or probe else look["next_at"]
+        return self.idle_s if next_at is None else min(self.idle_s, max(0.0, (next_at - self._clock()).total_seconds()))
 
     def _ended(self, lane: tuple[str, int, int], task: asyncio.Task[None]) -> None:
         del self._running[lane]
@@ -112,15 +129,7 @@ class Retries:
         if (error := task.exception()) is not None:
             _log.error("retries_broken", exc_info=error, extra=self._about)
         else:
-            self._woken.set()  # what broke runs again with the next turn, not at once
-
-    async def _pause(self) -> float:
-        """Return how long to wait: until the next due time, a second at most."""
-        async with self._db.read() as tx:
-            due = await tx.fetchval(statements.NEXT_DUE, consumer=self._consumer.name, now=self._clock())
-        if due is None or self._fuse.is_open:
-            return self.idle_s
-        return min(self.idle_s, max(0.0, (due - self._clock()).total_seconds()))
+            self._wake()  # what broke runs again with the next turn, not at once
 
     async def _run_lane(self, rows: Sequence[Row], *, probe: bool) -> None:
         """Run a lane's due rows, and then, deeper with each round, what waits behind them."""
@@ -305,11 +314,14 @@ class Retries:
 
     async def _count(self) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._counted_at < self.idle_s:
+        if now < self._count_from or not (self._changed or now - self._counted_at >= self.count_s):
             return
-        self._counted_at = now
+        self._changed, self._counted_at = False, now
+        self._count_from = now + self.idle_s
         async with self._db.read() as tx:
             found = await tx.fetch(statements.COUNTS, consumer=self._consumer.name)
+        took_s = asyncio.get_running_loop().time() - now
+        self._count_from = now + max(self.idle_s, self.count_share * took_s)
         rows = {row["status"]: row["rows"] for row in found}
         self._lanes.waiting = rows.get("waiting", 0)
         self._lanes.due = sum(row["due"] for row in found if row["status"] == "waiting")

@@ -11,8 +11,13 @@ DUE: Final = text(
     order by due_at limit 1000
     """
 )
-NEXT_DUE: Final = text(
-    "select min(due_at) from failed_jobs where consumer = :consumer and status = 'waiting' and due_at > :now"
+LOOK: Final = text(
+    """
+    select exists(select from failed_jobs
+                  where consumer = :consumer and status = 'waiting' and due_at <= :now) as due,
+           (select min(due_at) from failed_jobs
+            where consumer = :consumer and status = 'waiting' and due_at > :now) as next_at
+    """
 )
 # By due time, which a failed probe moves: one head that never works must not take every probe.
 OLDEST: Final = text(
