@@ -28,7 +28,7 @@ from shared.messaging.ports import Unreadable
 from shared.messaging.record import Record
 
 _DAY_MS: Final = 86_400_000
-_PATIENT_MS: Final = 500
+_PATIENT_MS: Final = 1000
 _BUSY_MS: Final = 100
 """How long a fetch waits for records: one that asks for all of our partitions, and one that leaves a busy one out."""
 _CUT: Final = 17  # bytes of a batch that do not make one
@@ -62,7 +62,7 @@ class KafkaAddress:
             rebalance_timeout_ms=30_000,  # long enough to finish what is in flight
             heartbeat_interval_ms=3_000,
             fetch_max_wait_ms=_PATIENT_MS,
-            consumer_timeout_ms=1000,  # how often the client looks around; what it waits for wakes it
+            consumer_timeout_ms=5000,  # how often the client looks around; what it waits for wakes it
             max_partition_fetch_bytes=4 * 1_048_576,
             fetch_max_bytes=8 * 1_048_576,  # of all partitions: an answer that a slow line brings in time
             metadata_max_age_ms=30_000,
@@ -155,7 +155,7 @@ class Reader(AIOKafkaConsumer):
     def _leaves_out(self, node: Any, request: FetchRequest) -> bool:
         """Whether a partition of the node is not in its fetch: it is at work, and its next records wait for this."""
         client: Any = self._client
-        ours = self.assignment() - self.paused()
+        ours = self.assignment()
         led = sum(client.cluster.leader_for_partition(one) == node for one in ours)
         return sum(len(parts) for _, parts in request.topics) < led
 

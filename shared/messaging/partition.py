@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 class Partition:
     """Runs one partition while it is ours. `following`, `settled` and `stuck` tell how far it is."""
 
-    poll_ms: Final = 3000
+    poll_ms: Final = 5000
 
     def __init__(  # noqa: PLR0917 - wired in one place, shared.messaging.delivery
         self,

@@ -74,7 +74,7 @@ _LOOK: Final = text(
     """
 )
 # A deletion lost in a crash is a duplicate, and those are absorbed. A leader that stands still (SIGSTOP) loses its
-# session and with it the lead, wherever it stands: idle, or within a statement. One that works speaks every second.
+# session and with it the lead, wherever it stands: idle, or within a statement. One that works speaks every poll_s.
 _SETTINGS: Final = """
     set synchronous_commit = off; set idle_session_timeout = '{0:.0f}s'; set transaction_timeout = '{0:.0f}s'
 """
@@ -96,8 +96,8 @@ class Relay:
 
     page_rows: Final = 2000
     page_bytes: Final = 8 * 1_048_576
-    poll_s: Final = 1.0
-    ask_s: Final = 2.0  # how often it asks Kafka for a sign of life
+    poll_s: Final = 2.0
+    ask_s: Final = 2.0  # how often Kafka is asked for a sign of life
     answer_s: Final = 10.0  # without acknowledgements for so long, Kafka is away
     look_again_s: Final = 30.0
     frozen_s: Final = 30.0

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 class Retries:
     """Runs one consumer's waiting rows."""
 
-    idle_s: Final = 1.0
+    idle_s: Final = 2.0
     count_s: Final = 5.0
     """How soon it shows what others did with this consumer's rows."""
     count_share: Final = 20
@@ -96,7 +96,7 @@ class Retries:
     async def _turn(self) -> float:
         """Start what is due, each lane by itself: one that is slow keeps no other waiting.
 
-        Returns how long to wait: until the next due time, a second at most.
+        Returns how long to wait: until the next due time, idle_s at most. What is parked here wakes it at once.
         """
         await self._count()
         now = self._clock()

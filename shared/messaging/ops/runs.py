@@ -96,7 +96,7 @@ class Runs:
     """Keeps a service's runs and carries them out. `run()` until cancelled."""
 
     name = "operations"
-    poll_s: Final = 2.0
+    poll_s: Final = 5.0
     lease_s: Final = 15.0
     beat_s = 3.0
     again_s = 3.0
