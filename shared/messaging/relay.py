@@ -195,10 +195,10 @@ class Relay:
         if self._woken.is_set():
             self._woken.clear()
             page = await self._carry(tx, producer)
-        if page is not None:
+        if page is not None and page.more:
+            self._woken.set()
+        elif page is not None:
             self._carried_at = _now()
-            if page.more:
-                self._woken.set()
         if _now() - self._looked_at >= self.poll_s:
             self._looked_at = _now()
             freed = await self._look(tx, producer)
@@ -256,8 +256,9 @@ class Relay:
         page = _Page()
         try:
             async with asyncio.timeout(self.answer_s):
+                topics = {one for one in {row["topic"] for row in rows} if await self._exists(producer, one)}
                 for row in rows:
-                    if row["topic"] in self._absent or not await self._exists(producer, row["topic"]):
+                    if row["topic"] not in topics:
                         continue
                     if (row["topic"], row["key"]) in fenced:
                         page.behind.append(row)
@@ -351,12 +352,14 @@ class _Page:
 
     async def finish(self) -> None:
         """Await every acknowledgement."""
-        outcomes = await asyncio.gather(*(future for _, future in self.sent), return_exceptions=True)
-        for (row, _), outcome in zip(self.sent, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
-                self.failed(row, outcome)
-            else:
+        if waits := [future for _, future in self.sent if not future.done()]:
+            await asyncio.wait(waits)
+        for row, future in self.sent:
+            error = asyncio.CancelledError() if future.cancelled() else future.exception()
+            if error is None:
                 self.done.append(row)
+            else:
+                self.failed(row, error)
 
     def failed(self, row: Row, error: BaseException) -> None:
         """Note an error: Kafka will never take this row, or the page must be sent again."""
@@ -377,8 +380,11 @@ def _sendable(packed: bytes) -> list[tuple[str, bytes | None]]:
 
     Only a dead letter can have such a name; its failed_jobs row keeps the original.
     """
+    found = unpack_headers(packed)
+    with contextlib.suppress(UnicodeDecodeError):
+        return [(name.decode(), value) for name, value in found]
     headers: list[tuple[str, bytes | None]] = []
-    for name, value in unpack_headers(packed):
+    for name, value in found:
         try:
             headers.append((name.decode(), value))
         except UnicodeDecodeError:
