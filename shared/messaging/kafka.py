@@ -95,6 +95,7 @@ class Partitioner(DefaultPartitioner):
 
     @classmethod
     def __call__(cls, key: bytes | None, all_partitions: list[int], available: list[int]) -> int:
+        """Return the partition of a key; any of those that are there without one."""
         if key is None:
             return super().__call__(key, all_partitions, available)
         return all_partitions[_hash(key) % len(all_partitions)]
