@@ -29,6 +29,8 @@ from shared.messaging.record import Record
 
 _DAY_MS: Final = 86_400_000
 _CUT: Final = 17  # bytes of a batch that do not make one
+_LEFT_OUT_MS: Final = 25
+_PREFETCHED_S: Final = 0.002
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +60,7 @@ class KafkaAddress:
             session_timeout_ms=10_000,
             rebalance_timeout_ms=30_000,  # long enough to finish what is in flight
             heartbeat_interval_ms=3_000,
-            fetch_max_wait_ms=100,  # one fetch serves all partitions: a busy one waits this long for the idle ones
+            fetch_max_wait_ms=500,  # of a fetch for all partitions: nobody waits for it in vain (see _send)
             max_partition_fetch_bytes=4 * 1_048_576,
             fetch_max_bytes=8 * 1_048_576,  # of all partitions: an answer that a slow line brings in time
             metadata_max_age_ms=30_000,
@@ -80,12 +82,42 @@ class KafkaAddress:
 
 
 class Reader(AIOKafkaConsumer):
-    """A group member that can read what aiokafka's parser cannot, and whose memory no record can exhaust."""
+    """A group member that can read what aiokafka's parser cannot, and whose memory no record can exhaust.
+
+    A busy partition does not hold up the others. aiokafka has one fetch at a time under way to a broker, and sends none
+    while records that came for any partition are not taken, for 100 ms: here, only as long as an idle one needs to
+    take them. The next fetch leaves the busy one out, and is a short one, for the busy one may have to wait for it.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         client: Any = self._client  # between the wire and aiokafka's parser, which unpacks whatever comes
-        client.send = partial(_send, client.send)
+        client.send = partial(self._send, client.send)
+
+    async def start(self) -> None:
+        """Connect, and join the group in the background."""
+        await super().start()
+        fetcher: Any = self._fetcher
+        fetcher._prefetch_backoff = _PREFETCHED_S  # noqa: SLF001 - no option of the consumer's
+
+    async def _send(self, send: Any, node: Any, request: Any, **options: Any) -> Any:
+        """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off: read raw."""
+        if type(request) is not FetchRequest:
+            return await send(node, request, **options)
+        if self._leaves_out_some(node, request):
+            vars(request)["_max_wait_ms"] = _LEFT_OUT_MS
+        response = await send(node, request, **options)
+        response.topics = [
+            (topic, [(*part, _bounded(data) if data else data) for *part, data in parts])
+            for topic, parts in response.topics
+        ]
+        return response
+
+    def _leaves_out_some(self, node: Any, request: FetchRequest) -> bool:
+        """Whether a partition of ours that the broker leads is not asked for: it is busy, or has no position yet."""
+        asked = {TopicPartition(topic, part[0]) for topic, parts in request.topics for part in parts}
+        leader: Any = self._client.cluster.leader_for_partition
+        return any(leader(one) == node for one in self.assignment() - asked)
 
     async def fetch(
         self, partition: TopicPartition, offset: int, *, wait_ms: int, limit: int
@@ -118,12 +150,6 @@ class Reader(AIOKafkaConsumer):
             after = max(after, state.position)  # what follows may not be for us: the mark of a transaction's end
         return records, after
 
-    def highwater(  # pyright: ignore[reportIncompatibleMethodOverride] - aiokafka states no type
-        self, partition: TopicPartition
-    ) -> int | None:
-        """Return the partition's end as the last fetch saw it: of what is committed, for more cannot be read."""
-        return self.last_stable_offset(partition)
-
     async def _fetch_raw(
         self, partition: TopicPartition, offset: int, error: Exception
     ) -> tuple[list[Record | Unreadable], int]:
@@ -140,17 +166,6 @@ class Reader(AIOKafkaConsumer):
         client: Any = self._client
         response = await client.send(client.get_random_node(), MetadataRequest([], allow_auto_topic_creation=False))
         return getattr(response, "cluster_id", None) or None
-
-
-async def _send(send: Any, node: Any, request: Any, **options: Any) -> Any:
-    """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off then: read raw."""
-    response = await send(node, request, **options)
-    if type(request) is FetchRequest:
-        response.topics = [
-            (topic, [(*part, _bounded(data) if data else data) for *part, data in parts])
-            for topic, parts in response.topics
-        ]
-    return response
 
 
 def _bounded(data: bytes) -> bytes:

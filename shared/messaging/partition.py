@@ -147,8 +147,6 @@ class Partition:
                 following = after
                 await self._store(following)
                 self.settled = following
-                if (end := self._kafka.highwater(self._name)) is not None:
-                    self.lag().set(max(0, end - following))
 
     @contextmanager
     def _waiting(self) -> Generator[None]:
