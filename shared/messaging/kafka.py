@@ -30,8 +30,9 @@ from shared.messaging.record import Record
 
 _DAY_MS: Final = 86_400_000
 _PATIENT_MS: Final = 1000
-_BUSY_MS: Final = 100
+_BUSY_MS: Final = 25
 """How long a fetch waits for records: one that asks for all of our partitions, and one that leaves a busy one out."""
+_PREFETCHED_S: Final = 0.002
 _CUT: Final = 17  # bytes of a batch that do not make one
 _log = logging.getLogger(__name__)
 
@@ -102,12 +103,42 @@ class Partitioner(DefaultPartitioner):
 
 
 class Reader(AIOKafkaConsumer):
-    """A group member that can read what aiokafka's parser cannot, and whose memory no record can exhaust."""
+    """A group member that can read what aiokafka's parser cannot, and whose memory no record can exhaust.
+
+    A busy partition does not hold up the others. aiokafka has one fetch at a time under way to a broker, and sends none
+    while records that came for any partition are not taken, for 100 ms: here, only as long as an idle one needs to
+    take them. The next fetch leaves the busy one out, and is a short one, for the busy one may have to wait for it.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         client: Any = self._client  # between the wire and aiokafka's parser, which unpacks whatever comes
         client.send = partial(self._send, client.send)
+
+    async def start(self) -> None:
+        """Connect, and join the group in the background."""
+        await super().start()
+        fetcher: Any = self._fetcher
+        fetcher._prefetch_backoff = _PREFETCHED_S  # noqa: SLF001 - no option of the consumer's
+
+    async def _send(self, send: Any, node: Any, request: Any, **options: Any) -> Any:
+        """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off: read raw."""
+        if type(request) is not FetchRequest:
+            return await send(node, request, **options)
+        if self._leaves_out_some(node, request):
+            vars(request)["_max_wait_ms"] = _BUSY_MS
+        response = await send(node, request, **options)
+        response.topics = [
+            (topic, [(*part, _bounded(data) if data else data) for *part, data in parts])
+            for topic, parts in response.topics
+        ]
+        return response
+
+    def _leaves_out_some(self, node: Any, request: FetchRequest) -> bool:
+        """Whether a partition of ours that the broker leads is not asked for: it is busy, or has no position yet."""
+        asked = {TopicPartition(topic, part[0]) for topic, parts in request.topics for part in parts}
+        leader: Any = self._client.cluster.leader_for_partition
+        return any(leader(one) == node for one in self.assignment() - asked)
 
     async def fetch(
         self, partition: TopicPartition, offset: int, *, wait_ms: int, limit: int
@@ -140,12 +171,6 @@ class Reader(AIOKafkaConsumer):
             after = max(after, state.position)  # what follows may not be for us: the mark of a transaction's end
         return records, after
 
-    def highwater(  # pyright: ignore[reportIncompatibleMethodOverride] - aiokafka states no type
-        self, partition: TopicPartition
-    ) -> int | None:
-        """Return the partition's end as the last fetch saw it: of what is committed, for more cannot be read."""
-        return self.last_stable_offset(partition)
-
     async def _fetch_raw(
         self, partition: TopicPartition, offset: int, error: Exception
     ) -> tuple[list[Record | Unreadable], int]:
@@ -156,26 +181,6 @@ class Reader(AIOKafkaConsumer):
             raise KafkaError(f"{partition} cannot be read at {offset}: {error!r}") from error
         self.seek(partition, after)
         return found, after
-
-    async def _send(self, send: Any, node: Any, request: Any, **options: Any) -> Any:
-        """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off: read raw."""
-        if type(request) is not FetchRequest:
-            return await send(node, request, **options)
-        if self._leaves_out(node, request):
-            request._max_wait_ms = _BUSY_MS  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - aiokafka has one wait for all
-        response = await send(node, request, **options)
-        response.topics = [
-            (topic, [(*part, _bounded(data) if data else data) for *part, data in parts])
-            for topic, parts in response.topics
-        ]
-        return response
-
-    def _leaves_out(self, node: Any, request: FetchRequest) -> bool:
-        """Whether a partition of the node is not in its fetch: it is at work, and its next records wait for this."""
-        client: Any = self._client
-        ours = self.assignment()
-        led = sum(client.cluster.leader_for_partition(one) == node for one in ours)
-        return sum(len(parts) for _, parts in request.topics) < led
 
     async def cluster_id(self) -> str | None:
         """Return the name that Kafka gave itself when it was made; None where it gives none."""

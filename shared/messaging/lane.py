@@ -2,6 +2,8 @@
 
     lock the lanes > insert inbox rows > read the fence > run handlers > park what failed > add events > commit
 
+A batch that fits into one transaction stores the partition's position with its inbox rows, a round trip less.
+
 What fails outside a handler (an event that cannot be published, a constraint at the commit) halves the lane until the
 failing record stands alone; it is then parked. What is not the event's fault (deadlock, lost connection, unknown
 commit) runs again and never counts.
@@ -14,7 +16,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from random import Random
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from sqlalchemy import text
 
@@ -38,7 +40,15 @@ _ENTER: Final = text(
     """
     with locked as materialized (
         select pg_advisory_xact_lock(cast(:space as int), lane) from unnest(cast(:lanes as int[])) lane
-    ), ready as materialized (select count(*) from locked)
+    ), ready as materialized (select count(*) from locked
+    ), stored as (
+        insert into consumer_offsets (consumer, topic, partition, next_offset, cluster)
+        select :consumer, :topic, :partition, :next_offset, :cluster from ready
+        where cast(:next_offset as bigint) is not null
+        on conflict (consumer, topic, partition) do update
+        set next_offset = excluded.next_offset, cluster = coalesce(excluded.cluster, consumer_offsets.cluster),
+            updated_at = now()
+    )
     insert into inbox (consumer, event_id, day)
     select :consumer, r.event_id, r.day
     from ready, unnest(cast(:ids as uuid[]), cast(:days as date[])) r(event_id, day)
@@ -49,6 +59,13 @@ _ENTER: Final = text(
 LOCK_LANE: Final = text("select pg_advisory_xact_lock(cast(:space as int), cast(:lane as int))")
 
 _log = logging.getLogger(__name__)
+
+
+class Position(NamedTuple):
+    """Where to read a partition on, and the name of the Kafka that this is true of, where it has one."""
+
+    next_offset: int
+    cluster: str | None
 
 
 class Stopped(Exception):  # not an error: the way out of a retry loop at shutdown
@@ -147,39 +164,49 @@ class Lanes:
         """Why transactions have been running again for seconds; None when all goes well."""
         return next(iter(self._held_up.values()), None)
 
-    async def settle(self, items: Sequence[Item], stopping: asyncio.Event, *, probe: bool = False) -> None:
+    async def settle(
+        self, items: Sequence[Item], stopping: asyncio.Event, position: Position | None = None, *, probe: bool = False
+    ) -> bool:
         """Make every item of a partition done or parked, lanes at once; a few items go together, which is cheaper.
 
+        Returns whether `position`, which is true when all of them are settled, was stored with them.
         Raises Stopped or FuseOpen with the rest untouched.
         """
         lanes: defaultdict[int, list[Item]] = defaultdict(list)
         for item in items:
             lanes[self._lane(item)].append(item)
-        groups = [items] if 0 < len(items) <= self.few else lanes.values()
+        groups = [items] if 0 < len(items) <= self.few else list(lanes.values())
+        if len(groups) == 1:
+            return await self._settle(groups[0], stopping, position, probe=probe)
         outcomes = await asyncio.gather(
-            *(self._settle(some, stopping, probe=probe) for some in groups), return_exceptions=True
+            *(self._settle(some, stopping, None, probe=probe) for some in groups), return_exceptions=True
         )
         for outcome in outcomes:
-            if outcome is not None:
+            if isinstance(outcome, BaseException):
                 raise outcome
+        return False
 
-    async def _settle(self, items: Sequence[Item], stopping: asyncio.Event, *, probe: bool) -> None:
+    async def _settle(
+        self, items: Sequence[Item], stopping: asyncio.Event, position: Position | None, *, probe: bool
+    ) -> bool:
         if self._fuse.is_open and not probe:
             raise FuseOpen
         try:
-            await self.rerun(lambda: self._together(items, probe=probe), stopping)
+            await self.rerun(lambda: self._together(items, position, probe=probe), stopping)
         except (Stopped, FuseOpen, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - a handler may raise anything; nothing may be lost
             if len(items) == 1:
                 await self._give_up(items[0], error, stopping, probe=probe)
-                return
+                return False
             hung = error.item if isinstance(error, TookTooLong) else None
             for some in _around(items, hung) if hung is not None else _halves(items):
                 if hung is not None and some[0] is hung:
                     await self._give_up(hung, error, stopping, probe=probe)
                 else:
-                    await self._settle(some, stopping, probe=probe)
+                    await self._settle(some, stopping, None, probe=probe)
+            return False
+        return position is not None
 
     def _lane(self, item: Item) -> int:
         return lane_of(item.record, self.count)
@@ -206,9 +233,9 @@ class Lanes:
         finally:
             self._held_up.pop(me, None)
 
-    async def _together(self, items: Sequence[Item], *, probe: bool) -> None:
+    async def _together(self, items: Sequence[Item], position: Position | None, *, probe: bool) -> None:
         async with cut_off(self._db, self.deadline_s) as turn, self._db.transaction() as tx:
-            fresh = await self._enter(tx, items)
+            fresh = await self._enter(tx, items, position)
             behind, rest = await self._split(tx, fresh)
             runnable = [item for item in rest if item.failure is None]
             broken = [(item, item.failure) for item in rest if item.failure is not None]
@@ -241,7 +268,7 @@ class Lanes:
         del item
         return judge(error, 0, self._consumer.policy, self._clock(), self._random.uniform(-1, 1))
 
-    async def _enter(self, tx: Tx, items: Sequence[Item]) -> list[Item]:
+    async def _enter(self, tx: Tx, items: Sequence[Item], position: Position | None = None) -> list[Item]:
         """Take the lanes and the inbox rows; return the items that nobody has dealt with."""
         first = items[0].record
         space = lane_space(self._consumer.name, first.topic, first.partition)
@@ -251,6 +278,10 @@ class Lanes:
             space=space,
             lanes=sorted({self._lane(item) for item in items}),
             consumer=self._consumer.name,
+            topic=first.topic,
+            partition=first.partition,
+            next_offset=position.next_offset if position else None,
+            cluster=position.cluster if position else None,
             ids=[item.event_id for item in known],
             days=[item.day for item in known],
         )

@@ -74,7 +74,6 @@ class MemoryReader:
         self._assigned: dict[TopicPartition, None] = {}  # a set whose order is the same in every process
         self._positions: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
-        self._ends: dict[TopicPartition, int] = {}
         self._topics: tuple[str, ...] = ()
         self._listener: ConsumerRebalanceListener | None = None
         self._task: asyncio.Task[None] | None = None
@@ -160,7 +159,6 @@ class MemoryReader:
             raise NoOffsetForPartitionError(partition)
         if not log.first <= position <= log.end:
             raise OffsetOutOfRangeError({partition: position})
-        self._ends[partition] = log.end
         found = [one for one in log.entries if after(one) > position][:limit]
         for index, one in enumerate(found):
             if isinstance(one, Unreadable):
@@ -185,10 +183,6 @@ class MemoryReader:
     def _ours(self, partition: TopicPartition) -> None:
         if partition not in self._assigned:
             raise IllegalStateError(f"No current assignment for partition {partition}")
-
-    def highwater(self, partition: TopicPartition) -> int | None:
-        self._ours(partition)
-        return self._ends.get(partition)
 
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         return await self._kafka.ask(lambda: {one: self._kafka.logs[one].first for one in partitions})
