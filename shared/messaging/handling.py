@@ -1,15 +1,16 @@
 """Running handlers inside a transaction, so that an event that fails costs only itself.
 
 The events of a transaction run together behind a savepoint. When one fails, the transaction goes back to it, the
-failing event is set aside, with what must wait behind it, and the others run again; after a failure fewer run
-together, and more again while all goes well. A batch handler names the failing events by raising `SomeFailed`; where
-it does not, its batch is halved until the event stands alone.
+failing event is set aside, with what must wait behind it, and the others run again. How many run together depends on
+how many failed lately (`Pace`). A batch handler names the failing events by raising `SomeFailed`; where it does not,
+its batch is halved until the event stands alone.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from math import log, sqrt
 from typing import Final
 
 from shared.contracts.base import Event
@@ -18,8 +19,37 @@ from shared.errors import SomeFailed
 from shared.messaging.decode import Item
 from shared.messaging.failed import Failure
 
-AFTER_FAILURE: Final = 8
-"""So many events run together after one of them failed."""
+HALF_LIFE: Final = 500
+"""After so many events the ones before them count half."""
+FORGOTTEN: Final = 0.05
+"""Failures that count less than this do not count."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """How often events failed lately, and so how many of them run together: all while none fails.
+
+    Events by themselves: a group costs a savepoint, about half an event; a failure costs half the group again. The sum
+    is smallest at the square root of 1 / share. A batch handler that does not name what failed is asked again and
+    again, and each answer tells most when a group fails as often as not: at ln 2 / share.
+    """
+
+    seen: float = 0.0
+    failed: float = 0.0
+
+    def note(self, seen: int, failed: int) -> None:
+        """Count events, and those of them that failed and had to be found."""
+        keep = 0.5 ** (seen / HALF_LIFE)
+        self.seen = self.seen * keep + seen
+        self.failed = self.failed * keep + failed
+
+    def together(self, todo: Sequence[Item]) -> int:
+        """Return how many of the events run together next."""
+        if self.failed < FORGOTTEN:
+            return len(todo)
+        once_in = self.seen / self.failed
+        batch = todo[0].route is not None and todo[0].route.batch
+        return max(1, int(once_in * log(2) if batch else sqrt(once_in)))
 
 
 @dataclass(slots=True)
@@ -44,7 +74,14 @@ class OnlyFailures(Exception):
     """So many events failed and none was done that it is hardly the events' fault."""
 
 
-async def run(tx: Tx, items: Sequence[Item], judge: Callable[[Item, Exception], Failure], turn: Turn, most: int) -> Ran:
+async def run(  # noqa: PLR0917 - a transaction's parts, passed on by its two callers
+    tx: Tx,
+    items: Sequence[Item],
+    judge: Callable[[Item, Exception], Failure],
+    turn: Turn,
+    most: int,
+    pace: Pace,
+) -> Ran:
     """Run the handlers, in order; `judge` says what a failure means.
 
     A failure that waits or is held puts the later items of its key behind it. Raises what is not the events' fault
@@ -58,10 +95,12 @@ async def run(tx: Tx, items: Sequence[Item], judge: Callable[[Item, Exception], 
             raise error.failures.get(items[0].event_id, error) from error
     ran = Ran()
     todo = list(items)
-    size = len(todo)
+    marked = False
+    suspects = 0  # so many of `todo`, from its start, failed together, and nobody knows which
     while todo:
-        together = todo[:size]
-        await tx.savepoint()
+        together = todo[: max(1, suspects // 2) if suspects else pace.together(todo)]
+        if not marked:
+            await tx.savepoint()
         try:
             events = await handle(tx, together, turn)
         except Exception as error:
@@ -69,22 +108,27 @@ async def run(tx: Tx, items: Sequence[Item], judge: Callable[[Item, Exception], 
                 raise
             turn.handling = False
             await tx.back_to_savepoint()
+            marked = True  # the savepoint outlives the way back to it
             blamed = _blamed(error, together, turn.at)
             if not blamed:
-                size = len(together) // 2
+                suspects = len(together)
                 continue
+            suspects = 0
             for item, why in blamed:
                 failure = judge(item, why)
                 ran.failed.append((item, failure))
                 todo = _without(todo, item, failure, ran.behind)
+            if not isinstance(error, SomeFailed):
+                pace.note(1, 1)
             if len(ran.failed) >= most and not ran.done and todo:
                 raise OnlyFailures from error
-            size = len(todo) if isinstance(error, SomeFailed) else min(len(together), AFTER_FAILURE)
         else:
+            marked = False
+            suspects = max(0, suspects - len(together))
+            pace.note(len(together), 0)
             ran.events += events
             ran.done += together
             todo = todo[len(together) :]
-            size = len(together) * 2
     return ran
 
 

@@ -28,7 +28,7 @@ from shared.messaging.consumer import Consumer
 from shared.messaging.decode import Item
 from shared.messaging.failed import BEHIND, Failure, Parked, dead_letter, fenced_keys, judge, park
 from shared.messaging.fuse import Fuse
-from shared.messaging.handling import Turn, run
+from shared.messaging.handling import Pace, Turn, run
 from shared.messaging.outbox import Message, Outbox
 from shared.messaging.record import lane_of
 
@@ -134,6 +134,7 @@ class Lanes:
         self._fuse = fuse
         self._clock = clock
         self._random = random
+        self._pace = Pace()
         self._about = {"consumer": consumer.name}
         # Of this consumer's rows in failed_jobs, as the retry worker last counted them:
         self.waiting = 0  # those that wait
@@ -213,7 +214,7 @@ class Lanes:
             runnable = [item for item in rest if item.failure is None]
             broken = [(item, item.failure) for item in rest if item.failure is not None]
             with telemetry.processing(self._consumer.name, [item.record for item in runnable]):
-                ran = await run(tx, runnable, self._judge, turn, self._consumer.policy.fuse_keys)
+                ran = await run(tx, runnable, self._judge, turn, self._consumer.policy.fuse_keys, self._pace)
             if probe and any(failure.status == "waiting" for _, failure in ran.failed):
                 raise FuseOpen  # it stays where it is: attempts do not count while the fuse is open
             behind += ran.behind

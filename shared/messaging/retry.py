@@ -28,7 +28,7 @@ from shared.messaging.consumer import Consumer
 from shared.messaging.decode import Item, decode
 from shared.messaging.failed import Failure, dead_letter, error_entry, fingerprint, judge
 from shared.messaging.fuse import Fuse
-from shared.messaging.handling import run
+from shared.messaging.handling import Pace, run
 from shared.messaging.lane import LOCK_LANE, Lanes, cut_off, happens, lane_space
 from shared.messaging.outbox import Message, Outbox
 from shared.messaging.record import Record, lane_of, record_from_row
@@ -61,6 +61,7 @@ class Retries:
         self._fuse = fuse
         self._clock = clock
         self._random = random
+        self._pace = Pace()
         self._woken = asyncio.Event()
         self._never = asyncio.Event()
         self._counted_at = -inf
@@ -168,7 +169,7 @@ class Retries:
 
             runnable = [item for _, item in claimed if item.failure is None]
             with telemetry.processing(self._consumer.name, [item.record for item in runnable]):
-                ran = await run(tx, runnable, judge_row, turn, self._consumer.policy.fuse_keys)
+                ran = await run(tx, runnable, judge_row, turn, self._consumer.policy.fuse_keys, self._pace)
             broken = [(item, judge_row(item, _StillBroken(item.failure))) for _, item in claimed if item.failure]
             done = [row_of[id(item)] for item in ran.done]
             failed = [(row_of[id(item)], failure) for item, failure in (*ran.failed, *broken)]
