@@ -7,7 +7,7 @@ its batch is halved until the event stands alone.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import log, sqrt
@@ -89,10 +89,7 @@ async def run(  # noqa: PLR0917 - a transaction's parts, passed on by its two ca
     raises: it is the caller's whole transaction, and needs no savepoint.
     """
     if len(items) == 1:
-        try:
-            return Ran(await handle(tx, items, turn), list(items))
-        except SomeFailed as error:
-            raise error.failures.get(items[0].event_id, error) from error
+        return await _alone(tx, items[0], turn)
     ran = Ran()
     todo = list(items)
     marked = False
@@ -114,10 +111,7 @@ async def run(  # noqa: PLR0917 - a transaction's parts, passed on by its two ca
                 suspects = len(together)
                 continue
             suspects = 0
-            for item, why in blamed:
-                failure = judge(item, why)
-                ran.failed.append((item, failure))
-                todo = _without(todo, item, failure, ran.behind)
+            todo = _set_aside(ran, todo, {id(item): judge(item, why) for item, why in blamed})
             if not isinstance(error, SomeFailed):
                 pace.note(1, 1)
             if len(ran.failed) >= most and not ran.done and todo:
@@ -130,6 +124,13 @@ async def run(  # noqa: PLR0917 - a transaction's parts, passed on by its two ca
             ran.done += together
             todo = todo[len(together) :]
     return ran
+
+
+async def _alone(tx: Tx, item: Item, turn: Turn) -> Ran:
+    try:
+        return Ran(await handle(tx, [item], turn), [item])
+    except SomeFailed as error:
+        raise error.failures.get(item.event_id, error) from error
 
 
 async def handle(tx: Tx, items: Sequence[Item], turn: Turn) -> list[Event]:
@@ -173,17 +174,19 @@ def _blamed(error: Exception, together: Sequence[Item], at: Item | None) -> list
     return [(together[0], error)] if len(together) == 1 else []
 
 
-def _without(todo: Sequence[Item], failed: Item, failure: Failure, behind: list[Item]) -> list[Item]:
-    """Take an item out, and what must wait behind it."""
-    key = failed.record.key
-    fences = key is not None and failure.status in {"waiting", "held"}
-    rest: list[Item] = []
-    seen = False
+def _set_aside(ran: Ran, todo: Sequence[Item], failures: Mapping[int, Failure]) -> list[Item]:
+    """Part the failed items, by `id`, and what must wait behind them from what is left to do, which is returned."""
+    fenced: set[bytes | None] = set()
+    left: list[Item] = []
     for item in todo:
-        if item is failed:
-            seen = True
-        elif seen and fences and item.record.key == key:
-            behind.append(item)
+        failure = failures.get(id(item))
+        key = item.record.key
+        if key in fenced:
+            ran.behind.append(item)
+        elif failure is None:
+            left.append(item)
         else:
-            rest.append(item)
-    return rest
+            ran.failed.append((item, failure))
+            if key is not None and failure.status in {"waiting", "held"}:
+                fenced.add(key)
+    return left

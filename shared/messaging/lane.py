@@ -21,16 +21,16 @@ from sqlalchemy import text
 from shared import telemetry
 from shared.clock import Clock
 from shared.contracts.base import Event
-from shared.db import Database, DatabaseUnavailable, Tx, is_rerun
+from shared.db import Database, DatabaseUnavailable, Row, Tx, is_rerun
 from shared.errors import Transient
 from shared.messaging import metrics
 from shared.messaging.consumer import Consumer
 from shared.messaging.decode import Item
-from shared.messaging.failed import BEHIND, Failure, Parked, dead_letter, fenced_keys, judge, park
+from shared.messaging.failed import BEHIND, Failure, Lane, Parked, dead_letter, fenced_keys, judge, park
 from shared.messaging.fuse import Fuse
 from shared.messaging.handling import Pace, Turn, run
 from shared.messaging.outbox import Message, Outbox
-from shared.messaging.record import lane_of
+from shared.messaging.record import Record, lane_of
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ _ENTER: Final = text(
     returning event_id
     """
 )
-LOCK_LANE: Final = text("select pg_advisory_xact_lock(cast(:space as int), cast(:lane as int))")
+_LOCK_LANE: Final = text("select pg_advisory_xact_lock(cast(:space as int), cast(:lane as int))")
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +116,18 @@ def _insisting(turn: Turn, after_s: float) -> Generator[None]:
 def lane_space(consumer: str, topic: str, partition: int) -> int:
     """Return the first half of a lane's advisory lock."""
     return zlib.crc32(f"lane/{consumer}/{topic}/{partition}".encode()) - 2**31
+
+
+def lane_of_row(row: Row) -> Lane:
+    """Return the lane that a row of failed_jobs belongs to."""
+    record = Record(row["topic"], row["partition"], row["record_offset"], row["key"], None, ())
+    return row["consumer"], row["topic"], row["partition"], lane_of(record, Lanes.count)
+
+
+async def lock_lane(tx: Tx, lane: Lane) -> None:
+    """Lock a lane until the commit: nothing else runs there, nor parks behind a key of it."""
+    consumer, topic, partition, number = lane
+    await tx.execute(_LOCK_LANE, space=lane_space(consumer, topic, partition), lane=number)
 
 
 class Lanes:
