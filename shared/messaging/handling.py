@@ -92,12 +92,10 @@ async def run(  # noqa: PLR0917 - a transaction's parts, passed on by its two ca
         return await _alone(tx, items[0], turn)
     ran = Ran()
     todo = list(items)
-    marked = False
     suspects = 0  # so many of `todo`, from its start, failed together, and nobody knows which
     while todo:
         together = todo[: max(1, suspects // 2) if suspects else pace.together(todo)]
-        if not marked:
-            await tx.savepoint()
+        await tx.savepoint()
         try:
             events = await handle(tx, together, turn)
         except Exception as error:
@@ -105,7 +103,6 @@ async def run(  # noqa: PLR0917 - a transaction's parts, passed on by its two ca
                 raise
             turn.handling = False
             await tx.back_to_savepoint()
-            marked = True  # the savepoint outlives the way back to it
             blamed = _blamed(error, together, turn.at)
             if not blamed:
                 suspects = len(together)
@@ -117,7 +114,6 @@ async def run(  # noqa: PLR0917 - a transaction's parts, passed on by its two ca
             if len(ran.failed) >= most and not ran.done and todo:
                 raise OnlyFailures from error
         else:
-            marked = False
             suspects = max(0, suspects - len(together))
             pace.note(len(together), 0)
             ran.events += events
