@@ -94,7 +94,7 @@ class Tx:
 
     @property
     def connection(self) -> Connection:
-        """asyncpg's connection, for what the methods here cannot do."""
+        """The connection itself, for what the methods here cannot do."""
         self._used = True
         return self._connection
 
