@@ -8,9 +8,9 @@ the same run, with fsync:
 - bare: the limit, aiokafka's getmany, one multi-row upsert and one multi-row insert into the outbox a batch, no inbox,
   no lanes, no order against anybody else.
 
-In a storm a share of the events, spread over the keys by chance, fails once; the rate counts until every event has taken
-effect, retries included. An event fails before its handler writes, or after it ("late"); a batch handler names those
-that failed (`SomeFailed`) or leaves them to be found.
+In a storm a share of the events, spread over the keys by chance, fails once; the rate counts until every event has
+taken effect, retries included. An event fails before its handler writes, or after it ("late"); a batch handler names
+those that failed (`SomeFailed`) or leaves them to be found.
 
 Also: statements a second through `Tx` and through SQLAlchemy's AsyncConnection (docs/adr/0005).
 """
