@@ -23,16 +23,16 @@ from sqlalchemy import text
 from shared import telemetry
 from shared.clock import Clock
 from shared.contracts.base import Event
-from shared.db import Database, DatabaseUnavailable, Tx, is_rerun
+from shared.db import Database, DatabaseUnavailable, Row, Tx, is_rerun
 from shared.errors import Transient
 from shared.messaging import metrics
 from shared.messaging.consumer import Consumer
 from shared.messaging.decode import Item
-from shared.messaging.failed import BEHIND, Failure, Parked, dead_letter, fenced_keys, judge, park
+from shared.messaging.failed import BEHIND, Failure, Lane, Parked, dead_letter, fenced_keys, judge, park
 from shared.messaging.fuse import Fuse
-from shared.messaging.handling import Turn, run
+from shared.messaging.handling import Pace, Turn, run
 from shared.messaging.outbox import Message, Outbox
-from shared.messaging.record import lane_of
+from shared.messaging.record import Record, lane_of
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ _ENTER: Final = text(
     returning event_id
     """
 )
-LOCK_LANE: Final = text("select pg_advisory_xact_lock(cast(:space as int), cast(:lane as int))")
+_LOCK_LANE: Final = text("select pg_advisory_xact_lock(cast(:space as int), cast(:lane as int))")
 
 _log = logging.getLogger(__name__)
 
@@ -135,6 +135,18 @@ def lane_space(consumer: str, topic: str, partition: int) -> int:
     return zlib.crc32(f"lane/{consumer}/{topic}/{partition}".encode()) - 2**31
 
 
+def lane_of_row(row: Row) -> Lane:
+    """Return the lane that a row of failed_jobs belongs to."""
+    record = Record(row["topic"], row["partition"], row["record_offset"], row["key"], None, ())
+    return row["consumer"], row["topic"], row["partition"], lane_of(record, Lanes.count)
+
+
+async def lock_lane(tx: Tx, lane: Lane) -> None:
+    """Lock a lane until the commit: nothing else runs there, nor parks behind a key of it."""
+    consumer, topic, partition, number = lane
+    await tx.execute(_LOCK_LANE, space=lane_space(consumer, topic, partition), lane=number)
+
+
 class Lanes:
     """Settles items of one consumer; every transaction of live records goes through here."""
 
@@ -151,6 +163,7 @@ class Lanes:
         self._fuse = fuse
         self._clock = clock
         self._random = random
+        self._pace = Pace()
         self._about = {"consumer": consumer.name}
         # Of this consumer's rows in failed_jobs, as the retry worker last counted them:
         self.waiting = 0  # those that wait
@@ -240,7 +253,7 @@ class Lanes:
             runnable = [item for item in rest if item.failure is None]
             broken = [(item, item.failure) for item in rest if item.failure is not None]
             with telemetry.processing(self._consumer.name, [item.record for item in runnable]):
-                ran = await run(tx, runnable, self._judge, turn, self._consumer.policy.fuse_keys)
+                ran = await run(tx, runnable, self._judge, turn, self._consumer.policy.fuse_keys, self._pace)
             if probe and any(failure.status == "waiting" for _, failure in ran.failed):
                 raise FuseOpen  # it stays where it is: attempts do not count while the fuse is open
             behind += ran.behind
