@@ -85,7 +85,8 @@ class Reader(AIOKafkaConsumer):
     """A group member that can read what aiokafka's parser cannot, and whose memory no record can exhaust.
 
     A busy partition does not hold up the others. aiokafka has one fetch at a time under way to a broker, and sends none
-    while records that came for any partition are not taken, for 100 ms: here 20 ms. The next fetch leaves the busy one out, and is a short one, for the busy one may have to wait for it.
+    while records that came for any partition are not taken, for 100 ms: here 20 ms. The next fetch leaves the busy one
+    out, and is a short one, for the busy one may have to wait for it.
     """
 
     def __init__(self, **options: Any) -> None:
