@@ -13,8 +13,7 @@ import asyncio
 import logging
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Final, NamedTuple, TypeVar
 
@@ -23,14 +22,15 @@ from sqlalchemy import text
 from shared import telemetry
 from shared.clock import Clock
 from shared.contracts.base import Event
-from shared.db import Database, DatabaseUnavailable, Row, Tx, is_rerun
+from shared.db import Database, Row, Tx, is_rerun
 from shared.errors import Transient
 from shared.messaging import metrics
 from shared.messaging.consumer import Consumer
+from shared.messaging.deadline import TookTooLong, cut_off
 from shared.messaging.decode import Item
 from shared.messaging.failed import BEHIND, Failure, Lane, Parked, dead_letter, fenced_keys, judge, park
 from shared.messaging.fuse import Fuse
-from shared.messaging.handling import Pace, Turn, run
+from shared.messaging.handling import Pace, run
 from shared.messaging.outbox import Message, Outbox
 from shared.messaging.record import Record, lane_of
 
@@ -76,58 +76,10 @@ class FuseOpen(Exception):  # not an error: the batch is read again when the fus
     """The consumer's fuse opened while a batch was under way."""
 
 
-class TookTooLong(TimeoutError):
-    """The handlers did not finish before the deadline; `item` is the one that was running, where that is known."""
-
-    def __init__(self, item: Item | None) -> None:
-        super().__init__("the handlers did not finish before the deadline")
-        self.item = item
-
-
 class TooManyWaiting(Transient):
     """Too many rows wait behind failing keys; the partition stands until some are done."""
 
     code = "TOO_MANY_WAITING"
-
-
-@asynccontextmanager
-async def cut_off(db: Database, after_s: float) -> AsyncGenerator[Turn]:
-    """End the block after a while.
-
-    A handler that swallows its cancellation is cancelled again every second.
-    Raises TookTooLong when the handlers were slow; DatabaseUnavailable when Postgres was: no event's fault.
-    """
-    turn = Turn()
-    try:
-        async with asyncio.timeout(after_s):
-            with _insisting(turn, after_s):
-                yield turn
-    except TimeoutError as error:
-        if turn.handling and await db.answers():
-            raise TookTooLong(turn.at) from error
-        raise DatabaseUnavailable("the database did not answer before the deadline") from error
-
-
-@contextmanager
-def _insisting(turn: Turn, after_s: float) -> Generator[None]:
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    again = 0
-
-    def insist() -> None:
-        nonlocal again, timer
-        if turn.handling and task is not None:
-            again += 1
-            _log.error("handler_will_not_stop", extra={"after_s": after_s, "times": again})
-            task.cancel()
-        timer = loop.call_later(1, insist)
-
-    timer = loop.call_later(after_s + 1, insist)
-    try:
-        yield
-    finally:
-        timer.cancel()
-        for _ in range(again if task is not None else 0):
-            task.uncancel()  # pyright: ignore[reportOptionalMemberAccess] - not None, as the line above says
 
 
 def lane_space(consumer: str, topic: str, partition: int) -> int:

@@ -24,11 +24,12 @@ from shared.errors import Permanent
 from shared.messaging import metrics
 from shared.messaging import retry_statements as statements
 from shared.messaging.consumer import Consumer
+from shared.messaging.deadline import cut_off
 from shared.messaging.decode import Item, decode
 from shared.messaging.failed import Failure, Lane, dead_letter, fingerprint, judge, settle_heads
 from shared.messaging.fuse import Fuse
 from shared.messaging.handling import Pace, run
-from shared.messaging.lane import Lanes, cut_off, happens, lane_of_row, lock_lane
+from shared.messaging.lane import Lanes, happens, lane_of_row, lock_lane
 from shared.messaging.outbox import Message, Outbox
 from shared.messaging.record import record_from_row
 
