@@ -87,9 +87,16 @@ class Tx:
     """A transaction in progress. Services and stores read and write through it and never end it."""
 
     def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+        self._connection = connection
+        self._used = False  # since the savepoint
         self._after_commit: list[Callable[[], None]] = []
         self._marked: int | None = None  # how many callbacks there were at the savepoint
+
+    @property
+    def connection(self) -> Connection:
+        """The connection itself, for what the methods here cannot do."""
+        self._used = True
+        return self._connection
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call `callback` once the commit is known; never when the transaction fails."""
@@ -102,13 +109,17 @@ class Tx:
 
     async def savepoint(self) -> None:
         """Mark where `back_to_savepoint` goes back to; the mark before it is forgotten."""
-        marked = self._marked is not None
-        await self.connection.execute("release savepoint here; savepoint here" if marked else "savepoint here")
-        self._marked = len(self._after_commit)
+        if self._marked is None:
+            await self._connection.execute("savepoint here")
+        elif self._used:
+            await self._connection.execute("release savepoint here; savepoint here")
+        self._marked, self._used = len(self._after_commit), False
 
     async def back_to_savepoint(self) -> None:
-        """Undo everything since `savepoint`, an error that Postgres has raised included."""
-        await self.connection.execute("rollback to savepoint here")
+        """Undo everything since `savepoint`, an error that Postgres has raised included. The mark stays."""
+        if self._used:
+            await self._connection.execute("rollback to savepoint here")
+        self._used = False
         del self._after_commit[self._marked :]
 
     async def fetch(self, statement: Executable, /, **params: Any) -> list[Row]:

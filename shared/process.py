@@ -5,6 +5,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from typing import Final
 
 import uvicorn
 import uvloop
@@ -12,12 +13,40 @@ import uvloop
 from shared import logs, telemetry
 from shared.errors import Invalid
 from shared.lean import collect_rarely, keep_pandas_out
+from shared.messaging.lane import happens
 from shared.messaging.replay import parse, report
 from shared.service import Environment, Service, StopBudget
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without its own signal handling; whoever runs it stops it."""
+    """uvicorn without its own signal handling, whoever runs it stops it; and idle while nothing is asked of it.
+
+    uvicorn looks ten times a second whether it should exit. This waits to be told, and wakes once a second for the
+    date that answers carry.
+    """
+
+    tick_s: Final = 1.0
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        self._told = asyncio.Event()
+        super().__init__(config)
+
+    @property
+    def should_exit(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - to hear of it at once
+        """Whether it was told to exit."""
+        return self._told.is_set()
+
+    @should_exit.setter
+    def should_exit(self, value: bool) -> None:
+        if value:
+            self._told.set()
+        else:
+            self._told.clear()
+
+    async def main_loop(self) -> None:
+        """Serve until told to exit."""
+        while not await self.on_tick(0):
+            await happens(self._told, self.tick_s)
 
     @contextlib.contextmanager
     def capture_signals(self):  # noqa: ANN201 - uvicorn's own signature

@@ -40,7 +40,9 @@ RUNS: Final = Counter("openbell_job_runs_total", "Runs of scheduled jobs", ["job
 LAST_DONE: Final = Gauge("openbell_job_last_done_seconds", "When the job last succeeded, Unix time", ["job"])
 
 LEASE_S: Final = 30.0
-POLL_S: Final = 1.0
+AGAIN_S: Final = 1.0
+POLL_S: Final = 5.0
+"""How soon what another replica left is seen. A job's time, and a run asked for here, wait for no poll."""
 STOP_S: Final = 10.0
 KEEP_RUNS: Final = timedelta(days=30)
 MAX_STEPS: Final = 20_000
@@ -98,6 +100,11 @@ _END = text("""
     where id = :id and outcome = 'running'""")
 _FORGET = slice_of("job_runs", "job = :job and started_at < :before")  # a slice with each run
 _NEXT = text("select min(next_at) from jobs where name = any(cast(:names as text[])) and lease_until is null")
+_LOOK = text("""
+    select min(next_at) filter (where lease_until is null) as next_at,
+        coalesce(bool_or((lease_until is null or lease_until < :now)
+            and (next_at <= :now or requested_at is not null or token is not null)), false) as due
+    from jobs where name = any(cast(:names as text[]))""")
 _REQUEST = text("""
     update jobs set requested_at = coalesce(requested_at, :now) where name = :name""")
 _LIST = text("""
@@ -184,6 +191,10 @@ def next_time(job: Job, after: datetime) -> datetime | None:
     return found
 
 
+def _rest_s(next_at: datetime | None, now: datetime) -> float:
+    return max(0.0, min(POLL_S, (next_at - now).total_seconds())) if next_at else POLL_S
+
+
 def latest_time(job: Job, first: datetime, now: datetime) -> datetime | None:
     """Return the latest allowed time in [first, now], which a late runner stands in for; None if none is."""
     start = now.astimezone(UTC).replace(microsecond=0) + timedelta(seconds=1)
@@ -237,7 +248,7 @@ class Scheduler:
                     if not is_rerun(error):
                         raise
                     log.warning("schedule.database", extra={"error": explain(error)})
-                    wait_s = POLL_S
+                    wait_s = AGAIN_S
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):  # wait_for loses a cancellation that meets a wake-up
                         await self._wake.wait()
@@ -268,6 +279,10 @@ class Scheduler:
         if self._keep_at is None or now >= self._keep_at:
             await self._renew(now)
             self._keep_at = now + timedelta(seconds=LEASE_S / 3)
+        async with self._door.read() as tx:
+            found = await tx.fetchrow(_LOOK, names=self._names, now=now)
+        if found is not None and not found["due"]:
+            return _rest_s(found["next_at"], now)
         async with self._door.transaction() as tx:
             runs = [
                 run
@@ -277,8 +292,7 @@ class Scheduler:
             next_at = await tx.fetchval(_NEXT, names=self._names)
         for run in runs:
             self._launch(run)
-        until_next_s = (next_at - now).total_seconds() if next_at else POLL_S
-        return max(0.0, min(POLL_S, until_next_s))
+        return _rest_s(next_at, now)
 
     async def run_now(self, name: str, told: Sequence[Event] = ()) -> None:
         """Ask for a run now, and tell so; any replica picks it up, after a run in progress. Raises NotFound."""

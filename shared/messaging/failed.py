@@ -2,25 +2,28 @@
 
 Statuses: `waiting` runs again by itself, `held` waits for a person and fences its key, `dead` waits for a person
 and fences nothing, `resolved` and `discarded` are history. Of a key's waiting rows only the lowest has a due time;
-the others have none and follow when it is done.
+the others have none and follow when it is done. `settle_heads` restores this after every change.
 """
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import text
 
 from shared import retention
-from shared.db import Tx
+from shared.db import Row, Tx
 from shared.errors import NotYet, OpenbellError, Permanent
 from shared.messaging.consumer import Policy
 from shared.messaging.outbox import Message
 from shared.messaging.record import Record, pack_headers
+
+Lane = tuple[str, str, int, int]
+"""(consumer, topic, partition, lane): what one lock covers."""
 
 BEHIND: Final = "BEHIND"
 NOTES: Final = frozenset({"GAP", "CORRUPT_BATCH", "OTHER_CLUSTER", "KEY_TOO_LONG"})
@@ -79,6 +82,27 @@ _FENCED: Final = text(
     """
 )
 
+_HEADS: Final = text(
+    """
+    with keyed as (
+        select k.key, k.due, (
+            select h.id from failed_jobs h
+            where h.consumer = :consumer and h.topic = :topic and h.partition = :partition and h.key = k.key
+              and h.status in ('waiting', 'held')
+            order by h.record_offset limit 1
+        ) as head
+        from unnest(cast(:keys as bytea[]), cast(:dues as timestamptz[])) k(key, due)
+    )
+    update failed_jobs f set due_at = case when f.id = k.head then k.due end, updated_at = :now
+    from keyed k
+    where f.consumer = :consumer and f.topic = :topic and f.partition = :partition and f.key = k.key
+      and f.status = 'waiting'
+      and case when f.id = k.head then f.due_at is null or f.id = any(cast(:chosen as uuid[]))
+               else f.due_at is not null end
+    returning f.id, f.consumer, f.topic, f.partition, f.key, f.record_offset, f.due_at, f.attempts
+    """
+)
+
 FORGET_SETTLED: Final = retention.slice_of(
     "failed_jobs", "status in ('resolved', 'discarded') and updated_at < :before"
 )
@@ -113,6 +137,29 @@ async def fenced_keys(tx: Tx, consumer: str, topic: str, partition: int, keys: S
     """Return the keys that have a waiting or held row, with how many."""
     rows = await tx.fetch(_FENCED, consumer=consumer, topic=topic, partition=partition, keys=list(keys))
     return {row["key"]: row["waiting"] for row in rows}
+
+
+async def settle_heads(
+    tx: Tx, lane: Lane, dues: Mapping[bytes, datetime], now: datetime, chosen: Sequence[UUID] = ()
+) -> list[Row]:
+    """Give the lowest open row of each key its due time, if it waits, and take it from all others.
+
+    `dues` says when each key's head runs. A head that is not among `chosen` (ids) keeps the due time that it has.
+    The lane must be locked. Return the heads that changed.
+    """
+    if not dues:
+        return []
+    rows = await tx.fetch(
+        _HEADS,
+        consumer=lane[0],
+        topic=lane[1],
+        partition=lane[2],
+        keys=list(dues),
+        dues=list(dues.values()),
+        chosen=list(chosen),
+        now=now,
+    )
+    return [row for row in rows if row["due_at"] is not None]
 
 
 async def forget_settled(transaction: retention.Transaction, before: datetime) -> int:
@@ -180,8 +227,3 @@ def dead_letter(consumer: str, record: Record, failure: Failure) -> Message:
         (b"openbell-dlq-attempts", str(failure.attempts).encode()),
     ]
     return f"{consumer}.dlq", record.key, record.value, (*record.headers, *reason)
-
-
-def error_entry(failure: Failure, now: datetime) -> dict[str, Any]:
-    """One line of a row's history."""
-    return {"at": now.isoformat(), "code": failure.code, "message": failure.message}

@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from random import choice
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
     for_code,
 )
+from aiokafka.partitioner import DefaultPartitioner, murmur2
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
@@ -28,6 +29,10 @@ from shared.messaging.ports import Unreadable
 from shared.messaging.record import Record
 
 _DAY_MS: Final = 86_400_000
+_PATIENT_MS: Final = 1000
+_BUSY_MS: Final = 25
+"""How long a fetch waits for records: one that asks for all of our partitions, and one that leaves a busy one out."""
+_PREFETCHED_S: Final = 0.02  # less makes more and smaller batches, which cost more than the wait
 _CUT: Final = 17  # bytes of a batch that do not make one
 _log = logging.getLogger(__name__)
 
@@ -58,7 +63,8 @@ class KafkaAddress:
             session_timeout_ms=10_000,
             rebalance_timeout_ms=30_000,  # long enough to finish what is in flight
             heartbeat_interval_ms=3_000,
-            fetch_max_wait_ms=100,  # one fetch serves all partitions: a busy one waits this long for the idle ones
+            fetch_max_wait_ms=_PATIENT_MS,
+            consumer_timeout_ms=5000,  # how often the client looks around; what it waits for wakes it
             max_partition_fetch_bytes=4 * 1_048_576,
             fetch_max_bytes=8 * 1_048_576,  # of all partitions: an answer that a slow line brings in time
             metadata_max_age_ms=30_000,
@@ -76,16 +82,63 @@ class KafkaAddress:
             max_request_size=16 * 1_048_576,
             request_timeout_ms=30_000,  # longer than the relay waits: a batch never expires while a later one is sent
             metadata_max_age_ms=30_000,
+            partitioner=Partitioner(),
         )
 
 
+@lru_cache(maxsize=16_384)
+def _hash(key: bytes) -> int:
+    return murmur2(key) & 0x7FFFFFFF
+
+
+class Partitioner(DefaultPartitioner):
+    """Chooses as every Kafka client does, but works a key's hash out once: that is slow in Python."""
+
+    @classmethod
+    def __call__(cls, key: bytes | None, all_partitions: list[int], available: list[int]) -> int:
+        """Return the partition of a key; any of those that are there without one."""
+        if key is None:
+            return super().__call__(key, all_partitions, available)
+        return all_partitions[_hash(key) % len(all_partitions)]
+
+
 class Reader(AIOKafkaConsumer):
-    """A group member that can read what aiokafka's parser cannot, and whose memory no record can exhaust."""
+    """A group member that can read what aiokafka's parser cannot, and whose memory no record can exhaust.
+
+    A busy partition does not hold up the others. aiokafka has one fetch at a time under way to a broker, and sends none
+    while records that came for any partition are not taken, for 100 ms: here 20 ms. The next fetch leaves the busy one
+    out, and is a short one, for the busy one may have to wait for it.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         client: Any = self._client  # between the wire and aiokafka's parser, which unpacks whatever comes
-        client.send = partial(_send, client.send)
+        client.send = partial(self._send, client.send)
+
+    async def start(self) -> None:
+        """Connect, and join the group in the background."""
+        await super().start()
+        fetcher: Any = self._fetcher
+        fetcher._prefetch_backoff = _PREFETCHED_S  # noqa: SLF001 - no option of the consumer's
+
+    async def _send(self, send: Any, node: Any, request: Any, **options: Any) -> Any:
+        """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off: read raw."""
+        if type(request) is not FetchRequest:
+            return await send(node, request, **options)
+        if self._leaves_out_some(node, request):
+            vars(request)["_max_wait_ms"] = _BUSY_MS
+        response = await send(node, request, **options)
+        response.topics = [
+            (topic, [(*part, _bounded(data) if data else data) for *part, data in parts])
+            for topic, parts in response.topics
+        ]
+        return response
+
+    def _leaves_out_some(self, node: Any, request: FetchRequest) -> bool:
+        """Whether a partition of ours that the broker leads is not asked for: it is busy, or has no position yet."""
+        asked = {TopicPartition(topic, part[0]) for topic, parts in request.topics for part in parts}
+        leader: Any = self._client.cluster.leader_for_partition
+        return any(leader(one) == node for one in self.assignment() - asked)
 
     async def fetch(
         self, partition: TopicPartition, offset: int, *, wait_ms: int, limit: int
@@ -118,12 +171,6 @@ class Reader(AIOKafkaConsumer):
             after = max(after, state.position)  # what follows may not be for us: the mark of a transaction's end
         return records, after
 
-    def highwater(  # pyright: ignore[reportIncompatibleMethodOverride] - aiokafka states no type
-        self, partition: TopicPartition
-    ) -> int | None:
-        """Return the partition's end as the last fetch saw it: of what is committed, for more cannot be read."""
-        return self.last_stable_offset(partition)
-
     async def _fetch_raw(
         self, partition: TopicPartition, offset: int, error: Exception
     ) -> tuple[list[Record | Unreadable], int]:
@@ -140,17 +187,6 @@ class Reader(AIOKafkaConsumer):
         client: Any = self._client
         response = await client.send(client.get_random_node(), MetadataRequest([], allow_auto_topic_creation=False))
         return getattr(response, "cluster_id", None) or None
-
-
-async def _send(send: Any, node: Any, request: Any, **options: Any) -> Any:
-    """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off then: read raw."""
-    response = await send(node, request, **options)
-    if type(request) is FetchRequest:
-        response.topics = [
-            (topic, [(*part, _bounded(data) if data else data) for *part, data in parts])
-            for topic, parts in response.topics
-        ]
-    return response
 
 
 def _bounded(data: bytes) -> bytes:
@@ -180,6 +216,9 @@ class Writer(AIOKafkaProducer):
 
     async def answers(self) -> bool:
         """Tell whether a broker answers."""
+        with contextlib.suppress(KafkaError):  # a broker that is gone need not be the only one
+            await self.client.send(self.client.get_random_node(), MetadataRequest([], allow_auto_topic_creation=False))
+            return True
         return bool(await self.client.force_metadata_update())
 
     async def give_up(self) -> None:

@@ -2,6 +2,8 @@
 
     lock the lanes > insert inbox rows > read the fence > run handlers > park what failed > add events > commit
 
+A batch that fits into one transaction stores the partition's position with its inbox rows, a round trip less.
+
 What fails outside a handler (an event that cannot be published, a constraint at the commit) halves the lane until the
 failing record stands alone; it is then parked. What is not the event's fault (deadlock, lost connection, unknown
 commit) runs again and never counts.
@@ -11,26 +13,26 @@ import asyncio
 import logging
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from sqlalchemy import text
 
 from shared import telemetry
 from shared.clock import Clock
 from shared.contracts.base import Event
-from shared.db import Database, DatabaseUnavailable, Tx, is_rerun
+from shared.db import Database, Row, Tx, is_rerun
 from shared.errors import Transient
 from shared.messaging import metrics
 from shared.messaging.consumer import Consumer
+from shared.messaging.deadline import TookTooLong, cut_off
 from shared.messaging.decode import Item
-from shared.messaging.failed import BEHIND, Failure, Parked, dead_letter, fenced_keys, judge, park
+from shared.messaging.failed import BEHIND, Failure, Lane, Parked, dead_letter, fenced_keys, judge, park
 from shared.messaging.fuse import Fuse
-from shared.messaging.handling import Turn, run
+from shared.messaging.handling import Pace, run
 from shared.messaging.outbox import Message, Outbox
-from shared.messaging.record import lane_of
+from shared.messaging.record import Record, lane_of
 
 T = TypeVar("T")
 
@@ -38,7 +40,15 @@ _ENTER: Final = text(
     """
     with locked as materialized (
         select pg_advisory_xact_lock(cast(:space as int), lane) from unnest(cast(:lanes as int[])) lane
-    ), ready as materialized (select count(*) from locked)
+    ), ready as materialized (select count(*) from locked
+    ), stored as (
+        insert into consumer_offsets (consumer, topic, partition, next_offset, cluster)
+        select :consumer, :topic, :partition, :next_offset, :cluster from ready
+        where cast(:next_offset as bigint) is not null
+        on conflict (consumer, topic, partition) do update
+        set next_offset = excluded.next_offset, cluster = coalesce(excluded.cluster, consumer_offsets.cluster),
+            updated_at = now()
+    )
     insert into inbox (consumer, event_id, day)
     select :consumer, r.event_id, r.day
     from ready, unnest(cast(:ids as uuid[]), cast(:days as date[])) r(event_id, day)
@@ -46,9 +56,16 @@ _ENTER: Final = text(
     returning event_id
     """
 )
-LOCK_LANE: Final = text("select pg_advisory_xact_lock(cast(:space as int), cast(:lane as int))")
+_LOCK_LANE: Final = text("select pg_advisory_xact_lock(cast(:space as int), cast(:lane as int))")
 
 _log = logging.getLogger(__name__)
+
+
+class Position(NamedTuple):
+    """Where to read a partition on, and the name of the Kafka that this is true of, where it has one."""
+
+    next_offset: int
+    cluster: str | None
 
 
 class Stopped(Exception):  # not an error: the way out of a retry loop at shutdown
@@ -59,63 +76,27 @@ class FuseOpen(Exception):  # not an error: the batch is read again when the fus
     """The consumer's fuse opened while a batch was under way."""
 
 
-class TookTooLong(TimeoutError):
-    """The handlers did not finish before the deadline; `item` is the one that was running, where that is known."""
-
-    def __init__(self, item: Item | None) -> None:
-        super().__init__("the handlers did not finish before the deadline")
-        self.item = item
-
-
 class TooManyWaiting(Transient):
     """Too many rows wait behind failing keys; the partition stands until some are done."""
 
     code = "TOO_MANY_WAITING"
 
 
-@asynccontextmanager
-async def cut_off(db: Database, after_s: float) -> AsyncGenerator[Turn]:
-    """End the block after a while.
-
-    A handler that swallows its cancellation is cancelled again every second.
-    Raises TookTooLong when the handlers were slow; DatabaseUnavailable when Postgres was: no event's fault.
-    """
-    turn = Turn()
-    try:
-        async with asyncio.timeout(after_s):
-            with _insisting(turn, after_s):
-                yield turn
-    except TimeoutError as error:
-        if turn.handling and await db.answers():
-            raise TookTooLong(turn.at) from error
-        raise DatabaseUnavailable("the database did not answer before the deadline") from error
-
-
-@contextmanager
-def _insisting(turn: Turn, after_s: float) -> Generator[None]:
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    again = 0
-
-    def insist() -> None:
-        nonlocal again, timer
-        if turn.handling and task is not None:
-            again += 1
-            _log.error("handler_will_not_stop", extra={"after_s": after_s, "times": again})
-            task.cancel()
-        timer = loop.call_later(1, insist)
-
-    timer = loop.call_later(after_s + 1, insist)
-    try:
-        yield
-    finally:
-        timer.cancel()
-        for _ in range(again if task is not None else 0):
-            task.uncancel()  # pyright: ignore[reportOptionalMemberAccess] - not None, as the line above says
-
-
 def lane_space(consumer: str, topic: str, partition: int) -> int:
     """Return the first half of a lane's advisory lock."""
     return zlib.crc32(f"lane/{consumer}/{topic}/{partition}".encode()) - 2**31
+
+
+def lane_of_row(row: Row) -> Lane:
+    """Return the lane that a row of failed_jobs belongs to."""
+    record = Record(row["topic"], row["partition"], row["record_offset"], row["key"], None, ())
+    return row["consumer"], row["topic"], row["partition"], lane_of(record, Lanes.count)
+
+
+async def lock_lane(tx: Tx, lane: Lane) -> None:
+    """Lock a lane until the commit: nothing else runs there, nor parks behind a key of it."""
+    consumer, topic, partition, number = lane
+    await tx.execute(_LOCK_LANE, space=lane_space(consumer, topic, partition), lane=number)
 
 
 class Lanes:
@@ -134,6 +115,7 @@ class Lanes:
         self._fuse = fuse
         self._clock = clock
         self._random = random
+        self._pace = Pace()
         self._about = {"consumer": consumer.name}
         # Of this consumer's rows in failed_jobs, as the retry worker last counted them:
         self.waiting = 0  # those that wait
@@ -147,39 +129,49 @@ class Lanes:
         """Why transactions have been running again for seconds; None when all goes well."""
         return next(iter(self._held_up.values()), None)
 
-    async def settle(self, items: Sequence[Item], stopping: asyncio.Event, *, probe: bool = False) -> None:
+    async def settle(
+        self, items: Sequence[Item], stopping: asyncio.Event, position: Position | None = None, *, probe: bool = False
+    ) -> bool:
         """Make every item of a partition done or parked, lanes at once; a few items go together, which is cheaper.
 
+        Returns whether `position`, which is true when all of them are settled, was stored with them.
         Raises Stopped or FuseOpen with the rest untouched.
         """
         lanes: defaultdict[int, list[Item]] = defaultdict(list)
         for item in items:
             lanes[self._lane(item)].append(item)
-        groups = [items] if 0 < len(items) <= self.few else lanes.values()
+        groups = [items] if 0 < len(items) <= self.few else list(lanes.values())
+        if len(groups) == 1:
+            return await self._settle(groups[0], stopping, position, probe=probe)
         outcomes = await asyncio.gather(
-            *(self._settle(some, stopping, probe=probe) for some in groups), return_exceptions=True
+            *(self._settle(some, stopping, None, probe=probe) for some in groups), return_exceptions=True
         )
         for outcome in outcomes:
-            if outcome is not None:
+            if isinstance(outcome, BaseException):
                 raise outcome
+        return False
 
-    async def _settle(self, items: Sequence[Item], stopping: asyncio.Event, *, probe: bool) -> None:
+    async def _settle(
+        self, items: Sequence[Item], stopping: asyncio.Event, position: Position | None, *, probe: bool
+    ) -> bool:
         if self._fuse.is_open and not probe:
             raise FuseOpen
         try:
-            await self.rerun(lambda: self._together(items, probe=probe), stopping)
+            await self.rerun(lambda: self._together(items, position, probe=probe), stopping)
         except (Stopped, FuseOpen, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - a handler may raise anything; nothing may be lost
             if len(items) == 1:
                 await self._give_up(items[0], error, stopping, probe=probe)
-                return
+                return False
             hung = error.item if isinstance(error, TookTooLong) else None
             for some in _around(items, hung) if hung is not None else _halves(items):
                 if hung is not None and some[0] is hung:
                     await self._give_up(hung, error, stopping, probe=probe)
                 else:
-                    await self._settle(some, stopping, probe=probe)
+                    await self._settle(some, stopping, None, probe=probe)
+            return False
+        return position is not None
 
     def _lane(self, item: Item) -> int:
         return lane_of(item.record, self.count)
@@ -206,14 +198,14 @@ class Lanes:
         finally:
             self._held_up.pop(me, None)
 
-    async def _together(self, items: Sequence[Item], *, probe: bool) -> None:
+    async def _together(self, items: Sequence[Item], position: Position | None, *, probe: bool) -> None:
         async with cut_off(self._db, self.deadline_s) as turn, self._db.transaction() as tx:
-            fresh = await self._enter(tx, items)
+            fresh = await self._enter(tx, items, position)
             behind, rest = await self._split(tx, fresh)
             runnable = [item for item in rest if item.failure is None]
             broken = [(item, item.failure) for item in rest if item.failure is not None]
             with telemetry.processing(self._consumer.name, [item.record for item in runnable]):
-                ran = await run(tx, runnable, self._judge, turn, self._consumer.policy.fuse_keys)
+                ran = await run(tx, runnable, self._judge, turn, self._consumer.policy.fuse_keys, self._pace)
             if probe and any(failure.status == "waiting" for _, failure in ran.failed):
                 raise FuseOpen  # it stays where it is: attempts do not count while the fuse is open
             behind += ran.behind
@@ -241,7 +233,7 @@ class Lanes:
         del item
         return judge(error, 0, self._consumer.policy, self._clock(), self._random.uniform(-1, 1))
 
-    async def _enter(self, tx: Tx, items: Sequence[Item]) -> list[Item]:
+    async def _enter(self, tx: Tx, items: Sequence[Item], position: Position | None = None) -> list[Item]:
         """Take the lanes and the inbox rows; return the items that nobody has dealt with."""
         first = items[0].record
         space = lane_space(self._consumer.name, first.topic, first.partition)
@@ -251,6 +243,10 @@ class Lanes:
             space=space,
             lanes=sorted({self._lane(item) for item in items}),
             consumer=self._consumer.name,
+            topic=first.topic,
+            partition=first.partition,
+            next_offset=position.next_offset if position else None,
+            cluster=position.cluster if position else None,
             ids=[item.event_id for item in known],
             days=[item.day for item in known],
         )

@@ -1,7 +1,12 @@
 """The outbox: events are rows of the transaction that made them, and the relay carries them to Kafka.
 
-Rows of one key get their ids under a lock on the key's bucket that lasts until the commit, so that a key's id
-order is its commit order. The lock comes last in a transaction, and all of a statement's buckets in one order.
+Rows of one key get their ids under a lock that lasts until the commit, so that a key's id order is its commit order.
+The locks come last in a transaction, all of a statement's in one order.
+
+There are two kinds. A transaction of few keys locks each of them, and shares the lock on the key's bucket: it waits for
+no other key, and small transactions of several partitions do not take turns. One of many keys locks whole buckets, for
+Postgres has room for so many locks only. Versions before this one lock buckets whatever they write: they and this one
+can run side by side.
 """
 
 import zlib
@@ -13,14 +18,23 @@ from sqlalchemy import text
 from shared import telemetry
 from shared.contracts.base import Event
 from shared.db import Tx
-from shared.messaging.record import Headers, bucket, headers_of, pack_headers
+from shared.messaging.record import Headers, bucket, headers_of, key_hash, pack_headers
+
+FEW_KEYS: Final = 64
 
 _ADD: Final = text(
     """
-    with locked as materialized (
-        select pg_advisory_xact_lock(cast(:space as int), b)
-        from unnest(cast(:buckets as int[])) b
-    ), ready as materialized (select count(*) from locked)
+    with whole as materialized (
+        select pg_advisory_xact_lock(cast(:space as int), b) from unnest(cast(:whole as int[])) b
+    ), shared as materialized (
+        select pg_advisory_xact_lock_shared(cast(:space as int), b) from unnest(cast(:shared as int[])) b
+    ), buckets as materialized (
+        select (select count(*) from whole) + (select count(*) from shared)
+    ), keyed as materialized (
+        select pg_advisory_xact_lock(cast(:key_space as int), k) from buckets, unnest(cast(:hashes as int[])) k
+    ), ready as materialized (
+        select (select count(*) from buckets) + (select count(*) from keyed)
+    )
     insert into outbox (topic, key, value, headers)
     select r.topic, r.key, r.value, r.headers
     from ready, unnest(cast(:topics as text[]), cast(:keys as bytea[]), cast(:values as bytea[]),
@@ -40,6 +54,7 @@ class Outbox:
         self._source = f"/openbell/{service}"
         self._service = service
         self._space = zlib.crc32(f"outbox/{service}".encode()) - 2**31
+        self._key_space = zlib.crc32(f"outbox-key/{service}".encode()) - 2**31
         self._wake = wake
 
     async def add(self, tx: Tx, events: Sequence[Event], letters: Sequence[Message] = ()) -> None:
@@ -67,10 +82,16 @@ class Outbox:
                 "return it from a handler, or publish it through the Door (shared.messaging.door)"
             )
         topics, keys, values, headers = zip(*messages, strict=True)
+        buckets = sorted({bucket(key) for key in keys})
+        hashes = sorted({key_hash(key) for key in keys})
+        few = len(hashes) <= FEW_KEYS
         await tx.execute(
             _ADD,
             space=self._space,
-            buckets=sorted({bucket(key) for key in keys}),
+            whole=[] if few else buckets,
+            shared=buckets if few else [],
+            key_space=self._key_space,
+            hashes=hashes if few else [],
             topics=list(topics),
             keys=list(keys),
             values=list(values),

@@ -22,7 +22,7 @@ from shared.messaging.consumer import Consumer
 from shared.messaging.decode import decode_all
 from shared.messaging.failed import Failure, Parked, clean, park
 from shared.messaging.fuse import Fuse
-from shared.messaging.lane import FuseOpen, Lanes, Stopped, happens
+from shared.messaging.lane import FuseOpen, Lanes, Position, Stopped, happens
 from shared.messaging.ports import KafkaReader, Unreadable
 from shared.messaging.record import Record
 
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 class Partition:
     """Runs one partition while it is ours. `following`, `settled` and `stuck` tell how far it is."""
 
-    poll_ms: Final = 1000
+    poll_ms: Final = 5000
 
     def __init__(  # noqa: PLR0917 - wired in one place, shared.messaging.delivery
         self,
@@ -135,7 +135,7 @@ class Partition:
             try:
                 with self._waiting():
                     found, after = await self._kafka.fetch(self._name, following, wait_ms=self.poll_ms, limit=limit)
-                await self._settle(await self._readable(found), probe=probe)
+                stored = await self._settle(await self._readable(found), after, probe=probe)
             except _REPOSITION:
                 following = await self._position()
                 continue
@@ -145,10 +145,9 @@ class Partition:
             self.stuck = None
             if after != following:
                 following = after
-                await self._store(following)
+                if not stored:
+                    await self._store(following)
                 self.settled = following
-                if (end := self._kafka.highwater(self._name)) is not None:
-                    self.lag().set(max(0, end - following))
 
     @contextmanager
     def _waiting(self) -> Generator[None]:
@@ -176,18 +175,21 @@ class Partition:
                 await self._note(record, "CORRUPT_BATCH", message)
         return [one for one in found if isinstance(one, Record)]
 
-    async def _settle(self, records: Sequence[Record], *, probe: bool) -> None:
+    async def _settle(self, records: Sequence[Record], following: int, *, probe: bool) -> bool:
+        """Settle the records; return whether the position after them is stored already."""
         items = decode_all(self._consumer, records, self._clock())
         if skipped := len(records) - len(items):
             metrics.EVENTS.labels(self._consumer.name, "skipped").inc(skipped)
         if not items:
             if probe:
                 self._fuse.unspent()
-            return
+            return False
         with metrics.BATCH_SECONDS.labels(self._consumer.name).time():
-            await self._lanes.settle(items, self._stopping, probe=probe)
+            position = Position(following, self._cluster)
+            stored = await self._lanes.settle(items, self._stopping, position, probe=probe)
         if (newest := records[-1].time) is not None:
             metrics.AGE_SECONDS.labels(self._consumer.name).observe(max(0.0, (self._clock() - newest).total_seconds()))
+        return stored
 
     async def _position(self) -> int:
         """Seek to where Postgres says, and see to it that nothing was lost before or behind it."""

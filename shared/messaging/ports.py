@@ -54,10 +54,6 @@ class KafkaReader(Protocol):
     def resume(self, *partitions: TopicPartition) -> None:
         """Fetch from these again."""
 
-    def highwater(self, partition: TopicPartition) -> int | None:
-        """Return the partition's end as the last fetch saw it."""
-        ...
-
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
         """Return the first offset still there."""
         ...

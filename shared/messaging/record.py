@@ -22,7 +22,7 @@ _pack = msgspec.msgpack.Encoder()
 _unpack = msgspec.msgpack.Decoder(Headers)
 
 BUCKETS: Final = 256
-"""Keys fall into so many lock buckets; the outbox locks buckets, lanes are made of whole buckets."""
+"""Keys fall into so many lock buckets; the outbox locks them, lanes are made of whole buckets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ class Record:
 def bucket(key: bytes | None) -> int:
     """Return the key's lock bucket, 0 to BUCKETS - 1."""
     return zlib.crc32(key or b"") % BUCKETS
+
+
+def key_hash(key: bytes | None) -> int:
+    """Return the key as 32 bits, signed: a lock of its own, but for a collision in four billion."""
+    return zlib.crc32(key or b"") - 2**31
 
 
 def lane_of(record: Record, lanes: int) -> int:

@@ -66,14 +66,15 @@ _REFUSED_AGAIN: Final = text(
     where id = :id
     """
 )
-_OLDEST: Final = text(
+_LOOK: Final = text(
     """
-    select extract(epoch from clock_timestamp() - min(created_at)) as age, count(*) as rows
+    select extract(epoch from clock_timestamp() - min(created_at)) as age, count(*) as rows,
+           exists(select from failed_jobs where consumer = :consumer and status = 'waiting') as waiting
     from (select created_at from outbox order by id limit 10000) oldest
     """
 )
 # A deletion lost in a crash is a duplicate, and those are absorbed. A leader that stands still (SIGSTOP) loses its
-# session and with it the lead, wherever it stands: idle, or within a statement. One that works speaks every second.
+# session and with it the lead, wherever it stands: idle, or within a statement. One that works speaks every poll_s.
 _SETTINGS: Final = """
     set synchronous_commit = off; set idle_session_timeout = '{0:.0f}s'; set transaction_timeout = '{0:.0f}s'
 """
@@ -95,7 +96,8 @@ class Relay:
 
     page_rows: Final = 2000
     page_bytes: Final = 8 * 1_048_576
-    poll_s: Final = 1.0
+    poll_s: Final = 2.0
+    ask_s: Final = 2.0  # how often Kafka is asked for a sign of life
     answer_s: Final = 10.0  # without acknowledgements for so long, Kafka is away
     look_again_s: Final = 30.0
     frozen_s: Final = 30.0
@@ -118,7 +120,8 @@ class Relay:
         self._notifying: asyncio.Task[None] | None = None
         self._trouble: str | None = None
         self._absent: dict[str, float] = {}  # topics that Kafka does not have, until when they are left out
-        self._measured_at = 0.0
+        self._looked_at = 0.0
+        self._asked_at = 0.0
         self._about = {"service": service}
 
     def health(self) -> tuple[bool, str]:
@@ -171,6 +174,7 @@ class Relay:
 
     async def _lead(self, connection: Connection) -> None:
         tx = Tx(connection)
+        self._woken.set()  # there may be rows that were announced to nobody
         await connection.execute(_SETTINGS.format(self.frozen_s))
         while True:
             producer = self._kafka.writer(f"openbell-{self._service}-relay")
@@ -187,18 +191,33 @@ class Relay:
         """Carry a page, or wait for rows. True when the producer has had a record refused: its sequence has a hole."""
         if _now() - self._carried_at < self.busy_s:
             await asyncio.sleep(self.linger_s)  # one page for several commits; a lone one goes at once
-        self._woken.clear()
-        page = await self._carry(tx, producer)
-        if page is not None:
+        page = freed = None
+        if self._woken.is_set():
+            self._woken.clear()
+            page = await self._carry(tx, producer)
+        if page is not None and page.more:
+            self._woken.set()
+        elif page is not None:
             self._carried_at = _now()
-        freed: _Page | None = None
-        if _now() - self._measured_at >= self.poll_s:
-            self._measured_at = _now()
-            freed = await self._carry_freed(tx, producer)
-            await self._measure(tx, producer)
-        if page is None or not page.more:
-            await happens(self._woken, self.poll_s)
+        if _now() - self._looked_at >= self.poll_s:
+            self._looked_at = _now()
+            freed = await self._look(tx, producer)
+        if _now() - self._asked_at >= self.ask_s:
+            self._asked_at = _now()
+            await self._ask(producer)
+        await happens(self._woken, self.poll_s)
         return any(one is not None and one.refused for one in (page, freed))
+
+    async def _look(self, tx: Tx, producer: KafkaWriter) -> "_Page | None":
+        """Tell how many rows there are, see to those that nobody announced, and carry what a person let go of."""
+        row = await tx.fetchrow(_LOOK, consumer=self.consumer)
+        if row is None:
+            return None
+        metrics.OUTBOX_ROWS.labels(self._service).set(row["rows"])
+        metrics.OUTBOX_AGE_SECONDS.labels(self._service).set(float(row["age"] or 0))
+        if row["rows"]:
+            self._woken.set()
+        return await self._carry_freed(tx, producer) if row["waiting"] else None
 
     async def _carry(self, tx: Tx, producer: KafkaWriter) -> "_Page | None":
         """Carry one page of rows, None when there are none. Raises what made a send fail, after settling the rest."""
@@ -237,8 +256,9 @@ class Relay:
         page = _Page()
         try:
             async with asyncio.timeout(self.answer_s):
+                topics = {one for one in {row["topic"] for row in rows} if await self._exists(producer, one)}
                 for row in rows:
-                    if row["topic"] in self._absent or not await self._exists(producer, row["topic"]):
+                    if row["topic"] not in topics:
                         continue
                     if (row["topic"], row["key"]) in fenced:
                         page.behind.append(row)
@@ -301,11 +321,8 @@ class Relay:
             metrics.RELAY_ERRORS.labels(self._service).inc()
             raise page.error
 
-    async def _measure(self, tx: Tx, producer: KafkaWriter) -> None:
-        """Look after the gauges, and whether Kafka answers."""
-        row = await tx.fetchrow(_OLDEST)
-        metrics.OUTBOX_ROWS.labels(self._service).set(row["rows"] if row else 0)
-        metrics.OUTBOX_AGE_SECONDS.labels(self._service).set(float(row["age"] or 0) if row else 0)
+    async def _ask(self, producer: KafkaWriter) -> None:
+        """See whether Kafka answers."""
         try:
             async with asyncio.timeout(self.answer_s / 2):
                 answered = await producer.answers()
@@ -335,12 +352,14 @@ class _Page:
 
     async def finish(self) -> None:
         """Await every acknowledgement."""
-        outcomes = await asyncio.gather(*(future for _, future in self.sent), return_exceptions=True)
-        for (row, _), outcome in zip(self.sent, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
-                self.failed(row, outcome)
-            else:
+        if waits := [future for _, future in self.sent if not future.done()]:
+            await asyncio.wait(waits)
+        for row, future in self.sent:
+            error = asyncio.CancelledError() if future.cancelled() else future.exception()
+            if error is None:
                 self.done.append(row)
+            else:
+                self.failed(row, error)
 
     def failed(self, row: Row, error: BaseException) -> None:
         """Note an error: Kafka will never take this row, or the page must be sent again."""
@@ -361,8 +380,11 @@ def _sendable(packed: bytes) -> list[tuple[str, bytes | None]]:
 
     Only a dead letter can have such a name; its failed_jobs row keeps the original.
     """
+    found = unpack_headers(packed)
+    with contextlib.suppress(UnicodeDecodeError):
+        return [(name.decode(), value) for name, value in found]
     headers: list[tuple[str, bytes | None]] = []
-    for name, value in unpack_headers(packed):
+    for name, value in found:
         try:
             headers.append((name.decode(), value))
         except UnicodeDecodeError:

@@ -7,7 +7,7 @@ one transaction.
 
 import asyncio
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -15,8 +15,7 @@ from functools import partial
 from itertools import groupby
 from math import inf
 from random import Random
-from typing import Any, Final
-from uuid import UUID
+from typing import Final
 
 from shared import telemetry
 from shared.clock import Clock
@@ -25,13 +24,14 @@ from shared.errors import Permanent
 from shared.messaging import metrics
 from shared.messaging import retry_statements as statements
 from shared.messaging.consumer import Consumer
+from shared.messaging.deadline import cut_off
 from shared.messaging.decode import Item, decode
-from shared.messaging.failed import Failure, dead_letter, error_entry, fingerprint, judge
+from shared.messaging.failed import Failure, Lane, dead_letter, fingerprint, judge, settle_heads
 from shared.messaging.fuse import Fuse
-from shared.messaging.handling import run
-from shared.messaging.lane import LOCK_LANE, Lanes, cut_off, happens, lane_space
+from shared.messaging.handling import Pace, run
+from shared.messaging.lane import Lanes, happens, lane_of_row, lock_lane
 from shared.messaging.outbox import Message, Outbox
-from shared.messaging.record import Record, lane_of, record_from_row
+from shared.messaging.record import record_from_row
 
 _log = logging.getLogger(__name__)
 
@@ -39,9 +39,15 @@ _log = logging.getLogger(__name__)
 class Retries:
     """Runs one consumer's waiting rows."""
 
-    idle_s: Final = 1.0
+    idle_s: Final = 2.0
+    count_s: Final = 5.0
+    """How soon it shows what others did with this consumer's rows."""
+    count_share: Final = 20
+    """Counting, where there is much to count, takes one such part of the time at most."""
     linger_s: Final = 0.01
     largest_batch: Final = 200
+    largest_bytes: Final = 8 * 1_048_576
+    page_rows: Final = 1000
 
     def __init__(  # noqa: PLR0917 - wired in one place, shared.service
         self,
@@ -61,12 +67,15 @@ class Retries:
         self._fuse = fuse
         self._clock = clock
         self._random = random
+        self._pace = Pace()
         self._woken = asyncio.Event()
         self._never = asyncio.Event()
+        self._changed = True  # since the rows were counted
         self._counted_at = -inf
-        self._running: dict[tuple[str, int, int], asyncio.Task[None]] = {}
+        self._count_from = -inf
+        self._running: dict[Lane, asyncio.Task[None]] = {}
         self._about = {"consumer": consumer.name}
-        lanes.parked = self._woken.set
+        lanes.parked = self._wake
 
     async def run(self) -> None:
         """Retry until cancelled."""
@@ -74,8 +83,7 @@ class Retries:
         try:
             while True:
                 self._woken.clear()
-                await self._lanes.rerun(self._turn, self._never)
-                pause_s = await self._lanes.rerun(self._pause, self._never)
+                pause_s = await self._lanes.rerun(self._turn, self._never)
                 await happens(self._woken, pause_s)
                 await asyncio.sleep(self.linger_s)  # one turn for all that ended or parked meanwhile
         finally:
@@ -84,43 +92,63 @@ class Retries:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _turn(self) -> None:
-        """Start what is due, each lane by itself: one that is slow keeps no other waiting."""
+    def _wake(self) -> None:
+        self._changed = True
+        self._woken.set()
+
+    async def _turn(self) -> float:
+        """Start what is due, each lane by itself: one that is slow keeps no other waiting.
+
+        Returns how long to wait: until the next due time, idle_s at most. What is parked here wakes it at once.
+        """
         await self._count()
+        now = self._clock()
         async with self._db.read() as tx:
+            look = await tx.fetchrow(statements.LOOK, consumer=self._consumer.name, now=now)
             if not self._fuse.is_open:
-                due = await tx.fetch(statements.DUE, consumer=self._consumer.name, now=self._clock())
+                due = await self._due(tx) if look is not None and look["due"] else []
             elif self._fuse.take_probe():
                 due = await tx.fetch(statements.OLDEST, consumer=self._consumer.name)
             else:
                 due = []
         probe = self._fuse.is_open
-        lanes: defaultdict[tuple[str, int, int], list[Row]] = defaultdict(list)
+        lanes: defaultdict[Lane, list[Row]] = defaultdict(list)
         for row in due:
-            lanes[row["topic"], row["partition"], _lane(row)].append(row)
+            lanes[lane_of_row(row)].append(row)
         idle = [(lane, rows) for lane, rows in lanes.items() if lane not in self._running]
         if probe and not idle:
             self._fuse.unspent()
         for lane, rows in idle:
             task = self._running[lane] = asyncio.create_task(self._run_lane(rows, probe=probe))
             task.add_done_callback(partial(self._ended, lane))
+        next_at = None if look is None or probe else look["next_at"]
+        return self.idle_s if next_at is None else min(self.idle_s, max(0.0, (next_at - self._clock()).total_seconds()))
 
-    def _ended(self, lane: tuple[str, int, int], task: asyncio.Task[None]) -> None:
+    async def _due(self, tx: Tx) -> list[Row]:
+        """Return a page of due rows, one that has rows of an idle lane where any has: a busy lane hides no other."""
+        last: Row | None = None
+        while True:
+            page = await tx.fetch(
+                statements.DUE,
+                consumer=self._consumer.name,
+                now=self._clock(),
+                after_due=last and last["due_at"],
+                after_offset=last and last["record_offset"],
+                after_id=last and last["id"],
+                rows=self.page_rows,
+            )
+            if len(page) < self.page_rows or any(lane_of_row(row) not in self._running for row in page):
+                return page
+            last = page[-1]
+
+    def _ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
         del self._running[lane]
         if task.cancelled():
             return
         if (error := task.exception()) is not None:
             _log.error("retries_broken", exc_info=error, extra=self._about)
         else:
-            self._woken.set()  # what broke runs again with the next turn, not at once
-
-    async def _pause(self) -> float:
-        """Return how long to wait: until the next due time, a second at most."""
-        async with self._db.read() as tx:
-            due = await tx.fetchval(statements.NEXT_DUE, consumer=self._consumer.name, now=self._clock())
-        if due is None or self._fuse.is_open:
-            return self.idle_s
-        return min(self.idle_s, max(0.0, (due - self._clock()).total_seconds()))
+            self._wake()  # what broke runs again with the next turn, not at once
 
     async def _run_lane(self, rows: Sequence[Row], *, probe: bool) -> None:
         """Run a lane's due rows, and then, deeper with each round, what waits behind them."""
@@ -135,7 +163,7 @@ class Retries:
             depth = min(depth * 4, self.largest_batch)
 
     async def _settle(self, rows: Sequence[Row], depth: int, *, probe: bool) -> list[Row]:
-        """Run the rows and up to `depth` of each key; return those whose key has more to run."""
+        """Run the rows and up to `depth` of each key; return the rows that this freed, the next of their keys."""
         tried: list[Row] = []
         try:
             return await self._lanes.rerun(partial(self._together, rows, depth, tried, probe=probe), self._never)
@@ -154,11 +182,11 @@ class Retries:
 
     async def _together(self, rows: Sequence[Row], depth: int, tried: list[Row], *, probe: bool) -> list[Row]:
         """Run them in one transaction; `tried` then holds the rows that it ran, should it raise."""
-        place = self._place(rows[0])
+        lane = lane_of_row(rows[0])
         async with cut_off(self._db, self._lanes.deadline_s) as turn, self._db.transaction() as tx:
-            await tx.execute(LOCK_LANE, space=lane_space(*place.values()), lane=_lane(rows[0]))
+            await lock_lane(tx, lane)
             now = self._clock()
-            claimed = await self._claim(tx, rows, place, depth, None if probe else now)
+            claimed = await self._claim(tx, rows, lane, depth, None if probe else now)
             tried[:] = [row for row, _ in claimed]
             row_of = {id(item): row for row, item in claimed}
             paused = probe or self._fuse.is_open  # then an attempt does not count
@@ -168,39 +196,37 @@ class Retries:
 
             runnable = [item for _, item in claimed if item.failure is None]
             with telemetry.processing(self._consumer.name, [item.record for item in runnable]):
-                ran = await run(tx, runnable, judge_row, turn, self._consumer.policy.fuse_keys)
+                ran = await run(tx, runnable, judge_row, turn, self._consumer.policy.fuse_keys, self._pace)
             broken = [(item, judge_row(item, _StillBroken(item.failure))) for _, item in claimed if item.failure]
             done = [row_of[id(item)] for item in ran.done]
             failed = [(row_of[id(item)], failure) for item, failure in (*ran.failed, *broken)]
             if done:
                 await tx.execute(statements.RESOLVE, ids=[row["id"] for row in done], now=now)
             await self._fail(tx, failed, now)
-            if keys := list({row["key"] for row, _ in claimed if row["key"] is not None}):
-                await tx.execute(statements.FREE_NEXT, **place, keys=keys, now=now)
+            freed = await settle_heads(tx, lane, {row["key"]: now for row in rows if row["key"] is not None}, now)
             await self._outbox.add(tx, ran.events, self._letters(failed))
         if probe and not claimed:
             self._fuse.unspent()
         self._tell(done, failed, now)
-        reached = Counter(row["key"] for row in done if row["key"] is not None)
-        return [row for row in rows if reached[row["key"]] == depth]
+        return freed
 
     async def _claim(
-        self, tx: Tx, rows: Sequence[Row], place: dict[str, Any], depth: int, now: datetime | None
+        self, tx: Tx, rows: Sequence[Row], lane: Lane, depth: int, now: datetime | None
     ) -> list[tuple[Row, Item]]:
         """Return the rows to run: each key's lowest, as far as they wait and are due (without `now`, due or not)."""
         found = await tx.fetch(
             statements.CLAIM,
-            **place,
+            consumer=lane[0],
+            topic=lane[1],
+            partition=lane[2],
             keys=list({row["key"] for row in rows if row["key"] is not None}),
             unkeyed=[row["id"] for row in rows if row["key"] is None],
             depth=depth,
+            bytes=self.largest_bytes,
         )
         claimed: list[tuple[Row, Item]] = []
-        heads: set[UUID] = set()
         for key, some in groupby(found, key=lambda row: row["key"]):
             for n, row in enumerate(some):
-                if n == 0:
-                    heads.add(row["id"])
                 ripe = now is None or row["due_at"] is None or row["due_at"] <= now
                 if row["status"] != "waiting" or not ripe:
                     if key is not None:
@@ -211,9 +237,6 @@ class Retries:
                     claimed.append((row, item))
                 if item.failure is not None and key is not None:
                     break  # what follows it waits for its fate
-        # Only a head has a due time. Where another row has one, an older row of its key came back.
-        if stale := [row["id"] for row in rows if row["key"] is not None and row["id"] not in heads]:
-            await tx.execute(statements.NOT_DUE, ids=stale)
         return claimed
 
     def _item(self, row: Row) -> Item:
@@ -236,33 +259,33 @@ class Retries:
         return failure
 
     async def _fail(self, tx: Tx, failed: Sequence[tuple[Row, Failure]], now: datetime) -> None:
-        for row, failure in failed:
-            await tx.execute(
-                statements.FAIL,
-                id=row["id"],
-                status=failure.status,
-                attempts=failure.attempts,
-                due_at=failure.due_at,
-                code=failure.code,
-                message=failure.message,
-                print=fingerprint(self._consumer.name, row["job_type"], failure),
-                now=now,
-                entry=[error_entry(failure, now)],
-            )
+        if not failed:
+            return
+        await tx.execute(
+            statements.FAIL,
+            now=now,
+            ids=[row["id"] for row, _ in failed],
+            statuses=[failure.status for _, failure in failed],
+            attempts=[failure.attempts for _, failure in failed],
+            due=[failure.due_at for _, failure in failed],
+            codes=[failure.code for _, failure in failed],
+            messages=[failure.message for _, failure in failed],
+            prints=[fingerprint(self._consumer.name, row["job_type"], failure) for row, failure in failed],
+        )
 
     async def _fail_alone(self, row: Row, error: Exception, *, probe: bool) -> None:
         """Record that a row's transaction cannot be committed."""
         now = self._clock()
-        place = self._place(row)
+        lane = lane_of_row(row)
         async with self._db.transaction() as tx:
-            await tx.execute(LOCK_LANE, space=lane_space(*place.values()), lane=_lane(row))
-            found = await self._claim(tx, [row], place, 1, None if probe else now)
+            await lock_lane(tx, lane)
+            found = await self._claim(tx, [row], lane, 1, None if probe else now)
             if not found or found[0][0]["id"] != row["id"] or found[0][0]["attempts"] != row["attempts"]:
                 return  # another replica dealt with it meanwhile: the key's lowest is no longer what failed
             failed = [(found[0][0], self._judge(found[0][0], error, now, paused=probe or self._fuse.is_open))]
             await self._fail(tx, failed, now)
             if row["key"] is not None:
-                await tx.execute(statements.FREE_NEXT, **place, keys=[row["key"]], now=now)
+                await settle_heads(tx, lane, {row["key"]: now}, now)
             await self._outbox.add(tx, (), self._letters(failed))
         self._tell([], failed, now)
 
@@ -291,9 +314,6 @@ class Retries:
             metrics.RETRIES.labels(self._consumer.name, "done").inc(len(done))
             self._fuse.succeeded(len(done))
 
-    def _place(self, row: Row) -> dict[str, Any]:
-        return {"consumer": self._consumer.name, "topic": row["topic"], "partition": row["partition"]}
-
     async def _release_known(self) -> None:
         """Let run what was held for a version that this code now knows."""
         async with self._db.transaction() as tx:
@@ -305,11 +325,14 @@ class Retries:
 
     async def _count(self) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._counted_at < self.idle_s:
+        if now < self._count_from or not (self._changed or now - self._counted_at >= self.count_s):
             return
-        self._counted_at = now
+        self._changed, self._counted_at = False, now
+        self._count_from = now + self.idle_s
         async with self._db.read() as tx:
             found = await tx.fetch(statements.COUNTS, consumer=self._consumer.name)
+        took_s = asyncio.get_running_loop().time() - now
+        self._count_from = now + max(self.idle_s, self.count_share * took_s)
         rows = {row["status"]: row["rows"] for row in found}
         self._lanes.waiting = rows.get("waiting", 0)
         self._lanes.due = sum(row["due"] for row in found if row["status"] == "waiting")
@@ -325,8 +348,3 @@ class _StillBroken(Permanent):
         super().__init__(failure.message)
         self.code = failure.code  # pyright: ignore[reportAttributeAccessIssue]
         self.held = failure.status == "held"
-
-
-def _lane(row: Row) -> int:
-    record = Record(row["topic"], row["partition"], row["record_offset"], row["key"], None, ())
-    return lane_of(record, Lanes.count)

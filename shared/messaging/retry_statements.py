@@ -6,19 +6,26 @@ from sqlalchemy import text
 
 DUE: Final = text(
     """
-    select id, topic, partition, key, record_offset, due_at, attempts from failed_jobs
+    select id, consumer, topic, partition, key, record_offset, due_at, attempts from failed_jobs
     where consumer = :consumer and status = 'waiting' and due_at <= :now
-    order by due_at limit 1000
+      and (cast(:after_id as uuid) is null
+           or (due_at, record_offset, id) > (cast(:after_due as timestamptz), cast(:after_offset as bigint), :after_id))
+    order by due_at, record_offset, id limit :rows
     """
 )
-NEXT_DUE: Final = text(
-    "select min(due_at) from failed_jobs where consumer = :consumer and status = 'waiting' and due_at > :now"
+LOOK: Final = text(
+    """
+    select exists(select from failed_jobs
+                  where consumer = :consumer and status = 'waiting' and due_at <= :now) as due,
+           (select min(due_at) from failed_jobs
+            where consumer = :consumer and status = 'waiting' and due_at > :now) as next_at
+    """
 )
 # By due time, which a failed probe moves: one head that never works must not take every probe.
 OLDEST: Final = text(
     """
-    select id, topic, partition, key, record_offset, due_at, attempts from failed_jobs
-    where consumer = :consumer and status = 'waiting' and due_at is not null order by due_at, failed_at limit 1
+    select id, consumer, topic, partition, key, record_offset, due_at, attempts from failed_jobs
+    where consumer = :consumer and status = 'waiting' and due_at is not null order by due_at, record_offset, id limit 1
     """
 )
 COUNTS: Final = text(
@@ -29,17 +36,25 @@ COUNTS: Final = text(
     where consumer = :consumer and status in ('waiting', 'held', 'dead') group by status
     """
 )
-# The lane's lock is held: nobody else changes these rows.
+# The lane's lock is held: nobody else changes these rows. What is over the limit of bytes runs in the next turn.
 CLAIM: Final = text(
     """
-    select f.* from unnest(cast(:keys as bytea[])) k(key) cross join lateral (
-        select * from failed_jobs
-        where consumer = :consumer and topic = :topic and partition = :partition and key = k.key
-          and status in ('waiting', 'held')
-        order by record_offset limit :depth
-    ) f
-    union all
-    select * from failed_jobs where id = any(cast(:unkeyed as uuid[])) and status = 'waiting'
+    select * from (
+        select *, row_number() over place as n, sum(coalesce(octet_length(value), 0) + 100) over place as total
+        from (
+            select f.* from unnest(cast(:keys as bytea[])) k(key) cross join lateral (
+                select * from failed_jobs
+                where consumer = :consumer and topic = :topic and partition = :partition and key = k.key
+                  and status in ('waiting', 'held')
+                order by record_offset limit :depth
+            ) f
+            union all
+            select * from failed_jobs where id = any(cast(:unkeyed as uuid[])) and status = 'waiting'
+        ) found
+        window place as (order by key, record_offset, id rows unbounded preceding)
+    ) sized
+    where total <= :bytes or n = 1
+    order by n
     """
 )
 RESOLVE: Final = text(
@@ -51,25 +66,15 @@ RESOLVE: Final = text(
 )
 FAIL: Final = text(
     """
-    update failed_jobs set status = :status, attempts = :attempts, due_at = :due_at, error_code = :code,
-           error_message = :message, fingerprint = :print, updated_at = :now,
-           errors = jsonb_path_query_array(errors, '$[last - 18 to last]') || cast(:entry as jsonb)
-    where id = :id
+    update failed_jobs f set status = r.status, attempts = r.attempts, due_at = r.due_at, error_code = r.code,
+           error_message = r.message, fingerprint = r.fingerprint, updated_at = :now,
+           errors = jsonb_path_query_array(f.errors, '$[last - 18 to last]') || jsonb_build_array(jsonb_build_object(
+               'at', cast(:now as timestamptz), 'code', r.code, 'message', r.message))
+    from unnest(cast(:ids as uuid[]), cast(:statuses as text[]), cast(:attempts as int[]),
+                cast(:due as timestamptz[]), cast(:codes as text[]), cast(:messages as text[]),
+                cast(:prints as text[])) r(id, status, attempts, due_at, code, message, fingerprint)
+    where f.id = r.id
     """
-)
-FREE_NEXT: Final = text(
-    """
-    update failed_jobs set due_at = :now, updated_at = :now
-    where status = 'waiting' and due_at is null and id in (
-        select distinct on (key) id from failed_jobs
-        where consumer = :consumer and topic = :topic and partition = :partition
-          and key = any(cast(:keys as bytea[])) and status in ('waiting', 'held')
-        order by key, record_offset
-    )
-    """
-)
-NOT_DUE: Final = text(
-    "update failed_jobs set due_at = null where id = any(cast(:ids as uuid[])) and status = 'waiting'"
 )
 RELEASE_KNOWN: Final = text(
     """

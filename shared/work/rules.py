@@ -36,7 +36,7 @@ class Policy:
 
     concurrency: int = 16
     lease_s: float = 30.0
-    poll_s: float = 1.0
+    poll_s: float = 2.0
     base_s: float = 1.0
     cap_s: float = 300.0
     max_attempts: int = 8

@@ -43,10 +43,10 @@ CLAIMABLE: Final = """
             select lane from {table} where status in ('claimed', 'started') and lane is not null)))
     order by due_at, id limit :candidates for update skip locked"""
 CLAIM: Final = "update {table} set status = 'claimed', token = :token, lease_until = :until where id = any(:ids)"
-NEXT_DUE: Final = """
-    select least(
+LOOK: Final = """
+    select exists(select from {table} where status = 'pending' and due_at <= :now and {only}) as ready, least(
         (select min(due_at) from {table} where status = 'pending' and due_at > :now and {only}),
-        (select min(until) from work_pauses where kind = :kind and until > :now))"""
+        (select min(until) from work_pauses where kind = :kind and until > :now)) as next_at"""
 PAUSE: Final = """
     insert into work_pauses as known (kind, lane, until) values (:kind, :lane, :until)
     on conflict (kind, lane) do update set until = greatest(known.until, excluded.until)"""

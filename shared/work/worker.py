@@ -114,7 +114,7 @@ class Worker:
         self._serialise = self._sql(table.SERIALISE)
         self._claimable = self._sql(table.CLAIMABLE)
         self._claim_rows = self._sql(table.CLAIM)
-        self._next_due = self._sql(table.NEXT_DUE)
+        self._look_at = self._sql(table.LOOK)
         self._start_row = self._sql(table.START)
         self._renew_rows = self._sql(table.RENEW)
         self._release_row = self._sql(table.RELEASE)
@@ -182,12 +182,15 @@ class Worker:
         if self._keep_at is None or now >= self._keep_at:
             await self._keep(now)
             self._keep_at = now + timedelta(seconds=self._policy.lease_s / 3)
+        ready, rest_s = await self._look(now)
+        if not ready:
+            return rest_s
         while (free := self._policy.concurrency - len(self._flights)) > 0:
             rows, token, more = await self._claim(now, free)
             for row in rows:
                 self._launch(row, token)
             if not more and len(self._flights) < self._policy.concurrency:
-                return await self._rest_s(now)
+                return (await self._look(now))[1]
         return self._policy.poll_s
 
     async def _claim(self, now: datetime, free: int) -> tuple[list[Row], UUID, bool]:
@@ -202,10 +205,13 @@ class Worker:
                 await tx.execute(self._claim_rows, token=token, until=until, ids=[row["id"] for row in rows])
         return rows, token, bool(rows) and len(candidates) == limit
 
-    async def _rest_s(self, now: datetime) -> float:
+    async def _look(self, now: datetime) -> tuple[bool, float]:
+        """Return whether a row is due, and in how many seconds the next one will be, or its lane is free again."""
         async with self._door.read() as tx:
-            due = await tx.fetchval(self._next_due, now=now, kind=self._work.kind)
-        return self._policy.poll_s if due is None else min(self._policy.poll_s, (due - now).total_seconds())
+            found = await tx.fetchrow(self._look_at, now=now, kind=self._work.kind)
+        if found is None or found["next_at"] is None:
+            return found is None or found["ready"], self._policy.poll_s
+        return found["ready"], min(self._policy.poll_s, (found["next_at"] - now).total_seconds())
 
     def _launch(self, row: Row, token: UUID) -> None:
         task = asyncio.create_task(self._fly(row, token), name=f"{self.name} {row['id']}")

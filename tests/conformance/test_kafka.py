@@ -98,7 +98,6 @@ async def test_offsets_tell_where_a_partition_begins_and_ends(backend: Any) -> N
         assert sorted(end.values()) == [0, 5]
         (full,) = (name for name in end if end[name])
         assert member.following[full] == 5
-        assert member.reader.highwater(full) == 5
 
 
 async def test_what_was_read_is_read_again_after_a_seek_back(backend: Any) -> None:

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -70,10 +71,9 @@ class MemoryReader:
         self._name = member
         self._id = ""
         self._generation = -1
-        self._assigned: set[TopicPartition] = set()
+        self._assigned: dict[TopicPartition, None] = {}  # a set whose order is the same in every process
         self._positions: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
-        self._ends: dict[TopicPartition, int] = {}
         self._topics: tuple[str, ...] = ()
         self._listener: ConsumerRebalanceListener | None = None
         self._task: asyncio.Task[None] | None = None
@@ -106,8 +106,8 @@ class MemoryReader:
                 self._id, future = await self._kafka.ask(lambda: self._group.join(self._id, self._name, self._topics))
                 self._generation, names = await future
                 prepared = False
-                self._assigned, self._positions, self._paused = set(names), {}, set()
-                await _call(self._listener and self._listener.on_partitions_assigned, set(names))
+                self._assigned, self._positions, self._paused = dict.fromkeys(names), {}, set()
+                await _call(self._listener and self._listener.on_partitions_assigned, self._assigned.keys())
                 while await self._beat():  # noqa: ASYNC110 - heartbeats are by the clock
                     await asyncio.sleep(self._kafka.heartbeat_s)
             except KafkaError:
@@ -118,7 +118,9 @@ class MemoryReader:
 
     async def _let_go(self) -> None:
         """Tell the listener, and keep the session alive meanwhile."""
-        telling = asyncio.create_task(_call(self._listener and self._listener.on_partitions_revoked, self._assigned))
+        telling = asyncio.create_task(
+            _call(self._listener and self._listener.on_partitions_revoked, self._assigned.keys())
+        )
         while not telling.done():
             await asyncio.wait((telling,), timeout=self._kafka.heartbeat_s)
             with contextlib.suppress(KafkaError):
@@ -157,7 +159,6 @@ class MemoryReader:
             raise NoOffsetForPartitionError(partition)
         if not log.first <= position <= log.end:
             raise OffsetOutOfRangeError({partition: position})
-        self._ends[partition] = log.end
         found = [one for one in log.entries if after(one) > position][:limit]
         for index, one in enumerate(found):
             if isinstance(one, Unreadable):
@@ -182,10 +183,6 @@ class MemoryReader:
     def _ours(self, partition: TopicPartition) -> None:
         if partition not in self._assigned:
             raise IllegalStateError(f"No current assignment for partition {partition}")
-
-    def highwater(self, partition: TopicPartition) -> int | None:
-        self._ours(partition)
-        return self._ends.get(partition)
 
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         return await self._kafka.ask(lambda: {one: self._kafka.logs[one].first for one in partitions})
@@ -218,7 +215,7 @@ class MemoryWriter:
         self._kafka = kafka
         self.client_id = client_id
         self._pipes: dict[TopicPartition, _Pipe] = {}
-        self._open: set[asyncio.Future[Sent]] = set()
+        self._open: dict[asyncio.Future[Sent], None] = {}  # ordered, which a set of futures is not
         self._gone = False
 
     async def start(self) -> None:
@@ -237,8 +234,8 @@ class MemoryWriter:
         number = self._kafka.choose(topic, key)
         packed = tuple((name.encode(), one) for name, one in headers)
         future: asyncio.Future[Sent] = asyncio.get_running_loop().create_future()
-        self._open.add(future)
-        future.add_done_callback(self._open.discard)
+        self._open[future] = None
+        future.add_done_callback(self._open.pop)
         pipe = self._pipes.setdefault(TopicPartition(topic, number), _Pipe())
         pipe.queue.append((Record(topic, number, -1, key, value, packed), future))
         self._push(pipe)
@@ -316,7 +313,7 @@ class MemoryWriter:
         self._gone = True
 
 
-async def _call(callback: Any, names: set[TopicPartition]) -> None:
+async def _call(callback: Any, names: AbstractSet[TopicPartition]) -> None:
     """Call a listener, which may be a coroutine; what it raises is swallowed, as aiokafka does."""
     if callback is not None:
         with contextlib.suppress(Exception):

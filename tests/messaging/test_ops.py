@@ -12,7 +12,7 @@ from shared.contracts.api import ActionAudited
 from shared.contracts.base import Event
 from shared.db import Tx
 from shared.errors import Conflict, Invalid, NotFound, Permanent
-from shared.messaging.lane import LOCK_LANE, Lanes, lane_space
+from shared.messaging.lane import Lanes, lock_lane
 from shared.messaging.record import Record, lane_of
 from tests.conftest import eventually
 from tests.messaging.harness import FAST, Deposited, Probe, record_effect
@@ -70,7 +70,7 @@ async def test_a_discard_waits_for_what_is_parking_behind_the_row_and_frees_it(p
     (job,) = await probe.jobs()
     lane = lane_of(Record(job["topic"], job["partition"], 0, b"a", None, ()), Lanes.count)
     async with probe.db.transaction() as tx:
-        await tx.execute(LOCK_LANE, space=lane_space(probe.name, job["topic"], job["partition"]), lane=lane)
+        await lock_lane(tx, (probe.name, job["topic"], job["partition"], lane))
         discard = asyncio.create_task(probe.act(lambda tx: probe.failed_jobs.discard(tx, job["id"], "me", "seen")))
         await eventually(lambda: _somebody_waits_for_a_lock(probe))
         await tx.execute(

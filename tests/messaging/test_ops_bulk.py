@@ -17,7 +17,7 @@ from shared.db import Tx
 from shared.errors import Conflict, Invalid, Permanent
 from shared.messaging.consumer import Consumer
 from shared.messaging.door import Door
-from shared.messaging.lane import LOCK_LANE, lane_space
+from shared.messaging.lane import lock_lane
 from shared.messaging.ops import Bulk, By, Edit, FailedJobs, Filter, Runs
 from shared.messaging.ops.bulk import Order
 from shared.messaging.outbox import Outbox
@@ -213,8 +213,7 @@ async def test_a_run_whose_process_died_goes_on_elsewhere_where_it_stood(probe: 
     order = Order("retry", DEAD, "me")
     run = await desk.start(order)
     async with probe.db.transaction() as tx:  # the last lane is locked: the run cannot get past it
-        lane = lane_space(probe.name, probe.topic.name, 0)
-        await tx.execute(LOCK_LANE, space=lane, lane=3)
+        await lock_lane(tx, (probe.name, probe.topic.name, 0, 3))
         task = asyncio.create_task(desk.runs.run())
         await eventually(lambda: _progress(desk, run, 1400))
         task.cancel()

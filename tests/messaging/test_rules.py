@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from aiokafka.partitioner import DefaultPartitioner
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -15,6 +16,7 @@ from shared.messaging.consumer import Consumer, Policy
 from shared.messaging.decode import decode
 from shared.messaging.failed import judge
 from shared.messaging.fuse import Fuse
+from shared.messaging.kafka import Partitioner
 from shared.messaging.record import Headers, Record, headers_of, pack_headers, unpack_headers
 from tests.conftest import ManualClock
 from tests.messaging.harness import Deposited, Probe, record_effect
@@ -158,3 +160,12 @@ async def test_inbox_days_are_made_and_dropped(probe: Probe) -> None:
         for time in (edge - timedelta(days=inbox.KEEP_DAYS - 1), edge + timedelta(days=inbox.AHEAD_DAYS - 1)):
             assert inbox.in_window(time, edge)
     assert f"inbox_{inbox.day_of(now - timedelta(days=inbox.KEEP_DAYS - 1)):%Y%m%d}" in before
+
+
+@given(st.none() | st.binary(max_size=40), st.integers(1, 16))
+def test_a_key_goes_to_the_partition_that_every_other_client_chooses(key: bytes | None, partitions: int) -> None:
+    every = list(range(partitions))
+    if key is None:
+        assert Partitioner()(key, every, every[:1]) == 0, "any that is there"
+    else:
+        assert Partitioner()(key, every, every) == DefaultPartitioner()(key, every, every)

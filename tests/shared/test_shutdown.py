@@ -20,7 +20,7 @@ from shared.http import Caller
 from shared.messaging.consumer import Consumer
 from shared.messaging.delivery import Delivery
 from shared.messaging.record import headers_of
-from shared.process import run
+from shared.process import http_server, run
 from shared.service import Environment, Service, StopBudget
 from shared.settings import SharedSettings
 from shared.work.rules import Policy
@@ -114,3 +114,18 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def test_a_server_told_to_exit_waits_for_no_tick() -> None:
+    server = http_server(answers_nothing, "127.0.0.1", 0)
+    server.tick_s = 3600  # type: ignore[misc]
+    serving = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started)
+    server.should_exit = True
+    async with asyncio.timeout(10):
+        await serving
+    assert server.should_exit
+
+
+async def answers_nothing(scope: object, receive: object, send: object) -> None:
+    del scope, receive, send

@@ -556,3 +556,14 @@ def environment_free_work() -> Work:
         return Performed()
 
     return Work(kind="chore", table="chores", perform=perform, on_unknown="look_up")
+
+
+async def test_a_worker_with_nothing_to_do_waits_for_no_lock_and_a_due_row_for_no_second_look(bench: Bench) -> None:
+    worker = bench.worker()
+    await bench.add("later", due_in_s=0.5)
+    async with bench.database.transaction() as other:
+        await other.execute(worker._serialise)
+        assert 0 < await worker.turn() <= 0.5
+    bench.clock.advance(1)
+    await bench.run(worker)
+    assert len(bench.performed) == 1

@@ -16,9 +16,10 @@ from uuid import UUID
 from sqlalchemy import text
 
 from shared.db import Row, Tx
-from shared.messaging.failed import NOTES
+from shared.messaging.failed import NOTES, Lane, settle_heads
+from shared.messaging.lane import lane_of_row, lock_lane
 from shared.messaging.ops.jobs import FailedJobs
-from shared.messaging.ops.rows import BRIEF, CHOSEN, Filter, lane_of_row, lock_lane, settle_heads
+from shared.messaging.ops.rows import BRIEF, CHOSEN, Filter
 
 Verb = Literal["retry", "discard"]
 
@@ -157,7 +158,7 @@ class Bulk:
         self,
         tx: Tx,
         order: Order,
-        lane: tuple[str, str, int, int],
+        lane: Lane,
         rows: Sequence[Row],
         places: dict[UUID, int],
         start: datetime,

@@ -24,8 +24,9 @@ from shared.errors import Conflict, Invalid, NotFound
 from shared.messaging.consumer import Consumer
 from shared.messaging.decode import Item, decode
 from shared.messaging.door import Done
-from shared.messaging.failed import NOTES, Failure, Parked, park
-from shared.messaging.ops.rows import BRIEF, BRIEF_NAMES, CHOSEN, OPEN, By, Filter, lane_of_row, lock_lane, settle_heads
+from shared.messaging.failed import NOTES, Failure, Parked, park, settle_heads
+from shared.messaging.lane import lane_of_row, lock_lane
+from shared.messaging.ops.rows import BRIEF, BRIEF_NAMES, CHOSEN, OPEN, By, Filter
 from shared.messaging.record import Record, record_from_row, unpack_headers
 
 EDITED: Final = "EDITED"

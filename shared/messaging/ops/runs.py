@@ -96,7 +96,7 @@ class Runs:
     """Keeps a service's runs and carries them out. `run()` until cancelled."""
 
     name = "operations"
-    poll_s: Final = 2.0
+    poll_s: Final = 5.0
     lease_s: Final = 15.0
     beat_s = 3.0
     again_s = 3.0
@@ -207,7 +207,7 @@ class Runs:
     async def _turn(self) -> None:
         while len(self._tasks) < self.at_once:
             try:
-                async with self._door.transaction() as tx:
+                async with self._door.read() as tx:  # one statement is a transaction of its own
                     now = self._clock()
                     until = now + timedelta(seconds=self.lease_s)
                     found = await tx.fetchrow(_CLAIM, token=uuid4(), until=until, runner=self._runner, now=now)
