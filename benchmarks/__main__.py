@@ -1,6 +1,6 @@
 """`make bench`: run all benchmarks, or those named, print a table and write `.bench/<name>.json`.
 
-python -m benchmarks [detection market messaging latency gateway memory]
+python -m benchmarks [detection market messaging latency gateway payment memory]
 """
 
 import asyncio
@@ -20,6 +20,7 @@ ALL: Final = {
     "messaging": "benchmarks.messaging.all",
     "latency": "benchmarks.alert_latency",
     "gateway": "benchmarks.gateway",
+    "payment": "benchmarks.payment",
     "memory": "benchmarks.memory",
 }
 FOLDER: Final = Path(".bench")

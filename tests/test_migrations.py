@@ -43,8 +43,9 @@ select format('index %s', pg_get_indexdef(i.indexrelid)) from tables t join pg_i
 union all
 select format('partitions of %s: %s', t.relname, pg_get_partkeydef(t.oid)) from tables t where t.relkind = 'p'
 union all
-select format('comment on %s.%s: %s', t.relname, d.objsubid, d.description)
+select format('comment on %s.%s: %s', t.relname, a.attname, d.description)
 from tables t join pg_description d on d.objoid = t.oid and d.classoid = 'pg_class'::regclass
+left join pg_attribute a on a.attrelid = t.oid and a.attnum = d.objsubid and d.objsubid > 0
 union all
 select format('function %s', pg_get_functiondef(p.oid)) from pg_proc p where p.pronamespace = cast($1 as regnamespace)
 union all

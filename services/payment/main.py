@@ -109,7 +109,10 @@ def build(env: Environment) -> Service:
     ledger_store, money = LedgerStore(), MoneyStore()
     ledger = Ledger(ledger_store, service.clock)
     Payments(money, store, ledger, subscriptions, plans=plans, clock=service.clock).register(appliers)
-    manual = Manual(store, money, subscriptions, plans, ledger, grace=grace, clock=service.clock, new_id=new_id)
+    audit = Audit(service.door, clock=service.clock, new_id=new_id)
+    manual = Manual(
+        store, money, subscriptions, plans, ledger, audit=audit, grace=grace, clock=service.clock, new_id=new_id
+    )
 
     secrets = [secret.get_secret_value() for secret in settings.stripe_webhook_secrets or ()]
     webhooks = StripeWebhooks(secrets) if secrets else None
@@ -151,7 +154,7 @@ def build(env: Environment) -> Service:
             *webhook_routes.handlers(intake),
             *checkout_routes.handlers(checkouts, audit),
             *subscription_routes.handlers(subscriptions, changes, audit, service.door),
-            *ledger_routes.handlers(manual, ledger_store, service.door, clock=service.clock, new_id=new_id),
+            *ledger_routes.handlers(manual, audit, ledger_store, service.door),
         ]
     )
     _crypto(service, settings, plans, subscriptions, audit, ledger.add_coins)

@@ -28,17 +28,18 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass
-class AlertsProcess:
-    """The alerts service as a process."""
+class ServiceProcess:
+    """A service as a process."""
 
     env: dict[str, str]
     log: Path
+    module: str = "services.alerts"
     process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         with self.log.open("ab") as output:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-W", "error", "-m", "services.alerts"),
+                *(sys.executable, "-W", "error", "-m", self.module),
                 env=self.env,
                 cwd=REPOSITORY,
                 stdout=output,
@@ -79,7 +80,7 @@ class Flow:
     settings: SharedSettings
     gateway: Gateway
     detector: Service
-    alerts: AlertsProcess
+    alerts: ServiceProcess
     http: httpx.AsyncClient
     admin: asyncpg.Connection
     user_id: str = ""
@@ -196,7 +197,7 @@ async def flowing(
     environment = Environment(settings)
     gateway, detector = build_api(environment), build_detector(environment)
     gateway.neighbours["detector"] = detector.app
-    alerts = AlertsProcess(env, folder / "alerts.log")
+    alerts = ServiceProcess(env, folder / "alerts.log")
     admin = await asyncpg.connect(database_url)
     transport = httpx.ASGITransport(app=cast("Any", gateway.app))
     async with contextlib.AsyncExitStack() as stack:

@@ -30,14 +30,15 @@ from shared.work import Worker
 from tests.fakes.stripe import FakeStripe
 from tests.fakes.stripe.books import Refused
 
-PRICE = "price_pro"
-PLAN = {
-    "name": "pro",
-    "title": "Pro",
-    "price_usd": "29",
-    "entitlements": ["pro"],
-    "stripe_price": PRICE,
-}
+PLANS = [
+    {"name": "pro", "title": "Pro", "price_usd": "29", "entitlements": ["pro"], "stripe_price": "price_pro"},
+    {"name": "max", "title": "Max", "price_usd": "59", "entitlements": ["max", "pro"], "stripe_price": "price_max"},
+]
+
+
+_LEFT = """
+    select min(due_at) filter (where status = 'pending') as due_at, sum(attempts) as attempts, sum(wanted) as wanted,
+        count(*) filter (where status = 'done') as done from refreshes"""
 
 
 class AtHand:
@@ -93,12 +94,18 @@ class AtHand:
 class InProcess:
     """A built service whose outside is the test."""
 
-    service: Service
     fake: FakeStripe
+    service: Service = field(init=False)
     told: list[tuple[str, dict[str, Any]]] = field(default_factory=list[tuple[str, dict[str, Any]]])
     """(type, body) of what it told, but for its own webhooks."""
     asked: list[Any] = field(default_factory=list[Any])
     """The real adapters."""
+    ahead_s: float = 0
+    """How far its clock is ahead of the account's."""
+
+    def clock(self) -> datetime:
+        """Return the service's time."""
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=self.fake.now + self.ahead_s)
 
     async def close(self) -> None:
         """Close what is open."""
@@ -126,7 +133,9 @@ class InProcess:
         answer: dict[str, Any] = {"body": b""}
 
         async def receive() -> dict[str, Any]:
-            return sent.pop() if sent else await asyncio.Event().wait() or {}
+            if not sent:
+                await asyncio.Event().wait()
+            return sent.pop()
 
         async def send(message: Any) -> None:
             answer["status"] = message.get("status", answer.get("status"))
@@ -143,15 +152,21 @@ class InProcess:
             for status, body in await asyncio.gather(*batch):
                 assert status == 200, body
 
-    async def settle(self) -> None:
-        """Carry events and let workers work, until nothing is left to do now."""
+    async def settle(self, *, wholly: bool = False) -> None:
+        """Carry events and let workers work, until nothing is left to do now; `wholly`: nor later."""
+        before: dict[str, Any] = {}
         while True:
             carried = await self.carry()
             for worker in self.workers:
                 await worker.turn()
                 await worker.idle()
-            if not carried and not await self._due():
+            (state,) = await self.rows(_LEFT)
+            idle, before = not carried and state == before, state
+            if not idle:
+                continue
+            if not wholly or state["due_at"] is None:
                 return
+            self.ahead_s += max(1.0, (state["due_at"] - self.clock()).total_seconds() + 1)
 
     async def carry(self) -> int:
         """Hand what lies in the outbox to whom it is for; return how many there were."""
@@ -195,8 +210,9 @@ class InProcess:
 
     @property
     def askers(self) -> list[Any]:
-        """What asks Stripe: owners of workers' effects."""
-        owners = [getattr(worker._work.perform, "__self__", None) for worker in self.workers]
+        """What asks Stripe: owners of workers' effects and of jobs."""
+        effects = [worker._work.perform for worker in self.workers] + [job.run for job in self.service._jobs]
+        owners = [getattr(effect, "__self__", None) for effect in effects]
         return [owner for owner in owners if hasattr(owner, "_stripe")]
 
     def job(self, name: str) -> Any:
@@ -213,16 +229,10 @@ class InProcess:
             self.told.append((kind, json.loads(value)))
 
     async def _hear(self, event: Event) -> None:
-        for consumer in self.service.consumers:
-            if (route := consumer.routes.get(event.type)) is not None:
-                await self.service.door.publish(lambda tx: route.handler([event] if route.batch else event, tx))
-
-    async def _due(self) -> bool:
-        now = self.service.clock()
-        left = await self.rows(
-            "select count(*) as n from refreshes where status = 'pending' and due_at <= :now", now=now
-        )
-        return left[0]["n"] > 0
+        routes = [consumer.routes.get(event.type) for consumer in self.service.consumers]
+        for route in filter(None, routes):
+            given = [event] if route.batch else event
+            await self.service.door.publish(lambda tx, route=route, given=given: route.handler(given, tx))
 
 
 def started(
@@ -233,15 +243,14 @@ def started(
         "STRIPE_KEY": fake.key,
         "STRIPE_WEBHOOK_SECRETS": fake.webhook_secret,
         "STRIPE_BASE": fake.url or "http://127.0.0.1:9",
-        "STRIPE_CONCURRENCY": "16",
-        "PLANS": json.dumps([PLAN]),
+        "STRIPE_CONCURRENCY": "64",
+        "PLANS": json.dumps(PLANS),
     }
     for name, value in (wanted | settings).items():
         monkeypatch.setenv(f"OPENBELL_PAYMENT_{name}", value)
     shared = SharedSettings(database_url=database_url, kafka_bootstrap="127.0.0.1:9", database_pool_size=8)
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    service = build(Environment(shared, lambda: epoch + timedelta(seconds=fake.now), Random(1), "test"))
-    running = InProcess(service, fake)
+    running = InProcess(fake)
+    running.service = build(Environment(shared, running.clock, Random(1), "test"))
     for owner in running.askers:
         running.asked.append(owner._stripe)
         if at_hand:

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from services.payment.domain.plans import Plan, Plans
 from services.payment.domain.subscriptions import State
 from services.payment.main import build
+from services.payment.service.audit import Audit
 from services.payment.service.ledger import Ledger
 from services.payment.service.manual import Manual
 from services.payment.service.money import Payments
@@ -80,8 +81,17 @@ class Bench:
         payments.register(self.appliers)
         self.renewals = Renewals(self.store, self.subscriptions, plans, door, grace=GRACE, clock=clock)
         self.reminders = Reminders(self.money, self.store, door, clock)
+        audit = Audit(door, clock=clock, new_id=new_id)
         self.manual = Manual(
-            self.store, self.money, self.subscriptions, plans, self.ledger, grace=GRACE, clock=clock, new_id=new_id
+            self.store,
+            self.money,
+            self.subscriptions,
+            plans,
+            self.ledger,
+            audit=audit,
+            grace=GRACE,
+            clock=clock,
+            new_id=new_id,
         )
 
     async def user(self, customer: str | None = "cus_1") -> UUID:
@@ -91,6 +101,13 @@ class Bench:
         async with self.database.transaction() as tx:
             await tx.execute(added, user_id=user_id, customer=customer, at=NOW)
         return user_id
+
+    async def hear_of(self, customer: str, user_id: UUID | None = None) -> None:
+        """Have what Stripe says of a customer: nobody's, or a user's who was deleted there since."""
+        heard = text("""insert into stripe_objects (kind, id, user_id, deleted, fetched_at, changed_at)
+            values ('customer', :customer, cast(:user_id as uuid), true, :at, :at)""")
+        async with self.database.transaction() as tx:
+            await tx.execute(heard, customer=customer, user_id=user_id, at=NOW)
 
     async def run(self, use_case: Callable[[Tx], Awaitable[Sequence[Event]]]) -> list[Event]:
         async with self.database.transaction() as tx:

@@ -4,8 +4,8 @@ import csv
 import io
 import random
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,6 +19,7 @@ from sqlalchemy import text
 from services.payment.domain.ledger import Entry, Posting, Unbalanced, of_balance_transaction, of_hand, of_receipt
 from services.payment.domain.money import MOST, BadAmount, Money, UnknownCurrency, fiat, known_currencies, price
 from services.payment.service.ledger import export, harmless
+from services.payment.service.settlement import CryptoMovement
 from shared.db import Database
 from tests.payment.ledger_bench import DAY, NOW, Bench, Client, moved, served
 
@@ -262,22 +263,12 @@ async def test_movements_in_any_order_and_again_make_the_same_ledger(
     assert not await bench.rows("select 1 from ledger_postings group by entry having sum(amount) <> 0")
 
 
-@dataclass(frozen=True)
-class Coins:
-    """What crypto says of a receipt."""
-
-    reference: str
-    kind: str
-    amount: Decimal
-    worth_usd: Decimal | None
-    user_id: UUID | None = None
-    invoice_id: UUID | None = None
-    asset: str = "ETH"
-    at: datetime = NOW
+def coins(kind: str, asset: str, amount: str, decimals: int, worth: Decimal | None) -> CryptoMovement:
+    return CryptoMovement("crypto/chain/0xab/0#1", kind, None, None, asset, Decimal(amount), decimals, worth, NOW)
 
 
 async def test_coins_that_came_and_were_taken_back_leave_nothing(bench: Bench) -> None:
-    one = Coins("crypto/eth/0xab/0#1", "received", Decimal("0.010000000000000001"), Decimal("29.00"))
+    one = coins("received", "ETH", "0.010000000000000001", 18, Decimal("29.00"))
     for _ in range(2):
         async with bench.database.transaction() as tx:
             await bench.ledger.add_coins(tx, one)
@@ -288,15 +279,13 @@ async def test_coins_that_came_and_were_taken_back_leave_nothing(bench: Bench) -
         ("income:subscriptions", "USD"): -2900,
     }
     async with bench.database.transaction() as tx:
-        await bench.ledger.add_coins(tx, replace(one, reference="crypto/eth/0xab/0#1-", kind="reversed"))
+        await bench.ledger.add_coins(tx, replace(one, kind="reversed"))
     assert set((await bench.balances()).values()) == {0}
 
 
 async def test_coins_that_nobody_knows_the_reason_of_wait_for_a_person(bench: Bench) -> None:
     async with bench.database.transaction() as tx:
-        await bench.ledger.add_coins(
-            tx, Coins("crypto/btc/ab/1#1", "received", Decimal("0.00100000"), None, asset="BTC")
-        )
+        await bench.ledger.add_coins(tx, coins("received", "BTC", "0.001", 8, None))
     assert await bench.balances() == {("assets:crypto", "BTC"): 100_000, ("equity:unclassified", "BTC"): -100_000}
 
 

@@ -77,12 +77,13 @@ async def test_an_idempotency_key_makes_a_grant_harmless_to_repeat(client: Clien
         ({"until": "2926-10-31T00:00:00Z"}, 422, "VALIDATION_ERROR"),
         ({"until": "2026-12-01T00:00:00"}, 422, "VALIDATION_ERROR"),
         ({"reason": ""}, 422, "VALIDATION_ERROR"),
-        ({"paid": {"amount": "0", "currency": "USD", "reference": "r"}}, 422, "VALIDATION_ERROR"),
-        ({"paid": {"amount": "-5", "currency": "USD", "reference": "r"}}, 422, "VALIDATION_ERROR"),
+        ({"paid": {"amount": "0", "currency": "USD", "reference": "r"}}, 422, "BAD_AMOUNT"),
+        ({"paid": {"amount": "-5", "currency": "USD", "reference": "r"}}, 422, "BAD_AMOUNT"),
         ({"paid": {"amount": "0.001", "currency": "USD", "reference": "r"}}, 422, "BAD_AMOUNT"),
         ({"paid": {"amount": "5", "currency": "QQQ", "reference": "r"}}, 422, "UNKNOWN_CURRENCY"),
         ({"paid": {"amount": "5", "currency": "USD", "reference": "=cmd"}}, 422, "VALIDATION_ERROR"),
-        ({"paid": {"amount": "9" * 31, "currency": "USD", "reference": "r"}}, 422, "VALIDATION_ERROR"),
+        ({"paid": {"amount": "9" * 60, "currency": "USD", "reference": "r"}}, 422, "BAD_AMOUNT"),
+        ({"paid": {"amount": "NaN", "currency": "USD", "reference": "r"}}, 422, "VALIDATION_ERROR"),
     ],
 )
 async def test_a_bad_grant_is_refused_and_leaves_nothing(
@@ -93,6 +94,9 @@ async def test_a_bad_grant_is_refused_and_leaves_nothing(
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert not await client.bench.rows("select id from subscriptions")
     assert not await client.bench.rows("select key from ledger_entries")
+    audited = [(body["action"], body["details"]) for _, body in await client.bench.told()]
+    assert audited in ([], [("refuse.grant.manual_plan", {"code": code, "user": str(user)})])
+    assert audited or code == "VALIDATION_ERROR"
 
 
 async def test_a_grant_stands_in_nobodys_way(client: Client) -> None:

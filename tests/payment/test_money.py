@@ -105,8 +105,25 @@ async def test_the_first_payment_is_no_renewal(bench: Bench) -> None:
     assert not event.renewal
 
 
+async def test_what_comes_before_its_customer_waits_for_it(bench: Bench) -> None:
+    for kind, obj in (("invoice", invoice()), ("charge", charge("failed")), ("refund", refund())):
+        with pytest.raises(NotYet):
+            await bench.apply(kind, obj)
+    await bench.user()
+    (event,) = await bench.apply("invoice", invoice())
+    assert isinstance(event, PaymentReceived)
+
+
+async def test_a_payment_of_a_customer_who_was_deleted_since_is_still_told(bench: Bench) -> None:
+    user = await bench.user(None)
+    await bench.hear_of("cus_1", user)
+    (event,) = await bench.apply("invoice", invoice())
+    assert event.user_id == user  # pyright: ignore[reportAttributeAccessIssue]
+
+
 async def test_objects_of_strangers_and_gone_ones_tell_nothing(bench: Bench) -> None:
     await bench.user("cus_other")
+    await bench.hear_of("cus_1")
     for kind, obj in (
         ("invoice", invoice()),
         ("charge", charge("failed")),

@@ -131,10 +131,10 @@ async def test_an_answer_whose_lease_is_over_is_not_applied(bench: Bench):
     bench.clock.advance(5)
     await other.turn()
     await other.idle()
-    assert await bench.states() == []  # it was over before we knew it
+    assert await bench.states() == ["canceled"]  # it was over before we knew it
     go_on.set()
     await bench.worker.idle()
-    assert await bench.states() == []
+    assert await bench.states() == ["canceled"]
     assert (await bench.refreshed(made))["status"] == "done"
 
 
@@ -257,7 +257,7 @@ async def test_the_user_whom_a_customer_names_is_linked_once(bench: Bench):
     bench.subscribe(first)
     await bench.hint(*bench.fake.events)
     await bench.settle()
-    bench.clock.advance(2)  # the subscription may have been asked for before its customer
+    bench.clock.advance(30)  # what was asked for before its customer waits
     await bench.settle()
     assert await bench.one("select stripe_id from customers") == first
     assert await bench.states() == ["active"]

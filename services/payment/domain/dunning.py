@@ -5,8 +5,8 @@
     2, 7, 14, 21 days after        a notice that says when the next step comes
     22 days after                  expired
 
-A step that was missed is not made up for by a message about the past: the latest that is due is told, those before it
-count as told. Who has asked to end with the period is reminded of nothing and is canceled at its end.
+A step that was missed is not made up for by a message about the past: the latest that is due is told, and those before
+it never are. Who has asked to end with the period is reminded of nothing and is canceled at its end.
 """
 
 from dataclasses import dataclass, replace
@@ -27,12 +27,11 @@ _STEPS: Final = (*(-days for days in REMINDERS), *DUNNING)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A notice that is due. `told_too` are steps before it that nobody was told of and nobody will be."""
+    """A notice that is due."""
 
     days: int  # after the period's end
     days_left: int
     next_at: datetime  # when the next notice comes; after the last one, when the subscription expires
-    told_too: tuple[int, ...]
 
 
 def paid_by_hand(plan: str, start: datetime, end: datetime, grace: timedelta) -> State:
@@ -65,4 +64,4 @@ def due(state: State, now: datetime) -> Step | None:
         return None
     later = _STEPS[len(passed) :]
     left = -((now - end) // _DAY)  # rounded up: six and a half days are seven
-    return Step(passed[-1], left, end + (later[0] if later else OVER_AFTER) * _DAY, tuple(passed[:-1]))
+    return Step(passed[-1], left, end + (later[0] if later else OVER_AFTER) * _DAY)

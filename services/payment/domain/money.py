@@ -91,8 +91,12 @@ def price(units: Decimal, code: str) -> Money:
         raise BadAmount("an amount is above zero")
     if units.adjusted() > len(str(MOST)):
         raise BadAmount("the amount is absurdly large", currency=currency)
+    return Money(whole(units, exponent), currency, exponent)
+
+
+def whole(units: Decimal, exponent: int) -> int:
+    """Return an amount in units as whole minor units. Raises BadAmount for one with more decimals than there are."""
     try:
-        whole = units.scaleb(exponent, _EXACT).to_integral_exact(context=_EXACT)
+        return int(units.scaleb(exponent, _EXACT).to_integral_exact(context=_EXACT))
     except (Inexact, InvalidOperation):
-        raise BadAmount(f"{currency} has {exponent} decimals", currency=currency) from None
-    return Money(int(whole), currency, exponent)
+        raise BadAmount(f"there are {exponent} decimals") from None

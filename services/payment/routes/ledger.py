@@ -13,11 +13,11 @@ from litestar.response import Stream
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from services.payment.routes.subscriptions import Subscription
+from services.payment.service.audit import Actor, Audit
 from services.payment.service.ledger import export
-from services.payment.service.manual import Actor, Grant, Manual, Paid
+from services.payment.service.manual import Grant, Manual, Paid
 from services.payment.store.ledger import LedgerStore
-from shared.clock import Clock, NewId
-from shared.contracts.api import ActionAudited
+from shared.contracts.base import Event
 from shared.db import Tx
 from shared.errors import Invalid
 from shared.http import Caller, Who, exchange_of
@@ -36,8 +36,8 @@ class PaidBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    amount: Decimal = Field(gt=0, max_digits=30)
-    currency: str = Field(pattern=r"^[A-Za-z]{3}$")
+    amount: Decimal
+    currency: str = Field(max_length=20)
     reference: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$")
 
 
@@ -60,12 +60,12 @@ class EndBody(BaseModel):
     reason: Text
 
 
-def handlers(manual: Manual, store: LedgerStore, door: Door, *, clock: Clock, new_id: NewId) -> list[HTTPRouteHandler]:
+def handlers(manual: Manual, audit: Audit, store: LedgerStore, door: Door) -> list[HTTPRouteHandler]:
     """Return the routes."""
-    return [*_manual_routes(manual, door), _export_route(store, door, clock, new_id)]
+    return [*_manual_routes(manual, audit, door), _export_route(store, audit, door)]
 
 
-def _manual_routes(manual: Manual, door: Door) -> list[HTTPRouteHandler]:
+def _manual_routes(manual: Manual, audit: Audit, door: Door) -> list[HTTPRouteHandler]:
     @post("/pay/manual/{user_id:uuid}", caller=Caller.ADMIN)
     async def grant_plan(
         request: HttpRequest, identity: Who, user_id: FromPath[UUID], data: JSONBody[GrantBody]
@@ -82,7 +82,8 @@ def _manual_routes(manual: Manual, door: Door) -> list[HTTPRouteHandler]:
             done = await manual.grant(actor, user_id, asked, tx)
             return Done(Subscription(**done.value), done.events)
 
-        return await answer_once(request, door, grant, status_code=201)
+        async with audit.refusals(actor, "grant.manual_plan", user=str(user_id)):
+            return await answer_once(request, door, grant, status_code=201)
 
     @post("/pay/manual/{user_id:uuid}/end", caller=Caller.ADMIN)
     async def end_plan(
@@ -100,7 +101,7 @@ def _manual_routes(manual: Manual, door: Door) -> list[HTTPRouteHandler]:
     return [grant_plan, end_plan]
 
 
-def _export_route(store: LedgerStore, door: Door, clock: Clock, new_id: NewId) -> HTTPRouteHandler:
+def _export_route(store: LedgerStore, audit: Audit, door: Door) -> HTTPRouteHandler:
     @get("/pay/ledger/export", caller=Caller.ADMIN, media_type="text/csv")
     async def export_ledger(
         request: HttpRequest,
@@ -112,7 +113,8 @@ def _export_route(store: LedgerStore, door: Door, clock: Clock, new_id: NewId) -
         since, until = _utc(since), _utc(until)
         if not timedelta() < until - since <= LONGEST:
             raise Invalid("`from` is before `to`, ten years at most")
-        await door.publish(lambda tx: _exported(tx, _actor(request, identity), (since, until), clock(), new_id()))
+        told = {"from": since.isoformat(), "to": until.isoformat()}
+        await door.publish(lambda _: _told(audit.of(_actor(request, identity), "export.ledger", "ledger", **told)))
         name = f"ledger-{since:%Y%m%dT%H%M%SZ}-{until:%Y%m%dT%H%M%SZ}.csv"
         headers = {
             "content-disposition": f'attachment; filename="{name}"',
@@ -125,23 +127,8 @@ def _export_route(store: LedgerStore, door: Door, clock: Clock, new_id: NewId) -
     return export_ledger
 
 
-async def _exported(
-    tx: Tx, actor: Actor, period: tuple[datetime, datetime], now: datetime, event_id: UUID
-) -> list[ActionAudited]:
-    del tx
-    since, until = period
-    audited = ActionAudited(
-        id=event_id,
-        time=now,
-        service="payment",
-        actor=actor.id,
-        action="export.ledger",
-        subject="ledger",
-        at=now,
-        request_id=actor.request_id,
-        details={"from": since.isoformat(), "to": until.isoformat()},
-    )
-    return [audited]
+async def _told(event: Event) -> list[Event]:
+    return [event]
 
 
 def _utc(at: datetime) -> datetime:
@@ -151,4 +138,4 @@ def _utc(at: datetime) -> datetime:
 
 
 def _actor(request: HttpRequest, identity: Identity) -> Actor:
-    return Actor(str(identity.user_id), exchange_of(request.scope).request_id)
+    return Actor(identity.user_id, exchange_of(request.scope).request_id)

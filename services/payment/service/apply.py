@@ -75,6 +75,8 @@ class Apply:
         if state is None:
             return []
         await self._store.lock_user(tx, user_id)
+        if told["status"] == "incomplete_expired" and await self._store.of_provider(tx, "stripe", object_id) is None:
+            return []  # nobody ever paid: it never began
         return await self._become(tx, user_id, state, object_id)
 
     async def customer(self, tx: Tx, told: Object | None, object_id: str) -> list[Event]:
@@ -89,6 +91,7 @@ class Apply:
         if linked is None:  # not a user yet
             STRANGERS.labels("customer").inc()
             raise NotYet("a customer that names a user whom nobody knows")
+        await self._mirror.belongs(tx, "customer", object_id, user_id)
         if linked != object_id:
             return await self._refresh.audit(tx, "set_aside.customer", object_id, user_id=str(user_id), kept=linked)
         return []

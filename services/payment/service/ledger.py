@@ -4,14 +4,14 @@ import csv
 import io
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from uuid import UUID
 
 from prometheus_client import Counter
 
 from services.payment.domain.ledger import Entry, of_balance_transaction, of_receipt
-from services.payment.domain.money import BadAmount, Money
+from services.payment.domain.money import Money, whole
+from services.payment.service.settlement import CryptoMovement
 from services.payment.store.ledger import LedgerStore
 from shared.clock import Clock
 from shared.contracts.base import Event
@@ -25,50 +25,6 @@ PAGE: Final = 1000
 
 COLUMNS: Final = ("at", "entry", "kind", "about", "user_id", "account", "currency", "debit", "credit")
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
-
-
-class CoinsMoved(Protocol):
-    """Coins that came to stay, or that a chain has taken back. `reference` names each once."""
-
-    @property
-    def reference(self) -> str:
-        """crypto/<chain>/<transaction>/..."""
-        ...
-
-    @property
-    def kind(self) -> str:
-        """`received`, or `reversed`."""
-        ...
-
-    @property
-    def user_id(self) -> UUID | None:
-        """Whose they are, if that is known."""
-        ...
-
-    @property
-    def invoice_id(self) -> UUID | None:
-        """What they paid."""
-        ...
-
-    @property
-    def asset(self) -> str:
-        """The coin's symbol."""
-        ...
-
-    @property
-    def amount(self) -> Decimal:
-        """Units of the coin, with all its decimals."""
-        ...
-
-    @property
-    def worth_usd(self) -> Decimal | None:
-        """What they were taken for, in whole cents; None where nobody knows what they were for."""
-        ...
-
-    @property
-    def at(self) -> datetime:
-        """When."""
-        ...
 
 
 class Ledger:
@@ -91,18 +47,14 @@ class Ledger:
             if isinstance(one, Mapping):
                 await self.add(tx, of_balance_transaction(one, user_id))  # pyright: ignore[reportUnknownArgumentType]
 
-    async def add_coins(self, tx: Tx, moved: CoinsMoved) -> Sequence[Event]:
-        """Add coins received, or taken back; tells nothing, for the invoice does."""
+    async def add_coins(self, tx: Tx, moved: CryptoMovement) -> Sequence[Event]:
+        """Add coins received, or taken back; tells nothing, for their invoice does."""
         sign = -1 if moved.kind == "reversed" else 1
-        _, digits, shift = moved.amount.as_tuple()
-        if not isinstance(shift, int) or shift > 0 or moved.amount <= 0:
-            raise BadAmount("coins are counted in units with all their decimals", reference=moved.reference)
-        coins = Money(sign * int("".join(map(str, digits))), moved.asset, -shift)
-        value = None
-        if moved.worth_usd is not None:
-            value = Money(sign * int(moved.worth_usd.scaleb(2)), "USD", 2)
+        coins = Money(sign * whole(moved.amount, moved.decimals), moved.asset, moved.decimals)
+        value = None if moved.worth_usd is None else Money(sign * whole(moved.worth_usd, 2), "USD", 2)
+        key = moved.reference if sign > 0 else f"{moved.reference}/reversed"
         about = moved.reference if moved.invoice_id is None else f"crypto/{moved.invoice_id}"
-        await self.add(tx, of_receipt(moved.reference, coins, value, at=moved.at, about=about, user_id=moved.user_id))
+        await self.add(tx, of_receipt(key, coins, value, at=moved.at, about=about, user_id=moved.user_id))
         return ()
 
     async def user_of(self, tx: Tx, about: str) -> tuple[bool, UUID | None]:

@@ -10,12 +10,12 @@ from services.payment.domain.dunning import paid_by_hand
 from services.payment.domain.ledger import of_hand
 from services.payment.domain.money import Money, price
 from services.payment.domain.plans import Plans
+from services.payment.service.audit import Actor, Audit
 from services.payment.service.ledger import Ledger
 from services.payment.service.subscriptions import AlreadySubscribed, Subscriptions, once
 from services.payment.store.money import MoneyStore
 from services.payment.store.subscriptions import SubscriptionStore, state_of
 from shared.clock import Clock, NewId
-from shared.contracts.api import ActionAudited
 from shared.contracts.base import Event
 from shared.contracts.payment import PaymentReceived
 from shared.db import Row, Tx
@@ -29,14 +29,6 @@ class PaymentBooked(Conflict):
     """A payment of this reference is booked already."""
 
     code = "PAYMENT_BOOKED"
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Who does it, and in which request."""
-
-    id: str
-    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +61,7 @@ class Manual:
         plans: Plans,
         ledger: Ledger,
         *,
+        audit: Audit,
         grace: timedelta,
         clock: Clock,
         new_id: NewId,
@@ -78,6 +71,7 @@ class Manual:
         self._subscriptions = subscriptions
         self._plans = plans
         self._ledger = ledger
+        self._audit = audit
         self._grace = grace
         self._clock = clock
         self._new_id = new_id
@@ -106,7 +100,7 @@ class Manual:
         state = paid_by_hand(plan.name, start, grant.until, self._grace)
         events += await self._subscriptions.become(tx, user_id, state, subscription_id)
         details = {"plan": plan.name, "until": grant.until.isoformat(), "reason": grant.reason}
-        events.append(self._audited(actor, "grant.manual_plan", user_id, **details))
+        events.append(self._audit.of(actor, "grant.manual_plan", str(user_id), **details))
         return Done(await self._subscriptions.shown(tx, user_id), events)
 
     async def end(self, actor: Actor, user_id: UUID, reason: str, tx: Tx) -> Done[dict[str, Any]]:
@@ -117,7 +111,7 @@ class Manual:
             raise NotFound("the user has no plan that was granted")
         state = replace(state_of(row), status="canceled", grace_until=None)
         events = await self._subscriptions.become(tx, user_id, state, row["id"])
-        events.append(self._audited(actor, "end.manual_plan", user_id, plan=row["plan"], reason=reason))
+        events.append(self._audit.of(actor, "end.manual_plan", str(user_id), plan=row["plan"], reason=reason))
         return Done(await self._subscriptions.shown(tx, user_id), events)
 
     async def _book(self, tx: Tx, user_id: UUID, plan: str, paid: Paid, *, renewal: bool) -> list[Event]:
@@ -138,17 +132,3 @@ class Manual:
             renewal=renewal,
         )
         return [*await once(self._store, tx, f"received/{key}", now, received)]
-
-    def _audited(self, actor: Actor, action: str, user_id: UUID, **details: Any) -> Event:
-        now = self._clock()
-        return ActionAudited(
-            id=self._new_id(),
-            time=now,
-            service="payment",
-            actor=actor.id,
-            action=action,
-            subject=str(user_id),
-            at=now,
-            request_id=actor.request_id,
-            details=details,
-        )

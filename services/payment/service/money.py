@@ -213,8 +213,14 @@ class Payments:
         return await self._subscriptions.review(tx, user_id)
 
     async def _user(self, tx: Tx, obj: Object | None) -> UUID | None:
+        """Return whose an object is; None for nobody's. Raises NotYet before its customer has been heard of."""
         customer = reference(obj.get("customer")) if obj is not None else None
-        return await self._store.user_of(tx, customer) if customer is not None else None
+        if customer is None:
+            return None
+        user_id = await self._store.user_of(tx, customer)
+        if user_id is None and not await self._store.heard_of(tx, customer):
+            raise NotYet("its customer has not been heard of yet", customer=customer)
+        return user_id
 
     async def _whose(self, tx: Tx, obj: Object) -> UUID | None:
         """Return whose charge a refund or a dispute is about; None for one of nobody we know. Raises NotYet."""

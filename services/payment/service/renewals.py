@@ -106,10 +106,7 @@ class Renewals:
             next_step_at=step.next_at,
             last=step.days == DUNNING[-1],
         )
-        events = await once(self._store, tx, f"{period}/{step.days}", now, reminder)
-        for days in step.told_too:
-            await self._store.first_notice(tx, f"{period}/{days}", now)
-        return events
+        return await once(self._store, tx, f"{period}/{step.days}", now, reminder)
 
 
 class Reminders:

@@ -35,9 +35,9 @@ UNMATCHED: Final = Counter("openbell_payment_crypto_unmatched_total", "Final rec
 
 @dataclass(frozen=True, slots=True)
 class CryptoMovement:
-    """Coins that came to stay, or that the chain has taken back. `reference` and `kind` name each once."""
+    """Coins that came to stay, or that the chain has taken back. `reference` names each once."""
 
-    reference: str  # crypto/<chain>/<transaction>/<log or output>#<how many times it was booked>
+    reference: str  # crypto/<chain>/<transaction>/<log or output>#<how many times it was booked>, /reversed
     kind: str  # "received" or "reversed"
     user_id: UUID | None  # None: it matches no invoice
     invoice_id: UUID | None
@@ -144,7 +144,8 @@ class Settlement:
         bookings: int = one["bookings"]
         name = f"crypto/{one['chain']}/{one['tx']}/{one['idx']}"
         if one["booked"] is not None:
-            events += await self._receipt(tx, books.movement(f"{name}#{bookings}", "reversed", one, one["booked"], now))
+            taken_back = books.movement(f"{name}#{bookings}/reversed", "reversed", one, one["booked"], now)
+            events += await self._receipt(tx, taken_back)
         if booked is not None:
             bookings += 1
             events += await self._receipt(tx, books.movement(f"{name}#{bookings}", "received", one, booked, now))

@@ -38,14 +38,15 @@ class Subscriptions:
         """Make the subscription what its provider says it is; the user must be locked.
 
         It is found by its provider's id, or by `subscription_id` where nobody else knows it; one that is not found is
-        new, unless it is over. Raises AlreadySubscribed when the user has another that is not over.
+        new, and kept even if it is over by now: its provider knows it. Raises AlreadySubscribed when the user has
+        another that is not over.
         """
         now = self._clock()
         row = await self._find(tx, user_id, state, subscription_id)
         if row is None:
-            if state.status in OVER:
+            if state.status in OVER and state.provider_id is None:
                 return []
-            if await self._store.open(tx, user_id) is not None:
+            if state.status not in OVER and await self._store.open(tx, user_id) is not None:
                 raise AlreadySubscribed
             subscription_id = subscription_id or self._new_id()
             await self._store.add(tx, subscription_id, user_id, state, now)

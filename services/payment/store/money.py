@@ -9,7 +9,12 @@ from sqlalchemy import text
 
 from shared.db import Row, Tx
 
-_USER: Final = text("select user_id from customers where stripe_id = :customer")
+_USER: Final = text("""
+    select user_id from customers where stripe_id = :customer
+    union all
+    select user_id from stripe_objects where kind = 'customer' and id = :customer and user_id is not null
+    limit 1""")
+_HEARD: Final = text("select true from stripe_objects where kind = 'customer' and id = :customer")
 _IS_USER: Final = text("select true from customers where user_id = :user_id")
 _LINK: Final = text("""
     insert into invoice_payments as known (payment_intent, invoice, user_id, subscription, reason, period_end)
@@ -49,8 +54,12 @@ class MoneyStore:
     """Reads and writes what appliers of payments remember."""
 
     async def user_of(self, tx: Tx, customer: str) -> UUID | None:
-        """Return whose customer at Stripe it is."""
+        """Return whose customer at Stripe it is, or was before it was deleted there."""
         return await tx.fetchval(_USER, customer=customer)
+
+    async def heard_of(self, tx: Tx, customer: str) -> bool:
+        """Whether what Stripe says of a customer has been applied: one without a user then is nobody's."""
+        return bool(await tx.fetchval(_HEARD, customer=customer))
 
     async def is_user(self, tx: Tx, user_id: UUID) -> bool:
         """Whether we have heard of the user."""

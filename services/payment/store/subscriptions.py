@@ -16,7 +16,8 @@ _OPEN: Final = text("""
     select * from subscriptions where user_id = :user_id and status in ('trialing', 'active', 'past_due', 'paused')""")
 _LATEST: Final = text("""
     select * from subscriptions where user_id = :user_id
-    order by status in ('trialing', 'active', 'past_due', 'paused') desc, created_at desc, id limit 1""")
+    order by status in ('trialing', 'active', 'past_due', 'paused') desc,
+        coalesce(current_period_start, created_at) desc, id limit 1""")
 _OF_PROVIDER: Final = text("select * from subscriptions where provider = :provider and provider_id = :provider_id")
 _INSERT: Final = text("""
     insert into subscriptions (id, user_id, provider, provider_id, plan, status, current_period_start,

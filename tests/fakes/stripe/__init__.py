@@ -30,7 +30,7 @@ from tests.fakes.stripe.money import Behaviour
 from tests.fakes.stripe.subscriptions import AfterRetries
 from tests.fakes.stripe.wire import Fault, Request, Wire
 
-__all__ = ["API_VERSION", "FakeStripe", "Fault", "Request"]
+__all__ = ["API_VERSION", "WEBHOOK_SECRET", "FakeStripe", "Fault", "Request"]
 
 KEY = "sk_test_fakeFAKEfakeFAKE1234"
 WEBHOOK_SECRET = "whsec_fakeFAKEfakeFAKE1234"

@@ -40,8 +40,7 @@ UP = (
     "create unique index stripe_calls_of_lane on stripe_calls (lane, ordinal)",
     "create index stripe_calls_settled on stripe_calls (settled_at) where settled_at is not null",
     "alter table customers alter column email drop not null",
-    "alter table customers add column told_email text",
-    "comment on column customers.told_email is 'the address that Stripe has'",
+    "alter table customers add column told_email text",  # the address that Stripe has
     "create index customers_without_stripe on customers (user_id) where stripe_id is null",
 )
 DOWN = (
