@@ -19,8 +19,8 @@ from tests.payment.lives import DAYS, ID, RECIPES, World
 
 LIVES = int(os.environ.get("OPENBELL_LIVES", "1000"))
 SEED = os.environ.get("OPENBELL_LIVES_SEED", "1")
-SWEPT = {1, 3}
-"""Epochs at whose end Stripe is swept; and once more at the very end."""
+SWEPT = {1, 2, 3}
+"""Epochs at whose end Stripe is swept, and once more at the very end: it looks back 30 days."""
 
 Outcome = dict[str, Any]
 
