@@ -32,6 +32,7 @@ import uvloop
 from litestar import Litestar, Request, Response, post
 
 from benchmarks.stack import row, servers, service, until
+from deploy.local.stack import Stack
 from services.payment.main import build
 from shared import migrate
 from shared.process import http_server
@@ -64,9 +65,11 @@ _INSERT: Final = """
     values ($1, $2, $3, $4, $5, $6, $7, false, $8, $9) on conflict do nothing"""
 
 
-async def run() -> list[dict[str, Any]]:
+def run() -> list[dict[str, Any]]:
     """Return the figures."""
-    return [*await _intake(), await _settling()]
+    taken = uvloop.run(_intake())
+    with servers() as below, FakeStripe(int(time.time()) - 40 * 86_400) as fake:
+        return [*taken, uvloop.run(_settling(below, fake))]
 
 
 async def _intake() -> list[dict[str, Any]]:
@@ -183,31 +186,30 @@ async def _load(port: int, requests: Sequence[bytes]) -> Figures:
     return len(latencies) / took_s, sorted(latencies)[int(len(latencies) * 0.99)]
 
 
-async def _settling() -> dict[str, Any]:
-    with servers() as below, FakeStripe(int(time.time()) - 40 * 86_400) as fake:
-        events, users = _lives(fake)
-        admin = await asyncpg.connect(below.settings().database_url)
-        env = {**ENV, "OPENBELL_PAYMENT_STRIPE_KEY": fake.key, "OPENBELL_PAYMENT_STRIPE_BASE": fake.url}
-        async with service(below, "payment", **env, OPENBELL_PAYMENT_STRIPE_CONCURRENCY="16") as (_, port):
-            await admin.executemany(
-                "insert into payment.customers values ($1, 'a@example.com', null, now())", [(one,) for one in users]
-            )
-            requests = [_request(fake, event) for event in events]
-            began = time.perf_counter()
-            await _load(port, requests)
+async def _settling(below: Stack, fake: FakeStripe) -> dict[str, Any]:
+    events, users = _lives(fake)
+    admin = await asyncpg.connect(below.settings().database_url)
+    env = {**ENV, "OPENBELL_PAYMENT_STRIPE_KEY": fake.key, "OPENBELL_PAYMENT_STRIPE_BASE": fake.url}
+    async with service(below, "payment", **env, OPENBELL_PAYMENT_STRIPE_CONCURRENCY="16") as (_, port):
+        await admin.executemany(
+            "insert into payment.customers values ($1, 'a@example.com', null, now())", [(one,) for one in users]
+        )
+        requests = [_request(fake, event) for event in events]
+        began = time.perf_counter()
+        await _load(port, requests)
 
-            async def settled() -> bool:
-                left = """select (select count(*) from payment.refreshes where status <> 'done')
-                    + (select count(*) from payment.outbox) + (select count(*) from payment.failed_jobs) as left_,
-                    (select count(*) from payment.refreshes) as known"""
-                counts = await admin.fetchrow(left)
-                return counts is not None and counts["left_"] == 0 and counts["known"] > len(users)
+        async def settled() -> bool:
+            left = """select (select count(*) from payment.refreshes where status <> 'done')
+                + (select count(*) from payment.outbox) + (select count(*) from payment.failed_jobs) as left_,
+                (select count(*) from payment.refreshes) as known"""
+            counts = await admin.fetchrow(left)
+            return counts is not None and counts["left_"] == 0 and counts["known"] > len(users)
 
-            await until(settled, 900)
-            rate = len(events) / (time.perf_counter() - began)
-            active = await admin.fetchval("select count(*) from payment.subscriptions where status = 'active'")
-            assert active == len(users), active
-        await admin.close()
+        await until(settled, 900)
+        rate = len(events) / (time.perf_counter() - began)
+        active = await admin.fetchval("select count(*) from payment.subscriptions where status = 'active'")
+        assert active == len(users), active
+    await admin.close()
     return row(f"{WEBHOOKS:,} webhooks to settled state", rate, "events/s", holds=True)
 
 
@@ -269,7 +271,7 @@ def main() -> None:
         case ["bare"]:
             uvloop.run(_serve(_bare()))
         case _:
-            print(json.dumps(uvloop.run(run()), indent=2))
+            print(json.dumps(run(), indent=2))
 
 
 if __name__ == "__main__":

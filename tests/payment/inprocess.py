@@ -30,8 +30,10 @@ from shared.work import Worker
 from tests.fakes.stripe import FakeStripe
 from tests.fakes.stripe.books import Refused
 
+PRICE = "price_pro"
+PLAN = {"name": "pro", "title": "Pro", "price_usd": "29", "entitlements": ["pro"], "stripe_price": PRICE}
 PLANS = [
-    {"name": "pro", "title": "Pro", "price_usd": "29", "entitlements": ["pro"], "stripe_price": "price_pro"},
+    PLAN,
     {"name": "max", "title": "Max", "price_usd": "59", "entitlements": ["max", "pro"], "stripe_price": "price_max"},
 ]
 
