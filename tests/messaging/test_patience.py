@@ -10,6 +10,7 @@ from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.protocol.fetch import FetchRequest
 
 from shared.contracts.topics import Topic
+from shared.messaging import kafka
 from shared.messaging.kafka import KafkaAddress, Reader, ensure_topics
 from tests.conftest import eventually
 
@@ -62,14 +63,14 @@ async def test_a_fetch_is_patient_when_all_are_idle_and_short_while_one_is_busy(
         await watched.assigned.wait()
         for number in range(PARTITIONS):
             reader.seek(TopicPartition(topic.name, number), 0)
-        await eventually(lambda: (PARTITIONS, 1000) in watched.fetches)
+        await eventually(lambda: (PARTITIONS, kafka._PATIENT_MS) in watched.fetches)
         await asyncio.gather(*[await writer.send(topic.name, b"x", b"k", partition=0) for _ in range(3)])
         found, after = await reader.fetch(first, 0, wait_ms=30_000, limit=1)
         assert (len(found), after) == (1, 1)
         del watched.fetches[:]
-        await eventually(lambda: (PARTITIONS - 1, 100) in watched.fetches)
+        await eventually(lambda: (PARTITIONS - 1, kafka._BUSY_MS) in watched.fetches)
         assert len((await reader.fetch(first, 1, wait_ms=1000, limit=10))[0]) == 2
-        await eventually(lambda: (PARTITIONS, 1000) in watched.fetches)
+        await eventually(lambda: (PARTITIONS, kafka._PATIENT_MS) in watched.fetches)
     finally:
         await writer.give_up()
         await reader.stop()

@@ -102,6 +102,8 @@ async def outcomes(world: World, service: InProcess) -> dict[UUID, Outcome]:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("OPENBELL_KAFKA") == "embedded", reason="no Kafka in it: the run on Apache has it")
 @pytest.mark.timeout(300 + 2 * LIVES)
 async def test_any_fate_of_webhooks_ends_as_the_orderly_life(
     database_url: str, other_database_url: str, monkeypatch: pytest.MonkeyPatch
@@ -124,8 +126,7 @@ async def test_any_fate_of_webhooks_ends_as_the_orderly_life(
         assert not wrong, _told(wrong, expected)
         assert min(fates.values()) > 0, fates
         assert await second.rows("select * from failed_jobs") == []
-        # A card of a customer who was deleted before anybody heard of them waits for them in vain; it means nothing.
-        unsettled = "select kind, object_id, status from refreshes where status <> 'done' and kind <> 'payment_method'"
+        unsettled = "select kind, object_id, status from refreshes where status <> 'done'"
         assert await second.rows(unsettled) == []
     finally:
         await first.close()

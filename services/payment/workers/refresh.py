@@ -55,12 +55,19 @@ class Refreshing:
 
         try:
             await self._door.publish(apply)
-        except OpenbellError:
+        except OpenbellError as error:
+            await self._ask_for(error.details.get("customer"))
             raise
         except Exception as error:
             _log.exception("payment.not_applied", extra={"kind": row["kind"], "id": row["object_id"]})
             raise Transient(explain(error)) from error
         return Performed({"wanted": row["wanted"]})
+
+    async def _ask_for(self, customer: object) -> None:
+        """Fetch the customer that an object waits for: of one that was deleted long ago nobody else would tell."""
+        if isinstance(customer, str):
+            async with self._door.transaction() as tx:
+                await self._refresh.want(tx, [("customer", customer)])
 
     async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:
         """Ask again when a hint came meanwhile."""

@@ -206,7 +206,10 @@ async def _ends(stage: Stage) -> dict[tuple[str, int], int]:
 
 
 async def _open_work(stage: Stage, ends: dict[tuple[str, int], int]) -> str:
-    connection = await asyncpg.connect(stage.postgres.admin_url, timeout=5)
+    try:
+        connection = await asyncpg.connect(stage.postgres.admin_url, timeout=5)
+    except (OSError, asyncpg.PostgresError) as error:  # a session that was killed late takes all others with it
+        return f"Postgres takes no connections: {type(error).__name__}"
     try:
         row = await connection.fetchrow(_OPEN)
         offsets = await connection.fetch(_OFFSETS)
