@@ -13,7 +13,7 @@ from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.notices import NoticeStore
-from services.alerts.workers import Confirmation, Delivery, DeliveryWorker, NoticeDelivery, Retention
+from services.alerts.workers import Confirmation, Delivery, NoticeDelivery, Retention
 from shared.clock import new_id
 from shared.contracts.alerts import Channel
 from shared.identity import identity_secret
@@ -36,13 +36,12 @@ def build(env: Environment) -> Service:
     workers: list[Worker] = []
     offered = _senders(settings)
     for channel, (sender, concurrency) in offered.items():
-        notice = NoticeDelivery(channel, sender, notices, store, service.door)
-        workers.append(Worker(notice.work(), service.door, service.clock, draw=env.random.random))
-        service.work(workers[-1])
-        delivery = Delivery(channel, sender, store, notices, service.door)
-        worker = Worker(delivery.work(concurrency), service.door, service.clock, draw=env.random.random)
-        workers.append(worker)
-        service.work(DeliveryWorker(worker, sender))
+        for work in (
+            Delivery(channel, sender, store, notices, service.door).work(concurrency),
+            NoticeDelivery(channel, sender, notices, store, service.door).work(),
+        ):
+            workers.append(Worker(work, service.door, service.clock, draw=env.random.random, close=sender.close))
+            service.work(workers[-1])
     if "email" in offered:
         asking = Confirmation(
             offered["email"][0],

@@ -12,17 +12,17 @@ from uuid import uuid5
 from services.alerts.domain.links import Link, Links
 from services.alerts.domain.text import REPEAT_NOTE, Message, body, confirmation, notes
 from services.alerts.ports import ChannelGone, Sender
-from services.alerts.store import months
 from services.alerts.store.alerts import AlertsStore, lines_of
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.notices import NoticeStore
+from shared import months
 from shared.clock import Clock
 from shared.contracts.alerts import Channel, DeliverySettled, DeliveryStatus
 from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.errors import Permanent
 from shared.messaging.door import Door
-from shared.work import Performed, Policy, Settled, Status, Work, Worker
+from shared.work import Performed, Policy, Settled, Status, Work
 
 _STATUS: Final[Mapping[Status, DeliveryStatus]] = {
     "done": "delivered",
@@ -198,26 +198,6 @@ class Confirmation:
         return ()
 
 
-class DeliveryWorker:
-    """Runs one channel's deliveries, and gives up its sender's connections at the end."""
-
-    def __init__(self, worker: Worker, sender: Sender) -> None:
-        self.name = worker.name
-        self._worker = worker
-        self._sender = sender
-
-    def health(self) -> tuple[bool, str]:
-        """Return (works, detail)."""
-        return self._worker.health()
-
-    async def run(self) -> None:
-        """Deliver until cancelled."""
-        try:
-            await self._worker.run()
-        finally:
-            await self._sender.close()
-
-
 class Retention:
     """Makes the months to come and drops those that are over."""
 
@@ -244,8 +224,8 @@ class Retention:
         today = at.date()
         for table, keep in self._months.items():
             async with self._door.transaction() as tx:
-                await months.roll(tx, table, today, keep)
-            await months.forget(self._door.transaction, table, today, keep)
+                await months.roll(tx, table, "session", today, keep)
+            await months.forget(self._door.transaction, table, "session", today, keep)
         await self._store.forget_contracts(self._door.transaction, today - timedelta(days=self._contracts_days))
         await self._confirmations.forget(self._door.transaction, at)
         await self._notices.forget(self._door.transaction, at - timedelta(days=31 * self._months["alerts"]))

@@ -53,7 +53,7 @@ from services.payment.workers import crypto as crypto_workers
 from services.payment.workers.by_the_clock import by_the_clock
 from services.payment.workers.customers import assertions, calls_retention
 from services.payment.workers.lapses import lapses
-from services.payment.workers.refresh import Refreshing, RefreshWorker
+from services.payment.workers.refresh import Refreshing
 from services.payment.workers.sweep import SweepAtStart, retention, sweeps
 from shared.clock import new_id
 from shared.db import Tx
@@ -121,8 +121,8 @@ def build(env: Environment) -> Service:
     stripe = _stripe(settings, env)
     if stripe is not None:
         work = Refreshing(stripe, refresh, service.door).work(settings.stripe_concurrency)
-        workers.append(Worker(work, service.door, service.clock, draw=env.random.random))
-        service.work(RefreshWorker(workers[0], stripe))
+        workers.append(Worker(work, service.door, service.clock, draw=env.random.random, close=stripe.close))
+        service.work(workers[0])
         service.schedule(sweeps(Sweep(stripe, intake, refresh, mirror, door=service.door, clock=service.clock)))
         service.work(SweepAtStart(lambda job: service.scheduler.run_now(job)))  # noqa: PLW0108 - made when all are named
 
@@ -172,9 +172,9 @@ def _calls(settings: PaymentSettings, env: Environment, service: Service, refres
             await refresh.want(tx, [(kind, object_id)])
 
     calls = Calls(stripe, CallStore(), service.door, mark=mark, clock=service.clock, new_id=new_id)
-    worker = Worker(calls.work(), service.door, service.clock, draw=env.random.random)
+    worker = Worker(calls.work(), service.door, service.clock, draw=env.random.random, close=stripe.close)
     calls.wake = worker.wake
-    service.work(RefreshWorker(worker, stripe))
+    service.work(worker)
     return calls
 
 

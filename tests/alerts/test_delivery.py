@@ -9,7 +9,7 @@ import pytest
 
 from services.alerts.adapters.discord import Discord
 from services.alerts.service import Alerts, Options
-from services.alerts.workers import Delivery, DeliveryWorker
+from services.alerts.workers import Delivery
 from shared.clock import new_id, utc_now
 from shared.db import Database
 from shared.work import Worker
@@ -22,7 +22,7 @@ from tests.fakes.discord import Answer, FakeDiscord
 async def delivering(bench: Bench, server: FakeDiscord) -> AsyncGenerator[None]:
     sender = Discord()
     work = Delivery("discord", sender, bench.store, bench.notices, bench.door).work(8)
-    worker = Worker(work, bench.door, utc_now, draw=lambda: 0.0)
+    worker = Worker(work, bench.door, utc_now, draw=lambda: 0.0, close=sender.close)
     bench.alerts = Alerts(
         bench.store,
         bench.audience,
@@ -33,7 +33,7 @@ async def delivering(bench: Bench, server: FakeDiscord) -> AsyncGenerator[None]:
         new_id=new_id,
         wake=worker.wake,
     )
-    running = asyncio.create_task(DeliveryWorker(worker, sender).run())
+    running = asyncio.create_task(worker.run())
     try:
         yield
     finally:

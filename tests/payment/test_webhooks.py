@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from services.payment.adapters.stripe_api import StripeWebhooks, UnsafeKey, check_key
 from services.payment.main import build
-from services.payment.store import months
+from shared import months
 from shared.contracts.payment import WebhookReceived
 from shared.messaging.record import unpack_headers
 from shared.service import Environment, Service
@@ -262,8 +262,8 @@ async def test_an_event_of_any_month_finds_its_place_and_months_past_their_time_
         assert (await door.post(event(f"evt_{months_ago:02}", created=created))).status_code == 200
     for _ in range(2):
         async with door.service.db.transaction() as tx:
-            await months.roll(tx, "webhooks", NOW.date(), 3)
-        await months.forget(door.service.db.transaction, "webhooks", NOW.date(), 3)
+            await months.roll(tx, "webhooks", "created", NOW.date(), 3)
+        await months.forget(door.service.db.transaction, "webhooks", "created", NOW.date(), 3)
         assert [row["event_id"] for row in await door.kept()] == ["evt_00", "evt_01", "evt_02"]
 
 

@@ -10,7 +10,7 @@ from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.errors import OpenbellError, Permanent, Transient
 from shared.messaging.door import Door
-from shared.work import Performed, Policy, Settled, Work, Worker, explain
+from shared.work import Performed, Policy, Settled, Work, explain
 
 _log = logging.getLogger(__name__)
 
@@ -72,23 +72,3 @@ class Refreshing:
     async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:
         """Ask again when a hint came meanwhile."""
         return await self._refresh.settled(settled, tx)
-
-
-class RefreshWorker:
-    """Runs refreshes, and gives up Stripe's connections at the end."""
-
-    def __init__(self, worker: Worker, stripe: Stripe) -> None:
-        self.name = worker.name
-        self._worker = worker
-        self._stripe = stripe
-
-    def health(self) -> tuple[bool, str]:
-        """Return (works, detail)."""
-        return self._worker.health()
-
-    async def run(self) -> None:
-        """Refresh until cancelled."""
-        try:
-            await self._worker.run()
-        finally:
-            await self._stripe.close()

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from services.payment.service.sweep import Sweep
-from services.payment.store import months
 from services.payment.store.refreshes import RefreshStore
+from shared import months
 from shared.errors import NotFound
 from shared.messaging.door import Door
 from shared.schedule import POLL_S, Job
@@ -46,8 +46,8 @@ def retention(refreshes: RefreshStore, door: Door, webhook_months: int) -> Job:
 
     async def run(at: datetime) -> None:
         async with door.transaction() as tx:
-            await months.roll(tx, "webhooks", at.date(), webhook_months)
-        await months.forget(door.transaction, "webhooks", at.date(), webhook_months)
+            await months.roll(tx, "webhooks", "created", at.date(), webhook_months)
+        await months.forget(door.transaction, "webhooks", "created", at.date(), webhook_months)
         await refreshes.forget(door.transaction, at - KEEP_REFRESHES)
 
     return Job("retention", "40 4 * * *", run)

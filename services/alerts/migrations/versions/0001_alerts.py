@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 from alembic import op
 
-from services.alerts.store.months import AHEAD, create_month, month
 from shared import idempotency, schedule, work
 from shared.messaging import tables
+from shared.months import AHEAD, create_month, month
 
 revision = "0001"
 down_revision = None

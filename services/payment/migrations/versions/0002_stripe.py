@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from alembic import op
 
-from services.payment.store.months import AHEAD, create_month, month
 from shared import work
+from shared.months import AHEAD, create_month, month
 
 revision = "0002"
 down_revision = "0001"

@@ -1,6 +1,9 @@
-"""Months of `webhooks`, by when the provider made the event. What belongs to none lies in the default partition."""
+"""Tables in partitions of a month each, in UTC, by a column of dates or times.
 
-from datetime import UTC, date, datetime, time
+Rows outside every month (a replay of long ago) lie in the table's default partition, `<table>_default`.
+"""
+
+from datetime import date
 from typing import Final
 
 from sqlalchemy import text
@@ -33,35 +36,39 @@ def create_month(table: str, first: date) -> str:
     return f"create table {partition(table, first)} partition of {table} {_values(first)}"
 
 
-async def roll(tx: Tx, table: str, today: date, keep: int) -> None:
+async def roll(tx: Tx, table: str, column: str, today: date, keep: int) -> None:
     """Make this month and the next ones, and drop those that ended more than `keep` months ago."""
     await tx.execute(_LOCK, table=table)
     existing = {row["relname"] for row in await tx.fetch(_PARTITIONS, table=table)}
     for ahead in range(AHEAD + 1):
         first = month(today, ahead)
         if partition(table, first) not in existing:
-            await _add_month(tx, table, first)
+            await _add_month(tx, table, column, first)
     oldest = partition(table, month(today, -keep))
     for name in sorted(existing - {f"{table}_default"}):
         if name < oldest:
             await tx.execute(text(f"drop table {name}"))
 
 
-async def forget(transaction: Transaction, table: str, today: date, keep: int) -> None:
+async def forget(transaction: Transaction, table: str, column: str, today: date, keep: int) -> None:
     """Delete what lies outside every month and is older than those that `roll` keeps."""
-    before = datetime.combine(month(today, -keep), time(), UTC)
-    await retention.forget(transaction, slice_of(f"{table}_default", "created < :before"), before=before)
+    old = slice_of(f"{table}_default", f"{column} < {_start(month(today, -keep))}")
+    await retention.forget(transaction, old)
 
 
-def _values(first: date) -> str:
-    return f"for values from ('{first} 00:00Z') to ('{month(first, 1)} 00:00Z')"
-
-
-async def _add_month(tx: Tx, table: str, first: date) -> None:
+async def _add_month(tx: Tx, table: str, column: str, first: date) -> None:
     """Make a month's partition; rows that came before it lie in the default one and move over."""
     name = partition(table, first)
     await tx.execute(text(f"create table {name} (like {table} including all)"))
-    within = f"created >= timestamptz '{first} 00:00Z' and created < timestamptz '{month(first, 1)} 00:00Z'"
+    within = f"{column} >= {_start(first)} and {column} < {_start(month(first, 1))}"
     moved = f"with moved as (delete from {table}_default where {within} returning *)"  # noqa: S608 - our names
     await tx.execute(text(f"{moved} insert into {name} select * from moved"))  # noqa: S608 - our names
     await tx.execute(text(f"alter table {table} attach partition {name} {_values(first)}"))
+
+
+def _values(first: date) -> str:
+    return f"for values from ({_start(first)}) to ({_start(month(first, 1))})"
+
+
+def _start(first: date) -> str:
+    return rf"'{first} 00\:00Z'"  # a date or a time; SQLAlchemy would take :00 for a parameter
