@@ -41,7 +41,6 @@ from services.payment.settings import PaymentSettings
 from services.payment.store.calls import CallStore
 from services.payment.store.crypto import CryptoStore
 from services.payment.store.customers import CustomerStore
-from services.payment.store.customers_of_stripe import StripeCustomers
 from services.payment.store.ledger import LedgerStore
 from services.payment.store.mirror import MirrorStore
 from services.payment.store.money import MoneyStore
@@ -80,7 +79,7 @@ def build(env: Environment) -> Service:
     refresh = Refresh(refreshes, mirror, store, appliers, clock=service.clock, new_id=new_id, wake=wake)
     grace = timedelta(days=settings.grace_days)
     applying = Apply(
-        subscriptions, store, StripeCustomers(), mirror, refresh, plans=plans, grace=grace, clock=service.clock
+        subscriptions, store, CustomerStore(), mirror, refresh, plans=plans, grace=grace, clock=service.clock
     )
 
     audit = Audit(service.door, clock=service.clock, new_id=new_id)

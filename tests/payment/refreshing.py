@@ -16,7 +16,7 @@ from services.payment.service.intake import Intake
 from services.payment.service.refresh import Appliers, Refresh
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.service.sweep import Sweep
-from services.payment.store.customers_of_stripe import StripeCustomers
+from services.payment.store.customers import CustomerStore
 from services.payment.store.mirror import MirrorStore
 from services.payment.store.refreshes import RefreshStore
 from services.payment.store.subscriptions import SubscriptionStore
@@ -59,7 +59,7 @@ class Bench:
         applying = Apply(
             subscriptions,
             store,
-            StripeCustomers(),
+            CustomerStore(),
             mirror,
             self.refresh,
             plans=plans,

@@ -11,7 +11,7 @@ from services.payment.domain.stripe import Object, customer_of, reference, state
 from services.payment.domain.subscriptions import OVER, State
 from services.payment.service.refresh import Appliers, Refresh
 from services.payment.service.subscriptions import AlreadySubscribed, Subscriptions
-from services.payment.store.customers_of_stripe import StripeCustomers
+from services.payment.store.customers import CustomerStore
 from services.payment.store.mirror import MirrorStore
 from services.payment.store.subscriptions import SubscriptionStore
 from shared.clock import Clock
@@ -34,7 +34,7 @@ class Apply:
         self,
         subscriptions: Subscriptions,
         store: SubscriptionStore,
-        customers: StripeCustomers,
+        customers: CustomerStore,
         mirror: MirrorStore,
         refresh: Refresh,
         *,
@@ -87,7 +87,7 @@ class Apply:
         user_id = user_named(told)
         if user_id is None:
             return []
-        linked = await self._customers.link(tx, user_id, object_id)
+        linked = await self._customers.adopt(tx, user_id, object_id)
         if linked is None:  # not a user yet
             STRANGERS.labels("customer").inc()
             raise NotYet("a customer that names a user whom nobody knows")
@@ -113,12 +113,12 @@ class Apply:
         if known is not None and known["user_id"] is not None:
             return UUID(str(known["user_id"]))
         customer = customer_of(told)
-        if customer is not None and (user_id := await self._customers.user_of(tx, customer)) is not None:
-            return user_id
+        if customer is not None and (row := await self._customers.of_stripe(tx, customer)) is not None:
+            return UUID(str(row["user_id"]))
         named = user_named(told)
-        if named is not None and await self._customers.exists(tx, named):
+        if named is not None and await self._customers.get(tx, named) is not None:
             if customer is not None:
-                await self._customers.link(tx, named, customer)
+                await self._customers.adopt(tx, named, customer)
             return named
         return None
 

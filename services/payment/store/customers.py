@@ -16,6 +16,10 @@ _KNOW: Final = text("""
 _LINK: Final = text("""
     update customers set stripe_id = :stripe_id, told_email = cast(:email as text)
     where user_id = :user_id and stripe_id is null""")
+_ADOPT: Final = text("""
+    update customers set stripe_id = :stripe_id where user_id = :user_id and stripe_id is null
+        and not exists (select from customers where stripe_id = :stripe_id)""")
+_UNLINK: Final = text("update customers set stripe_id = null, told_email = null where stripe_id = :stripe_id")
 _TOLD: Final = text("""
     update customers set told_email = :email where user_id = :user_id and stripe_id = :stripe_id""")
 _GONE: Final = text("""
@@ -42,6 +46,19 @@ class CustomerStore:
     async def link(self, tx: Tx, user_id: UUID, stripe_id: str, email: str | None) -> bool:
         """Note who a user is at Stripe, with the address that Stripe has; False when they are somebody already."""
         return bool(await tx.execute(_LINK, user_id=user_id, stripe_id=stripe_id, email=email))
+
+    async def adopt(self, tx: Tx, user_id: UUID, stripe_id: str) -> str | None:
+        """Make a customer that Stripe tells of the user's, if they have none.
+
+        Return the one they have, '' for none, None for no such user.
+        """
+        await tx.execute(_ADOPT, user_id=user_id, stripe_id=stripe_id)
+        row = await self.get(tx, user_id)
+        return (row["stripe_id"] or "") if row is not None else None
+
+    async def unlink(self, tx: Tx, stripe_id: str) -> None:
+        """Make the customer nobody's."""
+        await tx.execute(_UNLINK, stripe_id=stripe_id)
 
     async def told(self, tx: Tx, user_id: UUID, stripe_id: str, email: str) -> None:
         """Note the address that Stripe has."""
