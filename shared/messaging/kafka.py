@@ -33,6 +33,7 @@ _PATIENT_MS: Final = 1000
 _BUSY_MS: Final = 25
 """How long a fetch waits for records: one that asks for all of our partitions, and one that leaves a busy one out."""
 _PREFETCHED_S: Final = 0.02  # less makes more and smaller batches, which cost more than the wait
+_SHORT: Final = 256
 _CUT: Final = 17  # bytes of a batch that do not make one
 _log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class KafkaAddress:
         )
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=16_384)  # of short keys: a dead letter's may have any length
 def _hash(key: bytes) -> int:
     return murmur2(key) & 0x7FFFFFFF
 
@@ -99,7 +100,8 @@ class Partitioner(DefaultPartitioner):
         """Return the partition of a key; any of those that are there without one."""
         if key is None:
             return super().__call__(key, all_partitions, available)
-        return all_partitions[_hash(key) % len(all_partitions)]
+        number = _hash(key) if len(key) <= _SHORT else _hash.__wrapped__(key)
+        return all_partitions[number % len(all_partitions)]
 
 
 class Reader(AIOKafkaConsumer):

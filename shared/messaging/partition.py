@@ -52,6 +52,7 @@ class Partition:
     """Runs one partition while it is ours. `following`, `settled` and `stuck` tell how far it is."""
 
     poll_ms: Final = 5000
+    probe_ms: Final = 200
 
     def __init__(  # noqa: PLR0917 - wired in one place, shared.messaging.delivery
         self,
@@ -134,7 +135,8 @@ class Partition:
             limit = 1 if probe else self._consumer.max_batch
             try:
                 with self._waiting():
-                    found, after = await self._kafka.fetch(self._name, following, wait_ms=self.poll_ms, limit=limit)
+                    wait_ms = self.probe_ms if probe else self.poll_ms
+                    found, after = await self._kafka.fetch(self._name, following, wait_ms=wait_ms, limit=limit)
                 stored = await self._settle(await self._readable(found), after, probe=probe)
             except _REPOSITION:
                 following = await self._position()
@@ -148,6 +150,8 @@ class Partition:
                 if not stored:
                     await self._store(following)
                 self.settled = following
+            if probe and self._fuse.is_open:
+                await self._stand_by()  # where it found nothing to try, another partition may
 
     @contextmanager
     def _waiting(self) -> Generator[None]:

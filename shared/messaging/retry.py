@@ -43,7 +43,9 @@ class Retries:
     count_s: Final = 5.0
     """How soon it shows what others did with this consumer's rows."""
     count_share: Final = 20
-    """Counting, where there is much to count, takes one such part of the time at most."""
+    """Counting, where there is much to count, takes one such part of the time,"""
+    count_at_most_s: Final = 15.0
+    """and is not put off for longer: readiness and limits follow it."""
     linger_s: Final = 0.01
     largest_batch: Final = 200
     largest_bytes: Final = 8 * 1_048_576
@@ -103,15 +105,15 @@ class Retries:
         """
         await self._count()
         now = self._clock()
+        probe = False
         async with self._db.read() as tx:
             look = await tx.fetchrow(statements.LOOK, consumer=self._consumer.name, now=now)
             if not self._fuse.is_open:
                 due = await self._due(tx) if look is not None and look["due"] else []
-            elif self._fuse.take_probe():
+            elif probe := self._fuse.take_probe():
                 due = await tx.fetch(statements.OLDEST, consumer=self._consumer.name)
             else:
                 due = []
-        probe = self._fuse.is_open
         lanes: defaultdict[Lane, list[Row]] = defaultdict(list)
         for row in due:
             lanes[lane_of_row(row)].append(row)
@@ -121,7 +123,7 @@ class Retries:
         for lane, rows in idle:
             task = self._running[lane] = asyncio.create_task(self._run_lane(rows, probe=probe))
             task.add_done_callback(partial(self._ended, lane))
-        next_at = None if look is None or probe else look["next_at"]
+        next_at = None if look is None or self._fuse.is_open else look["next_at"]
         return self.idle_s if next_at is None else min(self.idle_s, max(0.0, (next_at - self._clock()).total_seconds()))
 
     async def _due(self, tx: Tx) -> list[Row]:
@@ -332,7 +334,7 @@ class Retries:
         async with self._db.read() as tx:
             found = await tx.fetch(statements.COUNTS, consumer=self._consumer.name)
         took_s = asyncio.get_running_loop().time() - now
-        self._count_from = now + max(self.idle_s, self.count_share * took_s)
+        self._count_from = now + max(self.idle_s, min(self.count_share * took_s, self.count_at_most_s))
         rows = {row["status"]: row["rows"] for row in found}
         self._lanes.waiting = rows.get("waiting", 0)
         self._lanes.due = sum(row["due"] for row in found if row["status"] == "waiting")

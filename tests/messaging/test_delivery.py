@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -268,6 +270,25 @@ async def test_the_fuse_stops_a_consumer_that_only_fails_and_a_probe_starts_it_a
     await eventually(lambda: _count(probe, 40))
     assert not replica.fuse.is_open
     assert all(job["status"] == "resolved" for job in await probe.jobs())
+
+
+async def test_an_open_fuse_tries_one_event_in_each_interval_and_no_more(probe: Probe) -> None:
+    tried: list[float] = []
+
+    async def down(event: Deposited, tx: Tx) -> list[Event]:
+        tried.append(monotonic())
+        raise RuntimeError("our own fault")
+
+    every_s = 3.0
+    replica = probe.start(down, policy=replace(FAST, fuse_keys=5, probe_every_s=every_s))
+    for n in range(40):
+        await probe.send(probe.make(f"k{n}", n))
+    await eventually(lambda: replica.fuse.is_open)
+    opened = monotonic()
+    await eventually(lambda: len([at for at in tried if at > opened + every_s / 2]) >= 3)
+    probes = [at for at in tried if at > opened + every_s / 2]
+    gaps = [later - earlier for earlier, later in pairwise(probes)]
+    assert min(gaps) > every_s - 0.1
 
 
 async def test_a_handler_that_hangs_is_cut_and_parked(probe: Probe) -> None:
