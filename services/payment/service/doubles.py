@@ -3,17 +3,20 @@
 A checkout closes the session before it, and refuses where a subscription is open; what still gets past that (a session
 made in Stripe's dashboard, a crypto payment while a session is open) ends here. The first to be created stays. Each
 later one is cancelled at once, the payments of its latest invoice are refunded, and both is audited. Where the user's
-open subscription is not Stripe's, none of Stripe's stays.
+open subscription is not Stripe's, none of Stripe's stays. What of this does not work is audited and counted, for a
+person has to do it.
 """
 
 from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
+from prometheus_client import Counter
+
 from services.payment.domain.stripe import customer_of
 from services.payment.ports import Json
 from services.payment.service.audit import Audit
-from services.payment.service.calls import Call, Calls
+from services.payment.service.calls import PATIENT_LANES, Call, Calls
 from services.payment.service.lookups import pages
 from services.payment.store.customers import CustomerStore
 from services.payment.store.subscriptions import SubscriptionStore
@@ -21,6 +24,11 @@ from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.messaging.door import Door
 
+UNRESOLVED: Final = Counter(
+    "openbell_payment_doubles_unresolved_total",
+    "Steps of ending a doubled subscription that did not work: a person has to look",
+    ["kind"],
+)
 RUNNING: Final = frozenset({"trialing", "active", "past_due", "paused"})
 
 
@@ -37,6 +45,8 @@ class Doubles:
         self._audit = audit
         calls.before("doubles.check", self._check)
         calls.after("doubles.check", self._end)
+        for kind in ("doubles.check", "subscription.cancel", "refund.create"):
+            calls.failed(kind, self._unresolved)
 
     async def applied(self, tx: Tx, told: Json | None, object_id: str) -> list[Event]:
         """Apply what Stripe says of a subscription: one that runs beside another open one is looked at."""
@@ -89,7 +99,7 @@ class Doubles:
             subscription: str = later["id"]
             path = f"subscriptions/{subscription}"
             await self._calls.order(
-                tx, Call("subscription.cancel", f"double/{subscription}", user_id, path, {}, "delete")
+                tx, Call("subscription.cancel", f"{PATIENT_LANES}{subscription}", user_id, path, {}, "delete")
             )
             for payment in later["payments"]:
                 about = {"reason": "duplicate", "metadata": {"user_id": str(user_id), "subscription": subscription}}
@@ -109,3 +119,11 @@ class Doubles:
         for one in (*keep, *(later["id"] for later in result["kept"]["later"])):
             await self._calls.mark(tx, "subscription", one)
         return events
+
+    async def _unresolved(self, tx: Tx, row: Row, why: str) -> Sequence[Event]:
+        """Tell of a step that did not work. A cancellation that the user asked for is told to the user alone."""
+        if row["kind"] == "subscription.cancel" and not row["lane"].startswith(PATIENT_LANES):
+            return ()
+        tx.after_commit(UNRESOLVED.labels(row["kind"]).inc)
+        about = {"kind": row["kind"], "call": row["key"], "why": why}
+        return [self._audit.of(None, f"{row['kind'].partition('.')[0]}.failed", str(row["user_id"]), **about)]
