@@ -39,7 +39,8 @@ from shared.work import Performed, Policy, Settled, Work
 KEY_LIFE: Final = timedelta(hours=23)
 """Stripe may forget a key after 24 hours."""
 GIVE_UP: Final = timedelta(minutes=15)
-WAIT_S: Final = 25.0
+WAIT_S: Final = 8.0
+"""The gateway gives up after 10 s, and its caller would not learn that the wish is kept."""
 POLL_S: Final = 0.05
 PATIENT: Final = frozenset({"refund.create", "doubles.check"})
 PATIENT_LANES: Final = "double/"
