@@ -8,10 +8,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from services.api.settings import ApiSettings
 from services.payment.domain.returns import ReturnNotAllowed, Returns
 from services.payment.domain.subscriptions import State
 from services.payment.service.audit import Actor
-from services.payment.service.calls import ChangePending, Pending
+from services.payment.service.calls import WAIT_S, ChangePending, Pending
 from services.payment.service.checkout import CouponInvalid, NoCustomer, NotOffered
 from services.payment.service.doubles import UNRESOLVED
 from services.payment.service.subscriptions import AlreadySubscribed
@@ -309,6 +310,22 @@ async def test_a_card_subscription_beside_one_of_coins_is_ended_and_paid_back(sh
     (subscription,) = shop.fake.all("subscription")
     assert subscription["status"] == "canceled"
     assert len(shop.fake.all("refund")) == 1
+
+
+async def test_a_subscription_that_follows_one_that_is_over_unheard_of_stays(shop: Shop) -> None:
+    user_id, customer, second = await _doubled(shop)
+    first = shop.fake.all("subscription")[0]["id"]
+    await shop.api.write(f"subscriptions/{first}", {}, key="by-hand", method="delete")
+    already = len(shop.marked)
+    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
+    await shop.idle()
+    assert shop.fake.get("subscription", second)["status"] == "active"
+    assert shop.fake.all("refund") == []
+    assert ("subscription", first) in shop.marked[already:], "we hear that it is over"
+
+
+def test_a_request_hears_that_its_wish_is_kept_before_the_gateway_gives_up() -> None:
+    assert ApiSettings.model_fields["upstream_read_s"].default > WAIT_S + 1
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/refunds"), ("DELETE", "/v1/subscriptions/.+")])
