@@ -107,7 +107,10 @@ def build(env: Environment) -> Service:
 
     ledger_store, money = LedgerStore(), MoneyStore()
     ledger = Ledger(ledger_store, service.clock)
-    Payments(money, store, ledger, subscriptions, plans=plans, clock=service.clock).register(appliers)
+    payments = Payments(
+        money, store, ledger, subscriptions, mirror=mirror, want=refresh.want, plans=plans, clock=service.clock
+    )
+    payments.register(appliers)
     audit = Audit(service.door, clock=service.clock, new_id=new_id)
     manual = Manual(
         store, money, subscriptions, plans, ledger, audit=audit, grace=grace, clock=service.clock, new_id=new_id
