@@ -89,7 +89,7 @@ def build(env: Environment) -> Service:
     applying.register(appliers)
     appliers.on("customer", customers.linked)
     if calls is not None:
-        doubles = Doubles(calls, CustomerStore(), store, door=service.door, audit=audit)
+        doubles = Doubles(calls, mirror, store, door=service.door, audit=audit)
         appliers.on("subscription", doubles.applied)
     returns = Returns(settings.return_origins, settings.return_url)
     checkouts = Checkouts(
@@ -107,7 +107,10 @@ def build(env: Environment) -> Service:
 
     ledger_store, money = LedgerStore(), MoneyStore()
     ledger = Ledger(ledger_store, service.clock)
-    Payments(money, store, ledger, subscriptions, plans=plans, clock=service.clock).register(appliers)
+    payments = Payments(
+        money, store, ledger, subscriptions, mirror=mirror, want=refresh.want, plans=plans, clock=service.clock
+    )
+    payments.register(appliers)
     audit = Audit(service.door, clock=service.clock, new_id=new_id)
     manual = Manual(
         store, money, subscriptions, plans, ledger, audit=audit, grace=grace, clock=service.clock, new_id=new_id

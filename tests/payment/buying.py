@@ -25,6 +25,7 @@ from services.payment.service.doubles import Doubles
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.store.calls import CallStore
 from services.payment.store.customers import CustomerStore
+from services.payment.store.mirror import MirrorStore
 from services.payment.store.subscriptions import SubscriptionStore
 from shared.clock import new_id
 from shared.contracts.api import UserSignedUp
@@ -68,7 +69,7 @@ class Shop:
         self.calls = Calls(self.api, CallStore(), self.door, mark=self._mark, clock=clock, new_id=new_id, wait_s=wait_s)
         self.subscriptions = Subscriptions(self.store, self.plans, clock=clock, new_id=new_id)
         kit: Any = {"door": self.door, "audit": self.audit}
-        self.doubles = Doubles(self.calls, CustomerStore(), self.store, **kit)
+        self.doubles = Doubles(self.calls, MirrorStore(), self.store, **kit)
         kit |= {"clock": clock, "calls": self.calls}
         self.customers = Customers(CustomerStore(), self.store, **kit)
         returns = Returns([OURS], f"{OURS}/account")

@@ -26,6 +26,7 @@ from services.payment.service.refresh import Appliers
 from services.payment.service.renewals import Reminders, Renewals
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.store.ledger import LedgerStore
+from services.payment.store.mirror import MirrorStore
 from services.payment.store.money import MoneyStore
 from services.payment.store.subscriptions import SubscriptionStore
 from shared.clock import new_id
@@ -77,7 +78,18 @@ class Bench:
         self.subscriptions = Subscriptions(self.store, plans, clock=clock, new_id=new_id)
         self.ledger = Ledger(self.ledger_store, clock)
         self.appliers = Appliers()
-        payments = Payments(self.money, self.store, self.ledger, self.subscriptions, plans=plans, clock=clock)
+        self.mirror = MirrorStore()
+        self.wanted: list[tuple[str, str]] = []
+        payments = Payments(
+            self.money,
+            self.store,
+            self.ledger,
+            self.subscriptions,
+            mirror=self.mirror,
+            want=self._want,
+            plans=plans,
+            clock=clock,
+        )
         payments.register(self.appliers)
         self.renewals = Renewals(self.store, self.subscriptions, plans, door, grace=GRACE, clock=clock)
         self.reminders = Reminders(self.money, self.store, door, clock)
@@ -93,6 +105,10 @@ class Bench:
             clock=clock,
             new_id=new_id,
         )
+
+    async def _want(self, tx: Tx, objects: Sequence[tuple[str, str]]) -> None:
+        del tx
+        self.wanted += objects
 
     async def user(self, customer: str | None = "cus_1") -> UUID:
         user_id = uuid4()

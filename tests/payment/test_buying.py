@@ -87,6 +87,33 @@ async def test_two_paid_sessions_become_one_subscription_by_webhooks_alone(runni
     await fake.close()
 
 
+async def test_a_subscription_of_a_users_second_customer_is_ended_and_paid_back(running: InProcess) -> None:
+    fake, user_id = running.fake, uuid4()
+    await running.tell(
+        UserSignedUp(id=uuid4(), time=running.service.clock(), user_id=user_id, email="dan@example.org", role="user")
+    )
+    await _follow(running)
+    session = await _asked(running, user_id, "checkout", {"plan": "pro"}, 201)
+    assert fake.complete(session["id"])
+    await _follow(running)
+    other = await fake.client().v1.customers.create_async({"email": "dan@example.net"})
+    fake.advance(seconds=60)
+    wanted: Any = {
+        "mode": "subscription",
+        "customer": other.id,
+        "line_items": [{"price": PRICE, "quantity": 1}],
+        "subscription_data": {"metadata": {"user_id": str(user_id)}},
+        "success_url": "https://x.example",
+    }
+    assert fake.complete((await fake.client().v1.checkout.sessions.create_async(wanted)).id)
+    await _follow(running)
+    first, second = fake.all("subscription")
+    assert (first["status"], second["status"]) == ("active", "canceled")
+    assert [one["amount"] for one in fake.all("refund")] == [2900]
+    assert (await _have(running, user_id))["entitlements"] == ["pro"]
+    await fake.close()
+
+
 async def test_a_customer_deleted_in_the_dashboard_is_made_anew(running: InProcess) -> None:
     fake, user_id = running.fake, uuid4()
     await running.tell(

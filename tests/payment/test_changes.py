@@ -183,6 +183,16 @@ async def test_what_nobody_bills_is_changed_here(shop: Shop) -> None:
     assert len(told) == 5
 
 
+async def test_a_change_of_plan_moves_the_days_of_grace_with_the_period(shop: Shop) -> None:
+    user_id, grace = uuid4(), timedelta(days=7)
+    end = shop.clock() + timedelta(days=30)
+    state = State("crypto", None, "paper", "active", period_end=end, grace_until=end + grace)
+    await shop.have(user_id, state, uuid4())
+    changed = (await shop.changes.change_plan(Actor(user_id), "pro", None)).subscription
+    assert changed["current_period_end"] == shop.clock() + timedelta(days=60)
+    assert changed["entitled_until"] == changed["grace_until"] == changed["current_period_end"] + grace
+
+
 async def test_a_pause_ends_within_the_period_and_what_waits_for_money_is_not_changed(shop: Shop) -> None:
     paused, unpaid, for_ever = uuid4(), uuid4(), uuid4()
     end = shop.clock() + timedelta(days=3)

@@ -1,17 +1,20 @@
 """A checkout sells one subscription, to one user, once."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
 
+from services.api.settings import ApiSettings
 from services.payment.domain.returns import ReturnNotAllowed, Returns
 from services.payment.domain.subscriptions import State
 from services.payment.service.audit import Actor
-from services.payment.service.calls import ChangePending, Pending
+from services.payment.service.calls import WAIT_S, ChangePending, Pending
 from services.payment.service.checkout import CouponInvalid, NoCustomer, NotOffered
+from services.payment.service.doubles import UNRESOLVED
 from services.payment.service.subscriptions import AlreadySubscribed
 from shared.contracts.base import Event
 from shared.db import Database, Tx
@@ -307,6 +310,72 @@ async def test_a_card_subscription_beside_one_of_coins_is_ended_and_paid_back(sh
     (subscription,) = shop.fake.all("subscription")
     assert subscription["status"] == "canceled"
     assert len(shop.fake.all("refund")) == 1
+
+
+async def test_a_subscription_that_follows_one_that_is_over_unheard_of_stays(shop: Shop) -> None:
+    user_id, customer, second = await _doubled(shop)
+    first = shop.fake.all("subscription")[0]["id"]
+    await shop.api.write(f"subscriptions/{first}", {}, key="by-hand", method="delete")
+    already = len(shop.marked)
+    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
+    await shop.idle()
+    assert shop.fake.get("subscription", second)["status"] == "active"
+    assert shop.fake.all("refund") == []
+    assert ("subscription", first) in shop.marked[already:], "we hear that it is over"
+
+
+def test_a_request_hears_that_its_wish_is_kept_before_the_gateway_gives_up() -> None:
+    assert ApiSettings.model_fields["upstream_read_s"].default > WAIT_S + 1
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/refunds"), ("DELETE", "/v1/subscriptions/.+")])
+async def test_ending_a_doubled_subscription_is_not_given_up_while_stripe_is_away_for_long(
+    shop: Shop, method: str, path: str
+) -> None:
+    user_id, customer, second = await _doubled(shop)
+    shop.fake.fail(method, path, *[Fault(429)] * 3)
+    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
+    await eventually(lambda: _busy(shop, path))
+    shop.pass_time(20 * 60)
+    await eventually(lambda: _settled_in_time(shop, 1))
+    assert shop.fake.get("subscription", second)["status"] == "canceled"
+    assert len(shop.fake.all("refund")) == 1
+
+
+async def test_a_refund_of_a_doubled_subscription_that_does_not_work_is_audited_and_counted(shop: Shop) -> None:
+    user_id, customer, _ = await _doubled(shop)
+    shop.fake.fail("POST", "/v1/refunds", *[Fault(429)] * 500)
+    counted = UNRESOLVED.labels("refund.create")._value  # pyright: ignore[reportPrivateUsage] - no other way to read it
+    before = counted.get()
+    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
+    await eventually(lambda: _busy(shop, "/v1/refunds"))
+    shop.pass_time(24 * 3600)
+    await eventually(lambda: _settled_in_time(shop, 1))
+    (told,) = [one for one in await shop.audited() if one["action"] == "refund.failed"]
+    assert told["subject"] == str(user_id)
+    assert told["details"]["kind"] == "refund.create"
+    assert counted.get() == before + 1
+
+
+async def _doubled(shop: Shop) -> tuple[UUID, str, str]:
+    """Return a user who pays for two subscriptions, their customer, and the later of the two."""
+    user_id, _ = await shop.subscriber()
+    customer = await shop.customers.known(user_id)
+    assert customer is not None
+    shop.pass_time(60)
+    return user_id, customer, await _by_hand(shop, customer, "pro")
+
+
+async def _busy(shop: Shop, path: str) -> bool:
+    """Whether Stripe was asked for it, and did not do it."""
+    asked = [one for one in shop.fake.requests if one.method != "GET" and re.fullmatch(path, one.path)]
+    waiting = await shop.rows("select id from stripe_calls where status = 'pending' and due_at > created_at")
+    return bool(asked) and bool(waiting)
+
+
+async def _settled_in_time(shop: Shop, seconds: float) -> bool:
+    shop.pass_time(seconds)
+    return not await shop.rows("select id from stripe_calls where status in ('pending', 'claimed', 'started')")
 
 
 async def _waits(shop: Shop) -> bool:

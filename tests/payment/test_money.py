@@ -281,6 +281,27 @@ async def test_other_refunds_leave_access_alone(bench: Bench, billed: dict[str, 
     assert await bench.allowed(user) == ("pro",)
 
 
+async def test_a_refund_has_its_charge_fetched_until_the_charge_shows_it(bench: Bench) -> None:
+    await bench.user()
+    refunded = charge(refunded=True, amount_refunded=2900)
+    await bench.apply("refund", refund(charge=refunded))
+    assert bench.wanted == [("charge", "ch_1")]
+    async with bench.database.transaction() as tx:
+        await bench.mirror.put(tx, "charge", "ch_1", charge(amount_refunded=0), NOW)
+    await bench.apply("refund", refund(charge=refunded))
+    assert bench.wanted == [("charge", "ch_1")] * 2
+    async with bench.database.transaction() as tx:
+        await bench.mirror.put(tx, "charge", "ch_1", refunded, NOW)
+    await bench.apply("refund", refund(charge=refunded))
+    assert bench.wanted == [("charge", "ch_1")] * 2
+
+
+async def test_a_refund_without_a_charge_is_booked_as_nobodys_and_waits_for_nothing(bench: Bench) -> None:
+    assert not await bench.apply("refund", refund(charge=None, customer=None))
+    assert [row["user_id"] for row in await bench.rows("select user_id from ledger_entries")] == [None]
+    assert bench.wanted == []
+
+
 # Disputes
 
 

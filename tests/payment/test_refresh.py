@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 
 from services.payment.service import apply, refresh
+from shared.contracts.base import Event
 from shared.db import Database, Tx
 from tests.conftest import eventually
 from tests.fakes.stripe import FakeStripe, Fault
@@ -215,6 +216,31 @@ async def test_a_second_subscription_is_set_aside_and_taken_when_the_first_is_ov
     assert await bench.states() == ["active", "canceled", "active"]
 
 
+async def test_one_that_is_paid_after_all_waits_for_the_one_that_took_its_place(bench: Bench):
+    _, customer = await bench.user()
+    first = bench.subscribe(customer)
+    await bench.hint(*bench.fake.events)
+    await bench.settle()
+    stored = bench.fake.api.books.kinds["subscription"]
+    stored[first]["status"] = "unpaid"
+    await _look_at(bench, first)
+    second = bench.subscribe(customer)
+    await _look_at(bench, second)
+    stored[first]["status"] = "active"
+    await _look_at(bench, first)
+    assert (await bench.refreshed(first))["status"] == "done"
+    assert await bench.states() == ["active", "expired", "active"]
+    (audited,) = [body for _, body in await bench.told("api.action")]
+    assert (audited["action"], audited["subject"]) == ("set_aside.subscription", first)
+
+    bench.call("DELETE", f"/v1/subscriptions/{second}")
+    await _look_at(bench, second)
+    assert await bench.states() == ["active", "expired", "active", "canceled", "active"]
+    row = await bench.subscription(first)
+    assert row is not None
+    assert row["status"] == "active"
+
+
 async def test_a_stranger_is_put_off_and_comes_in_when_somebody_knows_them(bench: Bench):
     customer = bench.call("POST", "/v1/customers", email="a@example.org")["id"]
     bench.fake.set_card(customer, bench.fake.card())
@@ -400,3 +426,12 @@ async def test_two_workers_never_apply_one_object_at_the_same_time(bench: Bench)
     await eventually(lambda: not applying)
     assert set(seen) == {1}
     assert (await bench.refreshed(made))["status"] == "done"
+
+
+async def _look_at(bench: Bench, subscription: str) -> None:
+    async def want(tx: Tx) -> list[Event]:
+        await bench.refresh.want(tx, [("subscription", subscription)])
+        return []
+
+    await bench.door.publish(want)
+    await bench.settle()

@@ -1,5 +1,6 @@
 """Renewals by hand, reminders and dunning: what is due by the day, told once, whatever runs were missed."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -19,6 +20,7 @@ from shared.db import Database
 from shared.schedule import Scheduler
 from shared.service import Environment
 from shared.settings import SharedSettings
+from tests.conftest import eventually
 from tests.payment.ledger_bench import DAY, GRACE, NOW, Bench
 
 END = datetime(2026, 12, 15, 9, 30, tzinfo=UTC)
@@ -256,3 +258,20 @@ async def test_a_card_that_expires_is_told_once_while_it_still_pays(bench: Bench
     ((name, body),) = await bench.told()
     assert (name, body["user_id"], body["expires"]) == ("card.expiring", str(user), "2026-12")
     assert (body["brand"], body["last4"]) == ("visa", "4242")
+
+
+async def test_a_lapse_tells_what_became_of_a_subscription_while_it_waited_for_its_user(bench: Bench):
+    user, subscription = await subscribed(bench)
+    bench.clock.now = END + timedelta(minutes=1)
+
+    async def waits() -> bool:
+        return bool(await bench.rows("select from pg_locks where locktype = 'advisory' and not granted"))
+
+    async with bench.database.transaction() as tx:
+        await bench.store.lock_user(tx, user)
+        lapsing = asyncio.create_task(bench.run(bench.subscriptions.lapse))
+        await eventually(waits)
+        renewed = replace(PAID, period_start=END, period_end=END + 30 * DAY)
+        (told,) = await bench.subscriptions.become(tx, user, renewed, subscription)
+    assert await lapsing == []
+    assert told.entitlements == ("pro",)  # pyright: ignore[reportAttributeAccessIssue]

@@ -8,7 +8,8 @@ is refused with CHANGE_PENDING.
 
 A call whose outcome is unknown is looked up at Stripe before it is repeated. Stripe forgets keys after a day; a call
 that is older is not repeated at all: what the look-up does not find never happened. One that could not even be sent for
-a quarter of an hour is given up, for nobody waits for it any more.
+a quarter of an hour is given up, for nobody waits for it any more; but what nobody asked for and nobody would ask for
+again (refunds, the ends of doubled subscriptions) is tried as long as a key lives.
 
 What would surprise you: Stripe stores failures under a key too, so after a 500 the same key answers 500 for a day. Once
 the look-up has shown that nothing happened, the call goes on under another key.
@@ -38,13 +39,18 @@ from shared.work import Performed, Policy, Settled, Work
 KEY_LIFE: Final = timedelta(hours=23)
 """Stripe may forget a key after 24 hours."""
 GIVE_UP: Final = timedelta(minutes=15)
-WAIT_S: Final = 25.0
+WAIT_S: Final = 8.0
+"""The gateway gives up after 10 s, and its caller would not learn that the wish is kept."""
 POLL_S: Final = 0.05
+PATIENT: Final = frozenset({"refund.create", "doubles.check"})
+PATIENT_LANES: Final = "double/"
 
 Mark = Callable[[Tx, str, str], Awaitable[None]]
 """Notes that an object (Stripe's name of its kind, its id) must be fetched: our state follows what Stripe says."""
 Done = Callable[[Tx, Row, Json], Awaitable[Sequence[Event]]]
 """What follows from a call that was carried out, in the transaction that records it: (tx, the call, its result)."""
+Failed = Callable[[Tx, Row, str], Awaitable[Sequence[Event]]]
+"""What follows from a call that did not work, or may not have, in the same way: (tx, the call, why)."""
 Perform = Callable[[Row], Awaitable[Json | None]]
 """Does or finds what a call is about without the write; None: the write is needed."""
 
@@ -99,6 +105,7 @@ class Hooks:
 
     before: dict[str, Perform] = field(default_factory=dict[str, Perform])
     after: dict[str, list[Done]] = field(default_factory=dict[str, list[Done]])
+    failed: dict[str, list[Failed]] = field(default_factory=dict[str, list[Failed]])
 
 
 class Calls:
@@ -132,6 +139,10 @@ class Calls:
     def after(self, kind: str, done: Done) -> None:
         """Let `done` follow from calls of this kind."""
         self._hooks.after.setdefault(kind, []).append(done)
+
+    def failed(self, kind: str, failed: Failed) -> None:
+        """Let `failed` follow from calls of this kind that end otherwise."""
+        self._hooks.failed.setdefault(kind, []).append(failed)
 
     async def last(self, tx: Tx, lane: str) -> Row | None:
         """Return the newest call of a lane."""
@@ -218,7 +229,8 @@ class Calls:
 
     async def prepare(self, row: Row) -> Row:
         """Let no call go out too late: see the module's docstring. Raises GivenUp."""
-        limit = KEY_LIFE if row["uncertain"] else GIVE_UP
+        patient = row["kind"] in PATIENT or row["lane"].startswith(PATIENT_LANES)
+        limit = KEY_LIFE if row["uncertain"] or patient else GIVE_UP
         if self._clock() - row["created_at"] > limit:
             raise GivenUp("Stripe did not carry this out, and it is too late to ask again")
         return row
@@ -252,7 +264,11 @@ class Calls:
             await self._store.refused(tx, row["id"], _refusal(settled.error, settled.detail))
             if row["path"].startswith("subscriptions/"):  # refused, perhaps, because it is not as we believe
                 await self.mark(tx, "subscription", row["path"].split("/")[1])
-            return ()
+            return [
+                event
+                for failed in self._hooks.failed.get(row["kind"], ())
+                for event in await failed(tx, row, settled.detail)
+            ]
         if settled.result:
             await self._store.found(tx, row["id"], settled.result)
         current = await self._store.get(tx, row["id"])

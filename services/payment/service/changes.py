@@ -234,7 +234,9 @@ class Changes:
             return replace(state, plan=plan.name)  # nothing is paid yet
         if state.status != "active" or state.period_end is None or old is None:
             raise NotNow  # what was given for ever, or at a price that nobody knows any more, a person changes
-        return replace(state, plan=plan.name, period_end=moved_end(self._clock(), state.period_end, old, plan))
+        end = moved_end(self._clock(), state.period_end, old, plan)
+        grace_until = None if state.grace_until is None else end + (state.grace_until - state.period_end)
+        return replace(state, plan=plan.name, period_end=end, grace_until=grace_until)
 
 
 def _lane(row: Row) -> str:

@@ -3,24 +3,32 @@
 A checkout closes the session before it, and refuses where a subscription is open; what still gets past that (a session
 made in Stripe's dashboard, a crypto payment while a session is open) ends here. The first to be created stays. Each
 later one is cancelled at once, the payments of its latest invoice are refunded, and both is audited. Where the user's
-open subscription is not Stripe's, none of Stripe's stays.
+open subscription is not Stripe's, or another customer's there, none of this customer's stays. What of this does not
+work is audited and counted, for a person has to do it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+from prometheus_client import Counter
+
 from services.payment.domain.stripe import customer_of
-from services.payment.ports import Json
+from services.payment.ports import Json, NoSuchObject
 from services.payment.service.audit import Audit
-from services.payment.service.calls import Call, Calls
+from services.payment.service.calls import PATIENT_LANES, Call, Calls
 from services.payment.service.lookups import pages
-from services.payment.store.customers import CustomerStore
+from services.payment.store.mirror import MirrorStore
 from services.payment.store.subscriptions import SubscriptionStore
 from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.messaging.door import Door
 
+UNRESOLVED: Final = Counter(
+    "openbell_payment_doubles_unresolved_total",
+    "Steps of ending a doubled subscription that did not work: a person has to look",
+    ["kind"],
+)
 RUNNING: Final = frozenset({"trialing", "active", "past_due", "paused"})
 
 
@@ -28,26 +36,29 @@ class Doubles:
     """Looks for doubled subscriptions and ends them."""
 
     def __init__(
-        self, calls: Calls, customers: CustomerStore, subscriptions: SubscriptionStore, *, door: Door, audit: Audit
+        self, calls: Calls, mirror: MirrorStore, subscriptions: SubscriptionStore, *, door: Door, audit: Audit
     ) -> None:
         self._calls = calls
-        self._customers = customers
+        self._mirror = mirror
         self._subscriptions = subscriptions
         self._door = door
         self._audit = audit
         calls.before("doubles.check", self._check)
         calls.after("doubles.check", self._end)
+        for kind in ("doubles.check", "subscription.cancel", "refund.create"):
+            calls.failed(kind, self._unresolved)
 
     async def applied(self, tx: Tx, told: Json | None, object_id: str) -> list[Event]:
         """Apply what Stripe says of a subscription: one that runs beside another open one is looked at."""
         if told is None or told["status"] not in RUNNING or (customer := customer_of(told)) is None:
             return []
-        owner = await self._customers.of_stripe(tx, customer)
-        if owner is None:
+        known = await self._mirror.get(tx, "subscription", object_id)  # whose it is has just been noted there
+        if known is None or known["user_id"] is None:
             return []
-        ours = await self._subscriptions.open(tx, owner["user_id"])
+        user_id: UUID = known["user_id"]
+        ours = await self._subscriptions.open(tx, user_id)
         if ours is not None and ours["provider_id"] != object_id:
-            await self.suspect(tx, owner["user_id"], customer)
+            await self.suspect(tx, user_id, customer)
         return []
 
     async def suspect(self, tx: Tx, user_id: UUID, customer: str) -> None:
@@ -61,11 +72,28 @@ class Doubles:
         running = sorted(
             [one async for one in listed if one["status"] in RUNNING], key=lambda one: (one["created"], one["id"])
         )
-        keeps = 0 if ours is not None and ours["provider"] != "stripe" else 1
+        known = {one["id"] for one in running}
+        keeps = 0 if ours is not None and await self._runs_elsewhere(ours, known) else 1
         later: list[dict[str, Any]] = [
             {"id": one["id"], "payments": await self._payments(one)} for one in running[keeps:]
         ]
-        return {"kept": {"keep": [one["id"] for one in running[:keeps]], "later": later}}
+        ended = ours["provider_id"] if keeps and ours is not None and ours["provider_id"] not in known else None
+        return {"kept": {"keep": [one["id"] for one in running[:keeps]], "later": later, "ended": ended}}
+
+    async def _runs_elsewhere(self, ours: Row, running: Collection[str]) -> bool:
+        """Whether the user's open subscription is not this customer's: nobody at Stripe has it, or another customer.
+
+        One that is over at Stripe by now, before we have heard of it, takes nothing away from the one after it.
+        """
+        if ours["provider"] != "stripe":
+            return True
+        if ours["provider_id"] in running:
+            return False
+        try:
+            said = await self._calls.stripe.read(f"subscriptions/{ours['provider_id']}")
+        except NoSuchObject:
+            return False
+        return said["status"] in RUNNING
 
     async def _payments(self, subscription: Json) -> list[dict[str, str]]:
         """Return what paid a subscription's latest invoice, as a refund names it."""
@@ -89,7 +117,7 @@ class Doubles:
             subscription: str = later["id"]
             path = f"subscriptions/{subscription}"
             await self._calls.order(
-                tx, Call("subscription.cancel", f"double/{subscription}", user_id, path, {}, "delete")
+                tx, Call("subscription.cancel", f"{PATIENT_LANES}{subscription}", user_id, path, {}, "delete")
             )
             for payment in later["payments"]:
                 about = {"reason": "duplicate", "metadata": {"user_id": str(user_id), "subscription": subscription}}
@@ -108,4 +136,14 @@ class Doubles:
             )
         for one in (*keep, *(later["id"] for later in result["kept"]["later"])):
             await self._calls.mark(tx, "subscription", one)
+        if (ended := result["kept"].get("ended")) is not None:
+            await self._calls.mark(tx, "subscription", ended)
         return events
+
+    async def _unresolved(self, tx: Tx, row: Row, why: str) -> Sequence[Event]:
+        """Tell of a step that did not work. A cancellation that the user asked for is told to the user alone."""
+        if row["kind"] == "subscription.cancel" and not row["lane"].startswith(PATIENT_LANES):
+            return ()
+        tx.after_commit(UNRESOLVED.labels(row["kind"]).inc)
+        about = {"kind": row["kind"], "call": row["key"], "why": why}
+        return [self._audit.of(None, f"{row['kind'].partition('.')[0]}.failed", str(row["user_id"]), **about)]

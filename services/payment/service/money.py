@@ -2,7 +2,7 @@
 
     invoice          paid: a receipt; open, and its payment waits for the customer: a notice
     charge           paid: into the ledger; failed: a notice; refunded in full: access to what it paid for ends
-    refund           into the ledger; when it has succeeded, a notice
+    refund           into the ledger; when it has succeeded, a notice. Its charge is asked for if we know it otherwise
     dispute          into the ledger; access is held back while it is open and after it was lost; two notices
     payment_method   its card is noted, for the notice before it ends
     payout           into the ledger
@@ -17,7 +17,7 @@ What would surprise you: a failed payment is told from the failed charge, becaus
 failed once a later one went well. That the customer has to do something is told only while it can still be done.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Final, Literal, cast
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -28,6 +28,7 @@ from services.payment.domain.stripe import Object, moment, reference
 from services.payment.service.ledger import Ledger
 from services.payment.service.refresh import Appliers
 from services.payment.service.subscriptions import Subscriptions, once
+from services.payment.store.mirror import MirrorStore
 from services.payment.store.money import MoneyStore
 from services.payment.store.subscriptions import SubscriptionStore
 from shared.clock import Clock
@@ -35,6 +36,9 @@ from shared.contracts.base import Event
 from shared.contracts.payment import PaymentDisputed, PaymentFailed, PaymentReceived, PaymentRefunded
 from shared.db import Tx
 from shared.errors import NotYet
+
+Want = Callable[[Tx, Sequence[tuple[str, str]]], Awaitable[None]]
+"""Asks for objects of Stripe's, each (kind, id), to be fetched and applied soon."""
 
 _INQUIRY: Final = "warning"  # a bank asks; nothing has moved, and nothing is held back
 
@@ -49,10 +53,14 @@ class Payments:
         ledger: Ledger,
         subscriptions: Subscriptions,
         *,
+        mirror: MirrorStore,
+        want: Want,
         plans: Plans,
         clock: Clock,
     ) -> None:
         self._store = store
+        self._mirror = mirror
+        self._want = want
         self._notices = subscription_store
         self._ledger = ledger
         self._subscriptions = subscriptions
@@ -113,6 +121,7 @@ class Payments:
         """Book a refund; tell it when the money is on its way."""
         if obj is None:
             return []
+        await self._ask_for_charge(tx, obj.get("charge"))
         user_id = await self._whose(tx, obj)
         moved = (obj.get("balance_transaction"), obj.get("failure_balance_transaction"))
         await self._ledger.add_transactions(tx, moved, user_id)
@@ -229,10 +238,24 @@ class Payments:
             return await self._user(tx, cast("Object", charge))
         if (user_id := await self._user(tx, obj)) is not None:
             return user_id
+        if charge is None:  # paid by a balance or a transfer: nothing that could be heard of later
+            return None
         known, user_id = await self._ledger.user_of(tx, f"stripe/{charge}")
         if not known:
             raise NotYet("its charge has not been heard of yet", charge=charge)
         return user_id
+
+    async def _ask_for_charge(self, tx: Tx, charge: object) -> None:
+        """Have a refund's charge fetched where we do not know it as it is now: it says whether access ends.
+
+        What has been fetched agrees with what a refund brings, so nothing is asked for twice.
+        """
+        if not isinstance(charge, Mapping):
+            return
+        now = cast("Object", charge)
+        known = (await self._mirror.bodies(tx, "charge", [now["id"]])).get(now["id"]) or {}
+        if known.get("amount_refunded") != now.get("amount_refunded"):
+            await self._want(tx, [("charge", now["id"])])
 
     async def _note_card(self, tx: Tx, user_id: UUID, provider_id: str | None, card: object, seen: int) -> None:
         if provider_id is None or not isinstance(card, Mapping):

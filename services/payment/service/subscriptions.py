@@ -43,11 +43,12 @@ class Subscriptions:
         """
         now = self._clock()
         row = await self._find(tx, user_id, state, subscription_id)
+        other = await self._store.open(tx, user_id)
+        if state.status not in OVER and other is not None and (row is None or other["id"] != row["id"]):
+            raise AlreadySubscribed
         if row is None:
             if state.status in OVER and state.provider_id is None:
                 return []
-            if state.status not in OVER and await self._store.open(tx, user_id) is not None:
-                raise AlreadySubscribed
             subscription_id = subscription_id or self._new_id()
             await self._store.add(tx, subscription_id, user_id, state, now)
         else:
@@ -87,11 +88,10 @@ class Subscriptions:
 
     async def lapse(self, tx: Tx) -> list[Event]:
         """Tell of subscriptions whose access has ended by the clock alone."""
-        now = self._clock()
         events: list[Event] = []
-        for row in await self._store.lapsed(tx, now, LAPSED_AT_ONCE):
+        for row in await self._store.lapsed(tx, self._clock(), LAPSED_AT_ONCE):
             await self._store.lock_user(tx, row["user_id"])
-            events += await self._tell(tx, row["id"], row["user_id"], state_of(row), now)
+            events += await self.review(tx, row["user_id"])  # what was read before the lock may be of yesterday
         return events
 
     async def _find(self, tx: Tx, user_id: UUID, state: State, subscription_id: UUID | None) -> Row | None:

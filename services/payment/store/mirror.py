@@ -30,7 +30,8 @@ _WAITING: Final = text("""
     select o.id from stripe_objects o
     where o.kind = 'subscription' and not o.deleted and (cast(:user_id as uuid) is null or o.user_id = :user_id)
       and o.body ->> 'status' in ('trialing', 'active', 'past_due', 'paused')
-      and not exists (select from subscriptions s where s.provider = 'stripe' and s.provider_id = o.id)
+      and not exists (select from subscriptions s where s.provider = 'stripe' and s.provider_id = o.id
+            and s.status in ('trialing', 'active', 'past_due', 'paused'))
       and not exists (select from subscriptions s where s.user_id = o.user_id
             and s.status in ('trialing', 'active', 'past_due', 'paused'))
     order by o.id""")
@@ -68,7 +69,7 @@ class MirrorStore:
         return [row["id"] for row in await tx.fetch(_UNSEEN, kind=kind, seen=list(seen), before=before)]
 
     async def waiting(self, tx: Tx, user_id: UUID | None = None) -> list[str]:
-        """Return open subscriptions that never became their user's one, now that nothing is in their way."""
+        """Return open subscriptions that are not their user's one, now that nothing is in their way."""
         return [row["id"] for row in await tx.fetch(_WAITING, user_id=user_id)]
 
 
