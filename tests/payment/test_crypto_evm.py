@@ -1,7 +1,7 @@
 """Payment on an EVM chain: a real one in this process, with contracts that are honest and others that are not."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -12,6 +12,7 @@ import pytest
 
 from services.payment.adapters.evm import Evm, over_http
 from services.payment.domain.chains import Chain
+from services.payment.domain.crypto import Transfer
 from services.payment.ports import WrongChain
 from shared.db import Database
 from tests.conftest import ManualClock, recorded
@@ -40,6 +41,18 @@ class Town:
     async def round(self) -> None:
         self.bench.clock.now = max(self.bench.clock.now, self.evm.time)
         await self.bench.round()
+
+
+class Behind(Evm):
+    """Asks for blocks where they have not arrived yet, but for the head."""
+
+    async def hash_of(self, number: int) -> str | None:
+        del number
+        return None
+
+    async def transfers(self, first: int, last: int, addresses: Collection[str]) -> Sequence[Transfer]:
+        del first, last, addresses
+        return ()
 
 
 def chain_over(usdc: Any, taxed: Any, addresses: list[str], shared: str | None, **more: Any) -> Chain:
@@ -208,6 +221,48 @@ async def test_a_told_transaction_that_waits_is_seen_before_it_is_in_a_block(tow
     assert await bench.state(invoice) == "paid"
     [receipt] = await bench.rows("select * from crypto_receipts")
     assert (receipt["tx"], receipt["status"]) == (tx, "mined")
+
+
+async def test_a_told_transaction_of_a_token_is_waited_for_until_it_is_in_a_block(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    town.evm.tester.disable_auto_mine_transactions()
+    tx = await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    await bench.tell(invoice, tx)
+    await town.round()
+    assert [row["result"] for row in await bench.rows("select * from crypto_told")] == ["waiting"]
+    await town.confirm()
+    assert await bench.state(invoice) == "paid"
+    assert [row["result"] for row in await bench.rows("select * from crypto_told")] == ["found"]
+
+
+async def test_a_token_payment_that_a_reorganisation_puts_back_among_the_waiting_is_not_given_up(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    before = town.evm.snapshot()
+    tx = await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    await town.round()
+    town.evm.revert(before)
+    town.evm.tester.disable_auto_mine_transactions()
+    assert await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC) == tx
+    await town.round()
+    assert [row["status"] for row in await bench.rows("select status from crypto_receipts")] == ["lost"]
+    assert await bench.state(invoice) == "seen"
+
+
+async def test_a_node_that_is_behind_takes_no_payment_back(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("ETH")
+    contract = await town.evm.deploy("Internal")
+    await town.evm.call(contract, "pay", invoice["address"], value=int(invoice["amount"]))
+    await town.confirm()
+    assert await bench.state(invoice) == "paid"
+    chain = bench.chains[0][0]
+    behind = Bench(bench.database, bench.clock, [(chain, Behind(chain, lambda: town.evm.node))], bench.usd)
+    await behind.round()
+    assert [row["status"] for row in await bench.rows("select status from crypto_receipts")] == ["mined"]
+    assert await bench.state(invoice) == "paid"
+    assert behind.booked == []
 
 
 async def test_a_reorganisation_takes_a_payment_back_and_a_second_one_brings_it_again(town: Town):
