@@ -369,6 +369,20 @@ async def test_on_a_shared_address_the_exact_amount_says_whose_a_payment_is(town
     assert (bench.booked[1].user_id, bench.booked[1].amount) == (None, Decimal(28))
 
 
+async def test_a_stray_that_is_too_large_for_the_ledger_keeps_no_other_out_of_it(town: Town):
+    bench = town.bench
+    assert {(await bench.invoice("USDC"))["address"] for _ in range(4)} == {*town.ours, town.shared}
+    await town.evm.call(town.usdc, "transfer", town.shared, 5 * USDC)
+    await town.evm.call(town.usdc, "transfer", town.shared, 7 * USDC)
+    await town.confirm()
+    await bench.execute(f"update crypto_receipts set amount = {10**38} where amount = {5 * USDC}")
+    town.evm.mine(8)
+    await town.round()
+    assert [one.amount for one in bench.booked] == [Decimal(7)]
+    assert [row["settled"] for row in await bench.rows("select settled from crypto_receipts")] == [True, True]
+    assert len(await bench.rows("select * from crypto_receipts where invoice_id is null")) == 2
+
+
 async def test_the_service_reads_a_chain_over_http(town: Town):
     chain = chain_over(town.usdc, town.taxed, town.ours, None)
     await town.evm.call(town.usdc, "transfer", town.ours[0], 5)
