@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import count
@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from services.payment.adapters.esplora import GENESIS, Esplora
 from services.payment.domain.chains import Chain
+from services.payment.domain.periods import period_after
 from services.payment.domain.subscriptions import State
 from services.payment.ports import WrongChain
 from services.payment.service.crypto import TooManyInvoices
+from services.payment.store.subscriptions import state_of
 from shared.db import Database
 from shared.errors import Transient
 from tests.conftest import ManualClock
@@ -30,6 +32,7 @@ OURS = ["bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080", "2MzQwSSnBHWHqSAqtTVQ6v4
 SHARED = "mipcBbFg9gMiCh81Kj8tqqdgoZub1ZJRfn"
 PRICE = 29_000
 NEEDED, FINAL = 2, 4
+DAY = timedelta(days=1)
 _NAMES = count()
 
 
@@ -291,6 +294,42 @@ async def test_a_second_invoice_extends_the_subscription_and_another_plan_is_ref
     assert after["current_period_start"] == before["current_period_start"]
     assert after["current_period_end"] - before["current_period_end"] == timedelta(days=30)
     assert [told["renewal"] for told in await bench.told("payment.payments")] == [False, True]
+
+
+@pytest.mark.parametrize(("days", "kept"), [(-1, True), (3, True), (7, False), (20, False)])
+async def test_a_period_paid_after_access_stopped_begins_with_the_payment(town: Town, days: int, kept: bool):
+    bench, user = town.bench, uuid4()
+    invoice = await bench.invoice("BTC", user=user)
+    end = bench.clock.now - timedelta(days=days)
+    graced = State("crypto", None, "pro", "past_due", end - 30 * DAY, end, grace_until=end + 7 * DAY)
+    await bench.door.publish(lambda tx: bench.subscriptions.become(tx, user, graced))
+    town.esplora.send({invoice["address"]: PRICE})
+    await town.mine(NEEDED)
+    row, subscription = await bench.get(invoice), await bench.subscription(user)
+    assert subscription is not None
+    assert row["granted_from"] == (end if kept else bench.clock.now)
+    assert subscription["current_period_end"] == row["granted_until"] == period_after(row["granted_from"], "month")
+
+
+async def test_when_a_period_is_taken_back_the_days_of_grace_move_with_its_end(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("BTC")
+    user, end = invoice["user_id"], bench.clock.now + 20 * DAY
+    paid = State("crypto", None, "pro", "active", end - 30 * DAY, end)
+    await bench.door.publish(lambda tx: bench.subscriptions.become(tx, user, paid))
+    tx = town.esplora.send({invoice["address"]: PRICE})
+    await town.mine(NEEDED)
+    granted = await bench.subscription(user)
+    assert granted is not None
+    graced = replace(state_of(granted), grace_until=granted["current_period_end"] + 7 * DAY)  # as the daily run does
+    await bench.door.publish(lambda tx: bench.subscriptions.become(tx, user, graced, granted["id"]))
+    town.esplora.reorganise(NEEDED)
+    town.esplora.forget(tx)
+    await bench.round()
+    await town.pass_time(3601)
+    row = await bench.subscription(user)
+    assert row is not None
+    assert (row["status"], row["current_period_end"], row["grace_until"]) == ("active", end, end + 7 * DAY)
 
 
 async def test_who_subscribed_elsewhere_meanwhile_is_told_and_not_subscribed_twice(town: Town):

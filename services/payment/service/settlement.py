@@ -174,7 +174,7 @@ class Settlement:
         began, start, subscription_id = now, now, uuid5(row["id"], f"subscription/{row['grants']}")
         if open_row is not None:
             subscription_id, end = open_row["id"], open_row["current_period_end"] or now
-            start = end if period_after(end, plan.period) > now else now
+            start = end if now < (open_row["grace_until"] or end) else now  # days without access are not sold
             began = open_row["current_period_start"] if start > now else start
         until = period_after(start, plan.period)
         state = State("crypto", None, plan.name, "active", period_start=began, period_end=until)
@@ -196,7 +196,9 @@ class Settlement:
             return []
         state = state_of(open_row)
         end = open_row["current_period_end"] - given
-        state = replace(state, period_end=end, status=state.status if end > now else "expired")
+        grace = None if state.grace_until is None else state.grace_until - given
+        status = state.status if end > now else "expired"
+        state = replace(state, period_end=end, grace_until=grace, status=status)
         return await self._subscriptions.become(tx, row["user_id"], state, subscription_id)
 
     async def _tell_received(self, tx: Tx, row: Row, verdict: Verdict, now: datetime) -> Sequence[Event]:
