@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -12,8 +12,9 @@ import pytest
 
 from services.payment.adapters.evm import Evm, over_http
 from services.payment.domain.chains import Chain
-from services.payment.domain.crypto import Transfer
+from services.payment.domain.crypto import Block, Transfer
 from services.payment.ports import WrongChain
+from services.payment.store.receipts import ReceiptStore
 from shared.db import Database
 from tests.conftest import ManualClock, recorded
 from tests.fakes.evm import CHAIN_ID, EvmChain
@@ -367,6 +368,26 @@ async def test_on_a_shared_address_the_exact_amount_says_whose_a_payment_is(town
     town.evm.mine(8)
     await town.round()
     assert (bench.booked[1].user_id, bench.booked[1].amount) == (None, Decimal(28))
+
+
+async def test_a_transfer_that_a_reorganisation_puts_in_the_place_of_another_pays_its_own_invoice(town: Town):
+    bench = town.bench
+    one, two = await bench.invoice("USDC"), await bench.invoice("USDC")
+    await town.evm.call(town.usdc, "transfer", one["address"], 29 * USDC)
+    await town.round()
+    [row] = await bench.rows("select * from crypto_receipts")
+    assert row["invoice_id"] == one["id"]
+    block = Block(row["block_number"], "0xanother", row["at"])
+    moved = Transfer(row["tx"], row["idx"], "USDC", two["address"], 29 * USDC, None, block)
+    async with bench.database.transaction() as tx:
+        await ReceiptStore().note(tx, "dev", moved, bench.clock.now, timedelta(0))
+    [row] = await bench.rows("select * from crypto_receipts")
+    assert (row["address"], row["invoice_id"]) == (two["address"], two["id"])
+    elsewhere = replace(moved, address=town.ours[2], block=replace(block, hash="0xa third"))
+    async with bench.database.transaction() as tx:
+        await ReceiptStore().note(tx, "dev", elsewhere, bench.clock.now, timedelta(0))
+    [row] = await bench.rows("select * from crypto_receipts")
+    assert row["invoice_id"] is None
 
 
 async def test_a_stray_that_is_too_large_for_the_ledger_keeps_no_other_out_of_it(town: Town):
