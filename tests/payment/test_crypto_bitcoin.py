@@ -19,6 +19,7 @@ from services.payment.domain.chains import Chain
 from services.payment.domain.periods import period_after
 from services.payment.domain.subscriptions import State
 from services.payment.ports import WrongChain
+from services.payment.service.audit import Actor
 from services.payment.service.crypto import TooManyInvoices
 from services.payment.store.subscriptions import state_of
 from shared.db import Database
@@ -183,6 +184,24 @@ async def test_a_late_payment_counts_if_it_is_worth_the_price_by_then(town: Town
     bench.rates._usd["BTC"] = Decimal(1)
     await town.mine(FINAL)
     assert (await bench.subscription(invoice["user_id"]) is not None) == granted, "decided once"
+
+
+async def test_a_late_payment_that_is_assigned_after_the_hold_is_judged_by_its_worth_and_grants(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("BTC")
+    await town.pass_time(8 * 86_400)
+    assert (await bench.get(invoice))["held"] is False
+    tx = town.esplora.send({OURS[1]: PRICE})  # which is not the invoice's
+    await bench.tell(invoice, tx)
+    await town.mine(NEEDED)
+    chain, actor = bench.chains[0][0].name, Actor(uuid4())
+    await bench.door.run(lambda one: bench.invoices.assign(actor, (chain, tx, 0), invoice["id"], one))
+    await town.mine(FINAL)
+    await bench.round()
+    row = await bench.get(invoice)
+    assert (row["state"], row["worth_usd"]) == ("paid_late", Decimal("29.00"))
+    assert await bench.subscription(invoice["user_id"]) is not None
+    assert bench.books() == {"BTC": Decimal("0.00029000")}
 
 
 async def test_a_payment_seen_in_time_and_mined_late_is_in_time(town: Town):
