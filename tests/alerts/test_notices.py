@@ -110,6 +110,8 @@ def test_every_kind_of_payment_event_is_told_and_nothing_else() -> None:
 def test_coins_keep_their_digits() -> None:
     assert money(Decimal("0.01250000"), "BTC") == "0.0125 BTC"
     assert money(Decimal("1234.5"), "USD") == "1,234.50 USD"
+    assert money(Decimal("123456789012.123456789012345678"), "X") == "123,456,789,012.123456789012345678 X"
+    assert money(Decimal(10**38), "X") == f"{10**38:,}.00 X"
 
 
 async def test_a_notice_goes_out_once_on_every_enabled_channel(bench: Bench) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import count
@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 
 from services.payment.adapters.esplora import GENESIS, Esplora
 from services.payment.domain.chains import Chain
+from services.payment.domain.periods import period_after
 from services.payment.domain.subscriptions import State
 from services.payment.ports import WrongChain
+from services.payment.service.audit import Actor
 from services.payment.service.crypto import TooManyInvoices
+from services.payment.store.subscriptions import state_of
 from shared.db import Database
 from shared.errors import Transient
 from tests.conftest import ManualClock
@@ -30,6 +33,7 @@ OURS = ["bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080", "2MzQwSSnBHWHqSAqtTVQ6v4
 SHARED = "mipcBbFg9gMiCh81Kj8tqqdgoZub1ZJRfn"
 PRICE = 29_000
 NEEDED, FINAL = 2, 4
+DAY = timedelta(days=1)
 _NAMES = count()
 
 
@@ -182,6 +186,24 @@ async def test_a_late_payment_counts_if_it_is_worth_the_price_by_then(town: Town
     assert (await bench.subscription(invoice["user_id"]) is not None) == granted, "decided once"
 
 
+async def test_a_late_payment_that_is_assigned_after_the_hold_is_judged_by_its_worth_and_grants(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("BTC")
+    await town.pass_time(8 * 86_400)
+    assert (await bench.get(invoice))["held"] is False
+    tx = town.esplora.send({OURS[1]: PRICE})  # which is not the invoice's
+    await bench.tell(invoice, tx)
+    await town.mine(NEEDED)
+    chain, actor = bench.chains[0][0].name, Actor(uuid4())
+    await bench.door.run(lambda one: bench.invoices.assign(actor, (chain, tx, 0), invoice["id"], one))
+    await town.mine(FINAL)
+    await bench.round()
+    row = await bench.get(invoice)
+    assert (row["state"], row["worth_usd"]) == ("paid_late", Decimal("29.00"))
+    assert await bench.subscription(invoice["user_id"]) is not None
+    assert bench.books() == {"BTC": Decimal("0.00029000")}
+
+
 async def test_a_payment_seen_in_time_and_mined_late_is_in_time(town: Town):
     bench = town.bench
     invoice = await bench.invoice("BTC")
@@ -291,6 +313,42 @@ async def test_a_second_invoice_extends_the_subscription_and_another_plan_is_ref
     assert after["current_period_start"] == before["current_period_start"]
     assert after["current_period_end"] - before["current_period_end"] == timedelta(days=30)
     assert [told["renewal"] for told in await bench.told("payment.payments")] == [False, True]
+
+
+@pytest.mark.parametrize(("days", "kept"), [(-1, True), (3, True), (7, False), (20, False)])
+async def test_a_period_paid_after_access_stopped_begins_with_the_payment(town: Town, days: int, kept: bool):
+    bench, user = town.bench, uuid4()
+    invoice = await bench.invoice("BTC", user=user)
+    end = bench.clock.now - timedelta(days=days)
+    graced = State("crypto", None, "pro", "past_due", end - 30 * DAY, end, grace_until=end + 7 * DAY)
+    await bench.door.publish(lambda tx: bench.subscriptions.become(tx, user, graced))
+    town.esplora.send({invoice["address"]: PRICE})
+    await town.mine(NEEDED)
+    row, subscription = await bench.get(invoice), await bench.subscription(user)
+    assert subscription is not None
+    assert row["granted_from"] == (end if kept else bench.clock.now)
+    assert subscription["current_period_end"] == row["granted_until"] == period_after(row["granted_from"], "month")
+
+
+async def test_when_a_period_is_taken_back_the_days_of_grace_move_with_its_end(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("BTC")
+    user, end = invoice["user_id"], bench.clock.now + 20 * DAY
+    paid = State("crypto", None, "pro", "active", end - 30 * DAY, end)
+    await bench.door.publish(lambda tx: bench.subscriptions.become(tx, user, paid))
+    tx = town.esplora.send({invoice["address"]: PRICE})
+    await town.mine(NEEDED)
+    granted = await bench.subscription(user)
+    assert granted is not None
+    graced = replace(state_of(granted), grace_until=granted["current_period_end"] + 7 * DAY)  # as the daily run does
+    await bench.door.publish(lambda tx: bench.subscriptions.become(tx, user, graced, granted["id"]))
+    town.esplora.reorganise(NEEDED)
+    town.esplora.forget(tx)
+    await bench.round()
+    await town.pass_time(3601)
+    row = await bench.subscription(user)
+    assert row is not None
+    assert (row["status"], row["current_period_end"], row["grace_until"]) == ("active", end, end + 7 * DAY)
 
 
 async def test_who_subscribed_elsewhere_meanwhile_is_told_and_not_subscribed_twice(town: Town):

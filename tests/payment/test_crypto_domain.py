@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, get_args
 
 import pytest
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from services.payment.domain.addresses import bitcoin_problem, evm_problem
 from services.payment.domain.chains import Asset, Chain
-from services.payment.domain.crypto import NEXT, Receipt, State, base_units, free_amount, in_units, judge
+from services.payment.domain.crypto import NEXT, Receipt, State, base_units, free_amount, in_units, judge, usd_worth
 from services.payment.domain.periods import period_after
 from shared.errors import Invalid
 
@@ -151,6 +152,13 @@ def test_an_amount_is_worth_the_price_and_hardly_more(cents: int, rate_cents: in
     assert amount > 0
     assert in_units(amount, decimals) * rate >= price
     assert in_units(amount - asset.step, decimals) * rate < price
+
+
+@given(st.integers(0, 2**256 - 1), st.sampled_from([0, 6, 8, 18, 36]))
+def test_units_and_their_worth_keep_every_digit_that_a_chain_can_write(amount: int, decimals: int):
+    units = in_units(amount, decimals)
+    assert Fraction(units) == Fraction(amount, 10**decimals)
+    assert abs(Fraction(usd_worth(units, Decimal("1.01"))) - Fraction(units) * 101 / 100) <= Fraction(1, 200)
 
 
 @given(st.integers(1, 10**6), st.sampled_from([1, 10]), st.sets(st.integers(1, 10**6)))

@@ -1,8 +1,8 @@
 """Payment on an EVM chain: a real one in this process, with contracts that are honest and others that are not."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -12,7 +12,9 @@ import pytest
 
 from services.payment.adapters.evm import Evm, over_http
 from services.payment.domain.chains import Chain
+from services.payment.domain.crypto import Block, Transfer
 from services.payment.ports import WrongChain
+from services.payment.store.receipts import ReceiptStore
 from shared.db import Database
 from tests.conftest import ManualClock, recorded
 from tests.fakes.evm import CHAIN_ID, EvmChain
@@ -40,6 +42,18 @@ class Town:
     async def round(self) -> None:
         self.bench.clock.now = max(self.bench.clock.now, self.evm.time)
         await self.bench.round()
+
+
+class Behind(Evm):
+    """Asks for blocks where they have not arrived yet, but for the head."""
+
+    async def hash_of(self, number: int) -> str | None:
+        del number
+        return None
+
+    async def transfers(self, first: int, last: int, addresses: Collection[str]) -> Sequence[Transfer]:
+        del first, last, addresses
+        return ()
 
 
 def chain_over(usdc: Any, taxed: Any, addresses: list[str], shared: str | None, **more: Any) -> Chain:
@@ -210,6 +224,48 @@ async def test_a_told_transaction_that_waits_is_seen_before_it_is_in_a_block(tow
     assert (receipt["tx"], receipt["status"]) == (tx, "mined")
 
 
+async def test_a_told_transaction_of_a_token_is_waited_for_until_it_is_in_a_block(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    town.evm.tester.disable_auto_mine_transactions()
+    tx = await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    await bench.tell(invoice, tx)
+    await town.round()
+    assert [row["result"] for row in await bench.rows("select * from crypto_told")] == ["waiting"]
+    await town.confirm()
+    assert await bench.state(invoice) == "paid"
+    assert [row["result"] for row in await bench.rows("select * from crypto_told")] == ["found"]
+
+
+async def test_a_token_payment_that_a_reorganisation_puts_back_among_the_waiting_is_not_given_up(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    before = town.evm.snapshot()
+    tx = await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    await town.round()
+    town.evm.revert(before)
+    town.evm.tester.disable_auto_mine_transactions()
+    assert await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC) == tx
+    await town.round()
+    assert [row["status"] for row in await bench.rows("select status from crypto_receipts")] == ["lost"]
+    assert await bench.state(invoice) == "seen"
+
+
+async def test_a_node_that_is_behind_takes_no_payment_back(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("ETH")
+    contract = await town.evm.deploy("Internal")
+    await town.evm.call(contract, "pay", invoice["address"], value=int(invoice["amount"]))
+    await town.confirm()
+    assert await bench.state(invoice) == "paid"
+    chain = bench.chains[0][0]
+    behind = Bench(bench.database, bench.clock, [(chain, Behind(chain, lambda: town.evm.node))], bench.usd)
+    await behind.round()
+    assert [row["status"] for row in await bench.rows("select status from crypto_receipts")] == ["mined"]
+    assert await bench.state(invoice) == "paid"
+    assert behind.booked == []
+
+
 async def test_a_reorganisation_takes_a_payment_back_and_a_second_one_brings_it_again(town: Town):
     bench = town.bench
     invoice = await bench.invoice("USDC")
@@ -312,6 +368,40 @@ async def test_on_a_shared_address_the_exact_amount_says_whose_a_payment_is(town
     town.evm.mine(8)
     await town.round()
     assert (bench.booked[1].user_id, bench.booked[1].amount) == (None, Decimal(28))
+
+
+async def test_a_transfer_that_a_reorganisation_puts_in_the_place_of_another_pays_its_own_invoice(town: Town):
+    bench = town.bench
+    one, two = await bench.invoice("USDC"), await bench.invoice("USDC")
+    await town.evm.call(town.usdc, "transfer", one["address"], 29 * USDC)
+    await town.round()
+    [row] = await bench.rows("select * from crypto_receipts")
+    assert row["invoice_id"] == one["id"]
+    block = Block(row["block_number"], "0xanother", row["at"])
+    moved = Transfer(row["tx"], row["idx"], "USDC", two["address"], 29 * USDC, None, block)
+    async with bench.database.transaction() as tx:
+        await ReceiptStore().note(tx, "dev", moved, bench.clock.now, timedelta(0))
+    [row] = await bench.rows("select * from crypto_receipts")
+    assert (row["address"], row["invoice_id"]) == (two["address"], two["id"])
+    elsewhere = replace(moved, address=town.ours[2], block=replace(block, hash="0xa third"))
+    async with bench.database.transaction() as tx:
+        await ReceiptStore().note(tx, "dev", elsewhere, bench.clock.now, timedelta(0))
+    [row] = await bench.rows("select * from crypto_receipts")
+    assert row["invoice_id"] is None
+
+
+async def test_a_stray_that_is_too_large_for_the_ledger_keeps_no_other_out_of_it(town: Town):
+    bench = town.bench
+    assert {(await bench.invoice("USDC"))["address"] for _ in range(4)} == {*town.ours, town.shared}
+    await town.evm.call(town.usdc, "transfer", town.shared, 5 * USDC)
+    await town.evm.call(town.usdc, "transfer", town.shared, 7 * USDC)
+    await town.confirm()
+    await bench.execute(f"update crypto_receipts set amount = {10**38} where amount = {5 * USDC}")
+    town.evm.mine(8)
+    await town.round()
+    assert [one.amount for one in bench.booked] == [Decimal(7)]
+    assert [row["settled"] for row in await bench.rows("select settled from crypto_receipts")] == [True, True]
+    assert len(await bench.rows("select * from crypto_receipts where invoice_id is null")) == 2
 
 
 async def test_the_service_reads_a_chain_over_http(town: Town):

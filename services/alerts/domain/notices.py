@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from functools import singledispatch
 from typing import Final, get_args
 
@@ -105,7 +105,8 @@ def _(event: RenewalDue) -> Notice:
 
 def money(amount: Decimal, currency: str) -> str:
     """Return an amount as a receipt shows it: 29.00 USD, 0.0125 BTC."""
-    shown = f"{amount:,.2f}" if amount == round(amount, 2) else f"{amount.normalize():,f}"
+    with localcontext(prec=120):
+        shown = f"{amount:,.2f}" if amount == round(amount, 2) else f"{amount.normalize():,f}"
     return f"{shown} {currency}"
 
 

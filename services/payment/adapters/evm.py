@@ -92,7 +92,10 @@ class Evm:
         return found
 
     async def transaction(self, tx: str, addresses: Collection[str]) -> Sequence[Transfer] | None:
-        """Return what a transaction brings to the addresses; None for one that is nowhere."""
+        """Return what a transaction brings to the addresses; None for one that is nowhere, or brings nothing yet.
+
+        What a transaction that waits for a block will write into its logs nobody knows: its tokens are not told of.
+        """
         from web3.exceptions import TransactionNotFound  # noqa: PLC0415 - memory
 
         ours = {address.lower(): address for address in addresses}
@@ -104,7 +107,7 @@ class Evm:
             try:
                 receipt = await node.eth.get_transaction_receipt(cast("Any", tx))
             except TransactionNotFound:
-                return self._plain(sent, None, ours)
+                return self._plain(sent, None, ours) or None
             if receipt["status"] != 1:
                 return []
             block = _block(await node.eth.get_block(receipt["blockNumber"]))

@@ -17,7 +17,7 @@ they were found, lost in a reorganisation and found again, the same receipts giv
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import ROUND_CEILING, Decimal, localcontext
+from decimal import ROUND_CEILING, Context, Decimal, Inexact, InvalidOperation, localcontext
 from typing import Final, Literal
 
 from services.payment.domain.chains import Asset
@@ -40,6 +40,8 @@ LOOK_FOR: Final = timedelta(hours=24)
 LATE_WORTH: Final = Decimal("0.99")
 """A late payment counts when it is worth this share of the price at the rate of when it was confirmed."""
 MOST_DIGITS: Final = 30
+CENT: Final = Decimal("0.01")
+_EXACT: Final = Context(prec=120, traps=[Inexact, InvalidOperation])
 
 PLAIN: Final = -1
 """The index of a transaction's own value."""
@@ -130,7 +132,13 @@ def free_amount(amount: int, step: int, taken: Collection[int]) -> int | None:
 
 def in_units(amount: int, decimals: int) -> Decimal:
     """Return base units as units: 29000000 with 6 decimals is 29.000000."""
-    return Decimal(amount).scaleb(-decimals)
+    return Decimal(amount).scaleb(-decimals, _EXACT)
+
+
+def usd_worth(units: Decimal, rate_usd: Decimal) -> Decimal:
+    """Return what units of an asset are worth, in USD and whole cents."""
+    with localcontext(prec=120):
+        return (units * rate_usd).quantize(CENT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,8 @@ class CryptoWatch:
             number: int | None = row["block_number"]
             if number is not None and number not in hashes:
                 hashes[number] = await self._reader.hash_of(number)
+            if number is not None and number <= head.number and hashes[number] is None:
+                continue  # the node that answered is behind the one that told the head: nothing is known of it now
             if number is None or hashes[number] != row["block_hash"]:
                 await self._find_again(row)
             elif head.number - number + 1 >= self._chain.finality:

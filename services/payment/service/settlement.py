@@ -14,7 +14,8 @@ from uuid import UUID, uuid5
 
 from prometheus_client import Counter
 
-from services.payment.domain.crypto import IN_DOUBT, LATE_WORTH, WHOLE, Receipt, Verdict, in_units, judge
+from services.payment.domain.crypto import IN_DOUBT, LATE_WORTH, WHOLE, Receipt, Verdict, in_units, judge, usd_worth
+from services.payment.domain.money import MOST
 from services.payment.domain.periods import period_after
 from services.payment.domain.plans import Plans
 from services.payment.domain.subscriptions import State
@@ -27,10 +28,11 @@ from shared.contracts.base import Event
 from shared.contracts.payment import PaymentReceived
 from shared.db import Row, Tx
 
-CENT: Final = Decimal("0.01")
-
 STATES: Final = Counter("openbell_payment_crypto_invoices_total", "Invoices that came into a state", ["chain", "state"])
 UNMATCHED: Final = Counter("openbell_payment_crypto_unmatched_total", "Final receipts that pay no invoice", ["chain"])
+UNBOOKABLE: Final = Counter(
+    "openbell_payment_crypto_unbookable_total", "Of those, receipts larger than an amount of the ledger", ["chain"]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Settlement:
         grant: dict[str, Any] = {name: row[name] for name in ("worth_usd", *_GRANT)}
         if verdict.state == "paid_late" and grant["worth_usd"] is None and row["asset"] in worth:
             units = in_units(verdict.confirmed, row["decimals"])
-            grant["worth_usd"] = (units * worth[row["asset"]]).quantize(CENT)
+            grant["worth_usd"] = usd_worth(units, worth[row["asset"]])
         if _is_paid(verdict, row, grant["worth_usd"]):
             if row["granted_until"] is None:
                 events += await self._grant(tx, row, grant, now)
@@ -112,12 +114,19 @@ class Settlement:
         return events
 
     async def book_strays(self, tx: Tx, chain: str, decimals: Mapping[str, int]) -> list[Event]:
-        """Book receipts that match no invoice, once they are final, or back when they are gone."""
+        """Book receipts that match no invoice, once they are final, or back when they are gone.
+
+        One that is too large for the ledger (a token may write any amount) is counted, and left out of it for good.
+        """
         events: list[Event] = []
         for row in await self._receipts.stray(tx, chain):
             booked = row["amount"] if row["status"] == "mined" else None
             if booked is not None and row["booked"] is None:
                 tx.after_commit(UNMATCHED.labels(chain).inc)
+            if booked is not None and booked > MOST:
+                tx.after_commit(UNBOOKABLE.labels(chain).inc)
+                await self._receipts.booked(tx, row, None, row["bookings"])
+                continue
             nobody = _Books(None, None, decimals.get(row["asset"], 0), None)
             events += await self._move(tx, row, booked, nobody, self._clock())
         return events
@@ -165,7 +174,7 @@ class Settlement:
         began, start, subscription_id = now, now, uuid5(row["id"], f"subscription/{row['grants']}")
         if open_row is not None:
             subscription_id, end = open_row["id"], open_row["current_period_end"] or now
-            start = end if period_after(end, plan.period) > now else now
+            start = end if now < (open_row["grace_until"] or end) else now  # days without access are not sold
             began = open_row["current_period_start"] if start > now else start
         until = period_after(start, plan.period)
         state = State("crypto", None, plan.name, "active", period_start=began, period_end=until)
@@ -187,7 +196,9 @@ class Settlement:
             return []
         state = state_of(open_row)
         end = open_row["current_period_end"] - given
-        state = replace(state, period_end=end, status=state.status if end > now else "expired")
+        grace = None if state.grace_until is None else state.grace_until - given
+        status = state.status if end > now else "expired"
+        state = replace(state, period_end=end, grace_until=grace, status=status)
         return await self._subscriptions.become(tx, row["user_id"], state, subscription_id)
 
     async def _tell_received(self, tx: Tx, row: Row, verdict: Verdict, now: datetime) -> Sequence[Event]:
@@ -219,7 +230,7 @@ class _Books:
 
     def movement(self, reference: str, kind: str, one: Row, amount: Decimal, now: datetime) -> CryptoMovement:
         units = in_units(int(amount), self.decimals)
-        worth = None if self.rate_usd is None else (units * self.rate_usd).quantize(CENT)
+        worth = None if self.rate_usd is None else usd_worth(units, self.rate_usd)
         return CryptoMovement(
             reference, kind, self.user_id, self.invoice_id, one["asset"], units, self.decimals, worth, now
         )

@@ -36,8 +36,8 @@ _TAKEN: Final = text("""
 _WATCHED: Final = text("select distinct address from crypto_invoices where chain = :chain and held order by address")
 _DUE: Final = text("""
     select id from crypto_invoices
-    where chain = :chain and held and (state in ('new', 'seen', 'confirming', 'paid_partial') or problem is not null
-        or (state = 'paid_late' and worth_usd is null) or held_until <= :now)
+    where chain = :chain and ((state = 'paid_late' and worth_usd is null) or (held and (
+        state in ('new', 'seen', 'confirming', 'paid_partial') or problem is not null or held_until <= :now)))
     union
     select invoice_id from crypto_receipts
     where chain = :chain and invoice_id is not null and (not settled or not final)""")
@@ -53,7 +53,7 @@ _REMEMBER: Final = text("""
 _HISTORY: Final = text("select at, state, received, confirmed from crypto_history where invoice_id = :id order by id")
 _LATE: Final = text("""
     select distinct asset from crypto_invoices
-    where chain = :chain and held and worth_usd is null and expires_at <= :now
+    where chain = :chain and (held or state = 'paid_late') and worth_usd is null and expires_at <= :now
       and state in ('seen', 'confirming', 'paid_partial', 'paid_late')""")
 _TELL: Final = text("""
     insert into crypto_told (chain, tx, invoice_id, told_at) values (:chain, :tx, :invoice_id, :now)

@@ -18,7 +18,10 @@ _NOTE: Final = text("""
     on conflict (chain, tx, idx) do update set amount = excluded.amount, asset = excluded.asset,
         address = excluded.address, status = excluded.status, block_number = excluded.block_number,
         block_hash = excluded.block_hash, at = least(known.at, excluded.at), lost_at = null, settled = false,
-        final = false, updated_at = excluded.updated_at
+        final = false, updated_at = excluded.updated_at,
+        invoice_id = case when (known.address, known.asset, known.amount)
+            = (excluded.address, excluded.asset, excluded.amount) or known.booked is not null
+            then known.invoice_id end
     where (known.amount, known.asset, known.address, known.status, known.block_hash)
         is distinct from (excluded.amount, excluded.asset, excluded.address, excluded.status, excluded.block_hash)""")
 _MATCH: Final = text("""
@@ -27,7 +30,7 @@ _MATCH: Final = text("""
         where chain = :chain and address = crypto_receipts.address and asset = crypto_receipts.asset
           and (not shared or amount = crypto_receipts.amount) and created_at <= crypto_receipts.at + :skew
         order by created_at desc limit 1)
-    where chain = :chain and tx = :tx and idx = :idx and invoice_id is null and bookings = 0""")
+    where chain = :chain and tx = :tx and idx = :idx and invoice_id is null and booked is null""")
 _OPEN: Final = text("""
     select * from crypto_receipts
     where chain = :chain and not final and status <> 'dropped' order by block_number nulls last, tx, idx""")
@@ -58,7 +61,11 @@ class ReceiptStore:
     """Reads and writes receipts."""
 
     async def note(self, tx: Tx, chain: str, transfer: Transfer, now: datetime, skew: timedelta) -> None:
-        """Write what is known of a transfer; the first time, find the invoice it pays."""
+        """Write what is known of a transfer, and find the invoice it pays.
+
+        A reorganisation may put another transfer in its place, for log indexes count within a block: unless it is
+        booked, that one is looked for an invoice of its own.
+        """
         block = transfer.block
         key: dict[str, Any] = {"chain": chain, "tx": transfer.tx, "idx": transfer.index}
         changed = await tx.execute(
