@@ -154,7 +154,7 @@ async def test_each_partition_is_one_members_and_both_hear_of_it(backend: Any) -
 async def _drained(member: Any) -> list[Any]:
     found: list[Any] = []
     for partition in sorted(member.mine):
-        while more := await member.turn(partition, 300):
+        while more := await member.turn(partition, 2000):
             found.extend(more)
     return found
 
