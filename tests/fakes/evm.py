@@ -10,6 +10,7 @@ over HTTP.
 """
 
 import json
+import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,11 +18,16 @@ from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from web3 import AsyncWeb3
-from web3.providers.eth_tester import AsyncEthereumTesterProvider
+
+_LIMIT = sys.getrecursionlimit()
+
+from web3 import AsyncWeb3  # noqa: E402 - between two looks at the limit
+from web3.providers.eth_tester import AsyncEthereumTesterProvider  # noqa: E402 - same
 
 CHAIN_ID = 131277322940537
 """What eth-tester says it is."""
+
+sys.setrecursionlimit(_LIMIT)
 
 
 class EvmChain:
@@ -29,6 +35,7 @@ class EvmChain:
 
     def __init__(self, contracts: Mapping[str, Any]) -> None:
         provider = AsyncEthereumTesterProvider()
+        sys.setrecursionlimit(_LIMIT)  # as adapters/evm.py does: what is loaded here makes it a hundred times as much
         self.tester: Any = provider.ethereum_tester
         self.node: AsyncWeb3[Any] = AsyncWeb3(provider)
         self._contracts = contracts

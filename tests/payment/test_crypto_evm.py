@@ -1,6 +1,8 @@
 """Payment on an EVM chain: a real one in this process, with contracts that are honest and others that are not."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -419,3 +421,14 @@ async def test_the_service_reads_a_chain_over_http(town: Town):
         assert await reader.hash_of(head.number) == head.hash
         assert await reader.hash_of(head.number + 100) is None
         await reader.close()
+
+
+def test_connecting_leaves_the_depth_of_the_stack_as_it_was() -> None:
+    """web3 lets Python go so deep that nested JSON ends the process."""
+    code = (
+        "import sys; from services.payment.adapters.evm import over_http\n"
+        "before = sys.getrecursionlimit(); over_http('http://127.0.0.1:9')\n"
+        "print(sys.getrecursionlimit() - before)"
+    )
+    told = subprocess.run((sys.executable, "-c", code), capture_output=True, check=True, text=True)
+    assert told.stdout.strip() == "0"

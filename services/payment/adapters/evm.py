@@ -12,6 +12,7 @@ What would surprise you: web3 is imported when the first connection is made, for
 """
 
 import logging
+import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -41,9 +42,11 @@ _ADDRESS: Final = 20
 
 def over_http(url: str, *, timeout_s: float = 15.0) -> "AsyncWeb3[Any]":
     """Connect to a node; chains whose blocks carry their signers (Polygon, BNB) included."""
+    limit = sys.getrecursionlimit()
     from web3 import AsyncHTTPProvider, AsyncWeb3  # noqa: PLC0415 - memory, see above
     from web3.middleware import ExtraDataToPOAMiddleware  # noqa: PLC0415 - same
 
+    sys.setrecursionlimit(limit)  # web3 makes it 100,000: nested JSON would end the process, for C's stack is smaller
     logging.getLogger("web3").setLevel(logging.WARNING)  # it would write the address, which may hold a key
     node: AsyncWeb3[Any] = AsyncWeb3(AsyncHTTPProvider(url, request_kwargs={"timeout": timeout_s}))
     node.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
