@@ -113,6 +113,9 @@ class InProcess:
         """Close what is open."""
         for adapter in self.asked:
             await adapter.close()
+        for worker in self.workers:
+            if worker._close is not None:
+                await worker._close()
         await self.service.db.close()
 
     async def post(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
@@ -207,8 +210,7 @@ class InProcess:
     @property
     def workers(self) -> list[Worker]:
         """What works on claimed rows."""
-        found = [getattr(runner, "_worker", runner) for runner in self.service._runners]
-        return [one for one in found if isinstance(one, Worker)]
+        return [one for one in self.service._runners if isinstance(one, Worker)]
 
     @property
     def askers(self) -> list[Any]:

@@ -27,10 +27,6 @@ async def running(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         running = started(fake, database_url, monkeypatch, PLANS=json.dumps(plans))
         yield running
         await running.close()
-        for worker in running.workers:
-            owner: Any = worker._work.perform  # pyright: ignore[reportPrivateUsage] - whose connections are to be closed
-            if (stripe := getattr(owner.__self__, "stripe", None)) is not None:
-                await stripe.close()
 
 
 async def test_a_user_signs_up_buys_changes_and_cancels(running: InProcess) -> None:
