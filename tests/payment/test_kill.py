@@ -147,6 +147,9 @@ async def killable(
             await admin.close()
 
 
+@pytest.mark.apache  # each life is a member that has to be noticed dead
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # requests that a kill cut in two
 @pytest.mark.timeout(900)
 async def test_a_kill_anywhere_between_webhook_and_entitlement_loses_and_doubles_nothing(killable: Killable) -> None:
     users: list[UUID] = []
