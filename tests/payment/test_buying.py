@@ -27,6 +27,7 @@ async def running(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         running = started(fake, database_url, monkeypatch, PLANS=json.dumps(plans))
         yield running
         await running.close()
+        await fake.close()
 
 
 async def test_a_user_signs_up_buys_changes_and_cancels(running: InProcess) -> None:
@@ -80,7 +81,6 @@ async def test_two_paid_sessions_become_one_subscription_by_webhooks_alone(runni
     assert (await _have(running, user_id))["entitlements"] == ["pro"]
     rows = await running.rows("select provider_id, status from subscriptions where status = 'active'")
     assert rows == [{"provider_id": first["id"], "status": "active"}]
-    await fake.close()
 
 
 async def test_a_subscription_of_a_users_second_customer_is_ended_and_paid_back(running: InProcess) -> None:
@@ -107,7 +107,6 @@ async def test_a_subscription_of_a_users_second_customer_is_ended_and_paid_back(
     assert (first["status"], second["status"]) == ("active", "canceled")
     assert [one["amount"] for one in fake.all("refund")] == [2900]
     assert (await _have(running, user_id))["entitlements"] == ["pro"]
-    await fake.close()
 
 
 async def test_a_customer_deleted_in_the_dashboard_is_made_anew(running: InProcess) -> None:
@@ -121,7 +120,6 @@ async def test_a_customer_deleted_in_the_dashboard_is_made_anew(running: InProce
     await _follow(running)
     living = [one for one in fake.all("customer") if not one.get("deleted")]
     assert [one["metadata"]["user_id"] for one in living] == [str(user_id)]
-    await fake.close()
 
 
 async def _follow(running: InProcess) -> None:
