@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from services.alerts.domain.channels import masked
 from services.alerts.domain.text import SIMULATED_NOTE
-from services.alerts.routes.cursors import cursor_after, parse_cursor
 from services.alerts.service import Actor, Alerts, NewRule
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore
@@ -27,6 +26,7 @@ from shared.contracts.alerts import Channel
 from shared.contracts.symbols import PATTERN
 from shared.db import Row
 from shared.http import Caller, Who, exchange_of
+from shared.http.cursors import cursor_after, parse_cursor
 from shared.idempotency import answer_once
 from shared.identity import Identity, own
 from shared.messaging.door import Done, Door

@@ -9,10 +9,10 @@ from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, QueryParameter
 
-from services.alerts.routes.cursors import cursor_after, parse_cursor
 from services.alerts.service import Notices
 from services.alerts.store.notices import NoticeStore
 from shared.http import Caller, Who
+from shared.http.cursors import cursor_after, parse_cursor
 from shared.identity import own
 from shared.messaging.door import Door
 

@@ -4,12 +4,10 @@ What would surprise you: an order's amount and addresses are plain text here and
 refused is audited as well.
 """
 
-import contextlib
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
@@ -23,15 +21,13 @@ from services.payment.domain.crypto import LOCK, in_units, next_for
 from services.payment.service.audit import Actor, Audit
 from services.payment.service.crypto import CryptoInvoices, Order, Shown
 from shared.db import Row, Tx
-from shared.errors import Invalid
 from shared.http import Caller, Who, exchange_of
+from shared.http.cursors import cursor_after, parse_cursor
 from shared.idempotency import answer_once
 from shared.identity import Identity
 from shared.messaging.door import Done, Door
 
 HttpRequest = Request[Any, Any, Any]
-
-_CURSOR: Final = re.compile(r"(?P<at>[0-9T:.+Z-]{20,40})~(?P<id>[0-9a-f-]{36})", re.ASCII)
 
 
 class NewInvoice(BaseModel):
@@ -188,11 +184,11 @@ def _invoice_routes(invoices: CryptoInvoices, audit: Audit, door: Door) -> list[
         before: Annotated[str | None, QueryParameter(max_length=100)] = None,
     ) -> InvoicesPage:
         """Return your invoices, newest first."""
-        cursor = _cursor(before)
+        cursor = parse_cursor(before)
         async with door.read() as tx:
             rows = await invoices.page(tx, identity.user_id, limit + 1, cursor)
         page = rows[:limit]
-        more = f"{page[-1]['created_at'].isoformat()}~{page[-1]['id']}" if len(rows) > limit else None
+        more = cursor_after(page[-1]["created_at"], page[-1]["id"]) if len(rows) > limit else None
         now = invoices.now()
         return InvoicesPage([_view(Shown(row, [], [], [], 0), invoices.chains, now) for row in page], more)
 
@@ -323,14 +319,3 @@ def _stray(row: Row) -> StrayView:
         status=row["status"],
         at=row["at"],
     )
-
-
-def _cursor(raw: str | None) -> tuple[datetime, UUID] | None:
-    if raw is None:
-        return None
-    if match := _CURSOR.fullmatch(raw.replace(" ", "+")):  # a + that was sent as it is
-        with contextlib.suppress(ValueError):
-            at = datetime.fromisoformat(match["at"])
-            if at.tzinfo is not None:
-                return at, UUID(match["id"])
-    raise Invalid("before: give the `next` of a page")
