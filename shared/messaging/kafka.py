@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from random import choice
@@ -33,6 +34,7 @@ _PATIENT_MS: Final = 1000
 _BUSY_MS: Final = 25
 """How long a fetch waits for records: one that asks for all of our partitions, and one that leaves a busy one out."""
 _PREFETCHED_S: Final = 0.02  # less makes more and smaller batches, which cost more than the wait
+_AT_ONCE_S: Final = 0.01
 _SHORT: Final = 256
 _CUT: Final = 17  # bytes of a batch that do not make one
 _log = logging.getLogger(__name__)
@@ -122,6 +124,7 @@ class Reader(AIOKafkaConsumer):
         await super().start()
         fetcher: Any = self._fetcher
         fetcher._prefetch_backoff = _PREFETCHED_S  # noqa: SLF001 - no option of the consumer's
+        fetcher._in_flight = _UnderWay(lambda: fetcher._notify(fetcher._wait_consume_future))  # noqa: SLF001
 
     async def _send(self, send: Any, node: Any, request: Any, **options: Any) -> Any:
         """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off: read raw."""
@@ -129,7 +132,11 @@ class Reader(AIOKafkaConsumer):
             return await send(node, request, **options)
         if self._leaves_out_some(node, request):
             vars(request)["_max_wait_ms"] = _BUSY_MS
+        asked = time.monotonic()
         response = await send(node, request, **options)
+        nothing = not any(data for _, parts in response.topics for *_, data in parts)
+        if nothing and time.monotonic() - asked < _AT_ONCE_S:
+            await asyncio.sleep(_BUSY_MS / 1000)  # the embedded broker never waits, and would be asked all the time
         response.topics = [
             (topic, [(*part, _bounded(data) if data else data) for *part, data in parts])
             for topic, parts in response.topics
@@ -189,6 +196,22 @@ class Reader(AIOKafkaConsumer):
         client: Any = self._client
         response = await client.send(client.get_random_node(), MetadataRequest([], allow_auto_topic_creation=False))
         return getattr(response, "cluster_id", None) or None
+
+
+class _UnderWay(set[object]):
+    """The brokers with a fetch under way; the fetcher looks again when one is done.
+
+    aiokafka's, woken by something else just as a fetch ends, still finds it under way, sends no other, and then waits
+    for nothing until `consumer_timeout_ms` is over.
+    """
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        super().__init__()
+        self._done = done
+
+    def discard(self, element: object, /) -> None:
+        super().discard(element)
+        self._done()
 
 
 def _bounded(data: bytes) -> bytes:

@@ -5,9 +5,10 @@ import contextlib
 import os
 import struct
 import subprocess
+import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -15,9 +16,11 @@ from aiokafka.admin import NewPartitions
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from shared.contracts.topics import TOPICS
+from shared.messaging.raw_fetch import RawFetch
 from tests.conformance.backends import Server
 from tests.conformance.lacks import LACKS
 from tests.conformance.member import joined
@@ -59,6 +62,63 @@ async def test_a_batch_that_is_sent_twice_by_an_idempotent_producer_is_there_onc
     async with joined(wire.kafka, topic.name, [topic.name]) as member:
         assert [one.value for one in await member.read(2)] == [b"0", b"1"]
         assert await member.turn(TopicPartition(topic.name, 0)) == []
+
+
+async def test_a_fetch_waits_for_records(wire: Server) -> None:
+    topic = named(partitions=1)
+    await wire.create(topic)
+    async with joined(wire.kafka, topic.name, [topic.name]) as member:
+        client: Any = cast("Any", member.reader)._client
+        node = client.cluster.leader_for_partition(TopicPartition(topic.name, 0))
+        asked = time.monotonic()
+        await client.send(node, RawFetch(300, 1, 1_000_000, 1, [(topic.name, [(0, 0, 1_000_000)])]))
+        assert time.monotonic() - asked > 0.25  # no sooner; however much later
+
+
+async def test_a_reader_with_nothing_to_read_asks_seldom(wire: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = named(partitions=2)
+    await wire.create(topic)
+    async with joined(wire.kafka, topic.name, [topic.name]) as member:
+        for partition in member.mine:
+            member.seek(partition, 0)
+        client: Any = cast("Any", member.reader)._client
+        asked: list[Any] = []
+        send = client.send
+
+        async def counted(node: Any, request: Any, **options: Any) -> Any:
+            asked.append(request)
+            return await send(node, request, **options)
+
+        monkeypatch.setattr(client, "send", counted)
+        for partition in sorted(member.mine):
+            assert await member.turn(partition, 500) == []
+        assert 0 < len(asked) < 100  # the broker that does not wait would answer thousands
+
+
+async def test_a_reader_is_not_left_waiting_when_it_seeks_just_as_a_fetch_ends(
+    wire: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = named(partitions=1)
+    await wire.create(topic)
+    here = TopicPartition(topic.name, 0)
+    async with joined(wire.kafka, topic.name, [topic.name]) as member:
+        client: Any = cast("Any", member.reader)._client
+        ended, release, send = asyncio.Event(), asyncio.Event(), client.send
+
+        async def held(node: Any, request: Any, **options: Any) -> Any:
+            answer = await send(node, request, **options)
+            if type(request) is FetchRequest:
+                ended.set()
+                await release.wait()
+            return answer
+
+        monkeypatch.setattr(client, "send", held)
+        member.seek(here, 0)
+        await ended.wait()  # with nothing
+        await put(wire, topic, (b"k", b"x"))
+        member.seek(here, 0)
+        release.set()
+        assert await member.turn(here, 3000)
 
 
 async def _producer_id(wire: Server) -> int:
