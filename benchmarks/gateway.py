@@ -14,13 +14,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID
 
 import uvloop
 
+from benchmarks.client import Figures, figures, load
 from benchmarks.stack import row
 from services.api.main import build
 from services.api.service import By, Keys, Users
@@ -37,8 +38,6 @@ ROUNDS: Final = 3
 ROUND_S: Final = 3.0
 BAR: Final = 0.20
 GOAL: Final = 0.45
-Figures = tuple[float, float]
-"""(reads a second, 99th percentile of their latencies in seconds)."""
 
 _QUERY: Final = (
     "select user_id, timezone, alerts_enabled, min_score, min_premium_usd from user_settings where user_id = $1"
@@ -109,65 +108,18 @@ async def _raw(dsn: str, users: list[tuple[UUID, str]]) -> Figures:
     return float(rate), float(p99)
 
 
-class _Connection(asyncio.Protocol):
-    """Asks again as soon as it is answered; one request in flight."""
-
-    def __init__(self, request: bytes, latencies: list[float], until: float) -> None:
-        self._request = request
-        self._latencies = latencies
-        self._until = until
-        self._buffer = b""
-        self._sent = 0.0
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._ask()
-
-    def _ask(self) -> None:
-        self._sent = time.perf_counter()
-        self._transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        data = self._buffer + data if self._buffer else data
-        head, found, rest = data.partition(b"\r\n\r\n")
-        at = head.find(b"content-length: ")
-        if not found or len(rest) < int(head[at + 16 : head.find(b"\r", at) if b"\r" in head[at:] else None]):
-            self._buffer = data
-            return
-        self._buffer = b""
-        if not head.startswith(b"HTTP/1.1 200"):
-            self.done.set_exception(RuntimeError(data[:500].decode()))
-            self._transport.close()
-            return
-        now = time.perf_counter()
-        self._latencies.append(now - self._sent)
-        if now < self._until:
-            self._ask()
-        else:
-            self._transport.close()
-            self.done.set_result(None)
-
-
 async def _load(port: int, users: list[tuple[UUID, str]], seconds: float) -> Figures:
-    loop = asyncio.get_running_loop()
-    latencies: list[float] = []
-    began = time.perf_counter()
-    connections: list[_Connection] = []
-    for user_id, key in users:
+    until = time.perf_counter() + seconds
+
+    def asking(user_id: UUID, key: str) -> Iterator[bytes]:
         request = (
             f"GET /api/user/{user_id}/settings HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n"
             "accept: application/json\r\nuser-agent: bench\r\n\r\n"
         ).encode()
-        connection = _Connection(request, latencies, began + seconds)
-        connections.append(connection)
-        await loop.create_connection(lambda connection=connection: connection, "127.0.0.1", port)
-    await asyncio.gather(*(connection.done for connection in connections))
-    return _figures(latencies, time.perf_counter() - began)
+        while time.perf_counter() < until:
+            yield request
 
-
-def _figures(latencies: list[float], took_s: float) -> Figures:
-    return len(latencies) / took_s, sorted(latencies)[int(len(latencies) * 0.99)]
+    return await load(port, [asking(*user) for user in users])
 
 
 async def _serve() -> None:
@@ -202,7 +154,7 @@ async def _read_raw(ids: list[UUID]) -> Figures:
 
     began = time.perf_counter()
     await asyncio.gather(*(caller(number) for number in range(CONNECTIONS)))
-    found = _figures(latencies, time.perf_counter() - began)
+    found = figures(latencies, time.perf_counter() - began)
     await pool.close()
     return found
 

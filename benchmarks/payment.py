@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -31,6 +31,7 @@ import orjson
 import uvloop
 from litestar import Litestar, Request, Response, post
 
+from benchmarks.client import Figures, load
 from benchmarks.stack import row, servers, service, until
 from deploy.local.stack import Stack
 from services.payment.main import build
@@ -57,8 +58,6 @@ ENV: Final = {
     "OPENBELL_PAYMENT_PLANS": PLANS,
     "OPENBELL_LOG_LEVEL": "ERROR",
 }
-Figures = tuple[float, float]
-"""(requests a second, 99th percentile of their latencies in seconds)."""
 
 _INSERT: Final = """
     insert into webhooks (event_id, created, type, object_kind, object_id, customer, livemode, swept, body, received_at)
@@ -134,56 +133,8 @@ async def _server(dsn: str, what: str) -> AsyncGenerator[int]:
         await process.wait()
 
 
-class _Connection(asyncio.Protocol):
-    """Posts the next webhook as soon as the last one is answered; one request in flight."""
-
-    def __init__(self, requests: Iterator[bytes], latencies: list[float]) -> None:
-        self._requests = requests
-        self._latencies = latencies
-        self._buffer = b""
-        self._sent = 0.0
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._post()
-
-    def _post(self) -> None:
-        request = next(self._requests, None)
-        if request is None:
-            self._transport.close()
-            self.done.set_result(None)
-            return
-        self._sent = time.perf_counter()
-        self._transport.write(request)
-
-    def data_received(self, data: bytes) -> None:
-        data = self._buffer + data if self._buffer else data
-        head, found, rest = data.partition(b"\r\n\r\n")
-        at = head.find(b"content-length: ")
-        if not found or len(rest) < int(head[at + 16 :].partition(b"\r")[0]):
-            self._buffer = data
-            return
-        self._buffer = b""
-        if not head.startswith(b"HTTP/1.1 200"):
-            self.done.set_exception(RuntimeError(data[:500].decode()))
-            self._transport.close()
-            return
-        self._latencies.append(time.perf_counter() - self._sent)
-        self._post()
-
-
 async def _load(port: int, requests: Sequence[bytes]) -> Figures:
-    loop = asyncio.get_running_loop()
-    latencies: list[float] = []
-    left = iter(requests)
-    began = time.perf_counter()
-    connections = [_Connection(left, latencies) for _ in range(CONNECTIONS)]
-    for connection in connections:
-        await loop.create_connection(lambda connection=connection: connection, "127.0.0.1", port)
-    await asyncio.gather(*(connection.done for connection in connections))
-    took_s = time.perf_counter() - began
-    return len(latencies) / took_s, sorted(latencies)[int(len(latencies) * 0.99)]
+    return await load(port, [iter(requests)] * CONNECTIONS)  # which share them
 
 
 async def _settling(below: Stack, fake: FakeStripe) -> dict[str, Any]:

@@ -12,11 +12,10 @@ that any process may post to it.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import secrets
-import socket
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import parse_qs
 
-import uvicorn
+from tests.fakes.serving import serving
 
 CONTENT_MAX = 2_000
 EMBEDS_MAX = 10
@@ -69,8 +68,7 @@ class FakeDiscord:
         self._script: dict[str, deque[Answer]] = defaultdict(deque)
         self._taken: dict[str, deque[float]] = defaultdict(deque)
         self._ids = itertools.count(1_200_000_000_000_000_000)
-        self._server: uvicorn.Server | None = None
-        self._thread: threading.Thread | None = None
+        self._served = contextlib.ExitStack()
 
     def webhook(self) -> str:
         """Make a webhook; return its URL, the secret included."""
@@ -87,26 +85,11 @@ class FakeDiscord:
         self._script[url.removeprefix(self.base)].extend(answers)
 
     def __enter__(self) -> Self:
-        listening = socket.socket()
-        listening.bind(("127.0.0.1", 0))
-        self.base = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        config = uvicorn.Config(
-            self._app, interface="asgi3", lifespan="off", log_config=None, access_log=False, ws="none"
-        )
-        config.timeout_graceful_shutdown = 1
-        server = _Server(config)
-        self._thread = threading.Thread(target=server.run, args=([listening],), name="discord", daemon=True)
-        self._thread.start()
-        server.up.wait(10)
-        self._server = server
+        self.base = self._served.enter_context(serving(self._app, "discord"))
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._server is not None
-        assert self._thread is not None
-        self._server.force_exit = True
-        self._server.should_exit = True
-        self._thread.join(10)
+        self._served.close()
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         body = b""
@@ -175,19 +158,6 @@ class FakeDiscord:
         self.requests.append(post)
         if accepted:
             self.posts.append(post)
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = threading.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    def install_signal_handlers(self) -> None:
-        """A thread has none."""
 
 
 def find_problem(payload: Any) -> str | None:

@@ -15,15 +15,14 @@ events for what changes, invoices finalized after an hour and tried again on `re
 expire, search that lags. Nothing tells an event to anybody: a test posts it, or marks it `delivered`.
 """
 
+import contextlib
 import json
-import socket
-import threading
 from typing import Any, Self, cast
 
 import httpx
 import stripe
-import uvicorn
 
+from tests.fakes.serving import serving
 from tests.fakes.stripe.api import Api
 from tests.fakes.stripe.books import API_VERSION, Obj
 from tests.fakes.stripe.money import Behaviour
@@ -58,8 +57,7 @@ class FakeStripe:
         self.app = self.wire.app
         self._clients: dict[tuple[str, int, float], stripe.StripeClient] = {}
         self._https: list[_Http] = []
-        self._server: _Server | None = None
-        self._thread: threading.Thread | None = None
+        self._served = contextlib.ExitStack()
 
     @property
     def now(self) -> int:
@@ -235,25 +233,11 @@ class FakeStripe:
                 self.api.books.events[event_id]["pending_webhooks"] = 0
 
     def __enter__(self) -> Self:
-        listening = socket.socket()
-        listening.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        config = uvicorn.Config(
-            self.app, interface="asgi3", lifespan="off", log_config=None, access_log=False, ws="none"
-        )
-        config.timeout_graceful_shutdown = 1
-        self._server = _Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([listening],), name="stripe", daemon=True)
-        self._thread.start()
-        self._server.up.wait(10)
+        self.url = self._served.enter_context(serving(self.app, "stripe"))
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._server is not None
-        assert self._thread is not None
-        self._server.force_exit = True
-        self._server.should_exit = True
-        self._thread.join(10)
+        self._served.close()
 
     def _client(self, url: str, retries: int, timeout_s: float) -> stripe.StripeClient:
         made = self._clients.get((url, retries, timeout_s))
@@ -278,16 +262,3 @@ class _Http(stripe.HTTPXClient):
     def _get_request_args_kwargs(self, method: str, url: str, headers: Any, post_data: Any) -> Any:
         args, options = cast("Any", super()._get_request_args_kwargs(method, url, headers, post_data))
         return args, {**options, "data": None, "content": options["data"] or None}
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = threading.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    def install_signal_handlers(self) -> None:
-        """A thread has none."""
