@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import text
@@ -14,7 +15,7 @@ from shared.messaging.lane import Lanes
 from shared.messaging.record import Record, headers_of, lane_of, pack_headers
 from shared.messaging.retry import Retries
 from tests.conftest import eventually
-from tests.messaging.harness import Deposited, Probe, record_effect
+from tests.messaging.harness import FAST, Deposited, Probe, record_effect
 
 WAIT = text(
     """
@@ -130,6 +131,30 @@ async def test_what_waits_behind_a_row_runs_at_once_when_it_is_done_and_not_when
     probe.start(fail_some)
     await eventually(lambda: _done(probe, 30))
     assert await probe.effects() == list(range(30))
+
+
+async def test_a_nameless_record_that_is_read_again_after_a_person_discarded_it_stops_nothing_behind_it(
+    probe: Probe,
+) -> None:
+    """It has no inbox row: only its row in failed_jobs knows it, which fences nothing any more."""
+    first = probe.make("a", 1)
+    nameless = tuple((name, b"none" if name == b"ce_id" else value) for name, value in headers_of(first, "/test"))
+    await probe.send(first, nameless)
+    replica = probe.start(record_effect, policy=replace(FAST, hold=True))
+    await eventually(lambda: _statuses(probe, ["held"]))
+    (held,) = await probe.jobs()
+    await probe.act(lambda tx: probe.failed_jobs.discard(tx, held["id"], "test", "no name"))
+    await replica.stop()
+    async with probe.db.transaction() as tx:
+        await tx.execute(text("delete from consumer_offsets"))
+    await probe.send(probe.make("a", 2))
+    probe.start(record_effect, policy=replace(FAST, hold=True))
+    await eventually(lambda: _effects(probe, [2]))
+    assert await _statuses(probe, ["discarded", "resolved"])
+
+
+async def _statuses(probe: Probe, wanted: list[str]) -> bool:
+    return [job["status"] for job in await probe.jobs()] == wanted
 
 
 async def _effects(probe: Probe, wanted: list[int]) -> bool:
