@@ -11,9 +11,10 @@ from sqlalchemy import text
 from shared.contracts.base import Event
 from shared.db import Tx
 from shared.errors import Transient
-from shared.messaging.lane import Lanes
-from shared.messaging.record import Record, headers_of, lane_of, pack_headers
+from shared.messaging.lane import Lanes, lane_of_row
+from shared.messaging.record import BUCKETS, Record, headers_of, lane_of, pack_headers
 from shared.messaging.retry import Retries
+from shared.messaging.retry_statements import DUE
 from tests.conftest import eventually
 from tests.messaging.harness import FAST, Deposited, Probe, record_effect
 
@@ -66,6 +67,45 @@ async def test_a_busy_lane_with_more_due_rows_than_a_page_hides_no_other_lane(pr
     await eventually(lambda: _effects(probe, [2]))
     gate.set()
     await eventually(lambda: _done(probe, len(busy) + 1))
+
+
+async def test_a_lane_that_fills_a_page_and_stands_keeps_no_idle_lane_waiting_for_the_next_poll(probe: Probe) -> None:
+    standing = [probe.make(one, 1) for one in itertools.islice(accounts(0), 3)]
+    gate = asyncio.Event()
+
+    async def stand(event: Deposited, tx: Tx) -> Sequence[Event]:
+        if event.n == 1:
+            await gate.wait()
+        return await record_effect(event, tx)
+
+    await wait(probe, [*standing, *(probe.make(next(accounts(lane)), 1 + lane) for lane in (1, 2, 3))])
+    retries = probe.start(stand).retries
+    retries.page_rows, retries.idle_s = 2, 3600.0  # type: ignore[misc]
+    await eventually(lambda: _sorted_effects(probe, [2, 3, 4]))
+    gate.set()
+    await eventually(lambda: _done(probe, 6))
+
+
+async def test_postgres_knows_the_lane_of_a_row_as_we_do(probe: Probe) -> None:
+    await wait(probe, [probe.make(f"account-{n}", n) for n in range(80)])
+    async with probe.db.transaction() as tx:
+        await tx.execute(text("update failed_jobs set key = null where record_offset % 3 = 0"))
+        busy = {1, 3}
+        due = await tx.fetch(
+            DUE,
+            consumer=probe.name,
+            now=datetime.now(UTC),
+            buckets=BUCKETS,
+            count=Lanes.count,
+            topics=[probe.topic.name] * len(busy),
+            partitions=[0] * len(busy),
+            lanes=sorted(busy),
+            rows=1000,
+        )
+        rows = await tx.fetch(text("select * from failed_jobs"))
+    idle = {row["id"] for row in rows if lane_of_row(row)[3] not in busy}
+    assert {row["id"] for row in due} == idle
+    assert 0 < len(idle) < len(rows) == 80
 
 
 async def test_a_turn_reads_no_more_bytes_than_its_bound_and_at_least_one_row(probe: Probe) -> None:
@@ -155,6 +195,10 @@ async def test_a_nameless_record_that_is_read_again_after_a_person_discarded_it_
 
 async def _statuses(probe: Probe, wanted: list[str]) -> bool:
     return [job["status"] for job in await probe.jobs()] == wanted
+
+
+async def _sorted_effects(probe: Probe, wanted: list[int]) -> bool:
+    return sorted(await probe.effects()) == wanted
 
 
 async def _effects(probe: Probe, wanted: list[int]) -> bool:
