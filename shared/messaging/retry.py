@@ -185,7 +185,7 @@ class Retries:
     async def _together(self, rows: Sequence[Row], depth: int, tried: list[Row], *, probe: bool) -> list[Row]:
         """Run them in one transaction; `tried` then holds the rows that it ran, should it raise."""
         lane = lane_of_row(rows[0])
-        async with cut_off(self._db, self._lanes.deadline_s) as turn, self._db.transaction() as tx:
+        async with self._db.half, cut_off(self._db, self._lanes.deadline_s) as turn, self._db.transaction() as tx:
             await lock_lane(tx, lane)
             now = self._clock()
             claimed = await self._claim(tx, rows, lane, depth, None if probe else now)
@@ -279,7 +279,7 @@ class Retries:
         """Record that a row's transaction cannot be committed."""
         now = self._clock()
         lane = lane_of_row(row)
-        async with self._db.transaction() as tx:
+        async with self._db.half, self._db.transaction() as tx:
             await lock_lane(tx, lane)
             found = await self._claim(tx, [row], lane, 1, None if probe else now)
             if not found or found[0][0]["id"] != row["id"] or found[0][0]["attempts"] != row["attempts"]:

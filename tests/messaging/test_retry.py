@@ -11,7 +11,7 @@ from sqlalchemy import text
 from shared.contracts.base import Event
 from shared.db import Tx
 from shared.errors import Transient
-from shared.messaging.lane import Lanes, lane_of_row
+from shared.messaging.lane import Lanes, lane_of_row, lock_lane
 from shared.messaging.record import BUCKETS, Record, headers_of, lane_of, pack_headers
 from shared.messaging.retry import Retries
 from shared.messaging.retry_statements import DUE
@@ -106,6 +106,20 @@ async def test_postgres_knows_the_lane_of_a_row_as_we_do(probe: Probe) -> None:
     idle = {row["id"] for row in rows if lane_of_row(row)[3] not in busy}
     assert {row["id"] for row in due} == idle
     assert 0 < len(idle) < len(rows) == 80
+
+
+async def test_retries_that_wait_for_their_lanes_leave_connections_to_others(probe: Probe) -> None:
+    await wait(probe, [probe.make(next(accounts(n % 4)), n) for n in range(16)])
+    async with probe.db.transaction() as tx:
+        await tx.execute(text("update failed_jobs set partition = (record_offset - 1) / 4"))
+    async with probe.db.transaction() as tx:
+        for row in await tx.fetch(text("select * from failed_jobs")):
+            await lock_lane(tx, lane_of_row(row))
+        replica = probe.start(record_effect)
+        await eventually(lambda: len(replica.retries._running) == 16)
+        async with asyncio.timeout(5), replica.db.read() as other:
+            assert await other.fetchval(text("select 1")) == 1
+    await eventually(lambda: _done(probe, 16))
 
 
 async def test_a_turn_reads_no_more_bytes_than_its_bound_and_at_least_one_row(probe: Probe) -> None:
