@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 
 from sqlalchemy import text
 
@@ -120,6 +121,23 @@ async def test_retries_that_wait_for_their_lanes_leave_connections_to_others(pro
         async with asyncio.timeout(5), replica.db.read() as other:
             assert await other.fetchval(text("select 1")) == 1
     await eventually(lambda: _done(probe, 16))
+
+
+async def test_a_lane_that_breaks_runs_again_after_a_while_though_its_rows_fill_a_page(probe: Probe) -> None:
+    tried: list[float] = []
+
+    async def note(event: Deposited, tx: Tx) -> Sequence[Event]:
+        del event, tx
+        tried.append(monotonic())
+        return []
+
+    await wait(probe, [probe.make("a", 1)])
+    async with probe.db.transaction() as tx:  # nothing can be written down, not even that it failed
+        await tx.execute(text("alter table failed_jobs add constraint frozen check (attempts < 2)"))
+    retries = probe.start(note).retries
+    retries.page_rows = 1  # type: ignore[misc]
+    await eventually(lambda: len(tried) > 1)
+    assert tried[1] - tried[0] > Retries.idle_s / 2
 
 
 async def test_a_turn_reads_no_more_bytes_than_its_bound_and_at_least_one_row(probe: Probe) -> None:
