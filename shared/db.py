@@ -267,6 +267,7 @@ class Database:
         self.url = url.replace("postgresql+asyncpg://", "postgresql://")
         self.schema = schema
         self.pool = Pool(self.connect, size)
+        self.half = asyncio.Semaphore(max(1, size // 2))  # of the pool: for what may wait long with a connection
 
     async def connect(self) -> Connection:
         """Open a connection of its own, outside the pool (for LISTEN and session locks)."""

@@ -32,7 +32,9 @@ from shared.messaging.record import Record
 _DAY_MS: Final = 86_400_000
 _PATIENT_MS: Final = 1000
 _BUSY_MS: Final = 25
-"""How long a fetch waits for records: one that asks for all of our partitions, and one that leaves a busy one out."""
+"""How long a fetch waits for records: one that asks for all of our partitions, and one that leaves a busy one out,"""
+_BUSY_SHARE: Final = 20
+"""which is more patient the longer it has been busy: one such part of that time."""
 _PREFETCHED_S: Final = 0.02  # less makes more and smaller batches, which cost more than the wait
 _AT_ONCE_S: Final = 0.01
 _SHORT: Final = 256
@@ -116,6 +118,8 @@ class Reader(AIOKafkaConsumer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self._of: object = None  # the assignment that this is true of:
+        self._busy_since: dict[TopicPartition, float] = {}  # what no fetch asks for
         client: Any = self._client  # between the wire and aiokafka's parser, which unpacks whatever comes
         client.send = partial(self._send, client.send)
 
@@ -130,8 +134,8 @@ class Reader(AIOKafkaConsumer):
         """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off: read raw."""
         if type(request) is not FetchRequest:
             return await send(node, request, **options)
-        if self._leaves_out_some(node, request):
-            vars(request)["_max_wait_ms"] = _BUSY_MS
+        own: Any = vars(request)
+        own["_max_wait_ms"] = min(own["_max_wait_ms"], self._patience_ms(node, request))
         asked = time.monotonic()
         response = await send(node, request, **options)
         nothing = not any(data for _, parts in response.topics for *_, data in parts)
@@ -143,11 +147,23 @@ class Reader(AIOKafkaConsumer):
         ]
         return response
 
-    def _leaves_out_some(self, node: Any, request: FetchRequest) -> bool:
-        """Whether a partition of ours that the broker leads is not asked for: it is busy, or has no position yet."""
+    def _patience_ms(self, node: Any, request: FetchRequest) -> int:
+        """Return how long a fetch may wait: the partition of the broker's that it leaves out may have to wait for it.
+
+        It is busy, stands still, or has no position yet; one that has been so for long can wait a little longer.
+        """
+        assignment: Any = getattr(self._subscription.subscription, "assignment", None)
+        if assignment is not self._of:
+            self._of, self._busy_since = assignment, {}
         asked = {TopicPartition(topic, part[0]) for topic, parts in request.topics for part in parts}
+        for one in asked:
+            self._busy_since.pop(one, None)
         leader: Any = self._client.cluster.leader_for_partition
-        return any(leader(one) == node for one in self.assignment() - asked)
+        now = time.monotonic()
+        since = [self._busy_since.setdefault(one, now) for one in self.assignment() - asked if leader(one) == node]
+        if not since:
+            return _PATIENT_MS
+        return min(_PATIENT_MS, max(_BUSY_MS, int((now - max(since)) * 1000 / _BUSY_SHARE)))
 
     async def fetch(
         self, partition: TopicPartition, offset: int, *, wait_ms: int, limit: int

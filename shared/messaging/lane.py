@@ -28,7 +28,7 @@ from shared.messaging import metrics
 from shared.messaging.consumer import Consumer
 from shared.messaging.deadline import TookTooLong, cut_off
 from shared.messaging.decode import Item
-from shared.messaging.failed import BEHIND, Failure, Lane, Parked, dead_letter, fenced_keys, judge, park
+from shared.messaging.failed import BEHIND, Failure, Lane, Parked, dead_letter, fenced_keys, judge, park, settle_heads
 from shared.messaging.fuse import Fuse
 from shared.messaging.handling import Pace, run
 from shared.messaging.outbox import Message, Outbox
@@ -212,7 +212,10 @@ class Lanes:
             broken += ran.failed
             waiting = [(item, Failure("waiting", BEHIND, "waits behind its key")) for item in behind]
             parked = await self._park(tx, sorted([*waiting, *broken], key=lambda one: one[0].record.offset))
+            known = [item for item, _ in broken if item.record.offset not in parked]
             broken = [(item, failure) for item, failure in broken if item.record.offset in parked]
+            if known and waiting:
+                await self._settle_heads(tx, known)
             await self._publish(tx, ran.events, broken)
         for outcome, number in (
             ("done", len(ran.done)),
@@ -309,6 +312,14 @@ class Lanes:
             return set()
         rows = [Parked(item.record, failure, item.job_type, item.event_id) for item, failure in parked]
         return await park(tx, self._consumer.name, rows, self._clock())
+
+    async def _settle_heads(self, tx: Tx, known: Sequence[Item]) -> None:
+        """See to what was just parked behind records whose rows were there: they may fence nothing any more."""
+        now = self._clock()
+        record = known[0].record
+        lane = self._consumer.name, record.topic, record.partition, self._lane(known[0])
+        await settle_heads(tx, lane, {one.record.key: now for one in known if one.record.key is not None}, now)
+        tx.after_commit(self.parked)
 
     async def _publish(self, tx: Tx, events: Sequence[Event], failed: Sequence[tuple[Item, Failure]]) -> None:
         letters: list[Message] = [

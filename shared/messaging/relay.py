@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -27,8 +27,8 @@ from shared.messaging.record import Record, unpack_headers
 
 _READ: Final = text(
     """
-    select id, topic, key, value, headers from (
-        select *, row_number() over (order by id) as n,
+    select id, topic, key, value, headers, followed from (
+        select *, row_number() over (order by id) as n, lead(id) over (order by id) is not null as followed,
                sum(coalesce(octet_length(value), 0) + 100) over (order by id) as total
         from (select * from outbox where topic <> all(cast(:missing as text[])) order by id limit :rows) page
     ) sized
@@ -227,8 +227,7 @@ class Relay:
         fenced = {(row["topic"], row["key"]) for row in await tx.fetch(_FENCED, consumer=self.consumer)}
         page = await self._send(producer, rows, fenced)
         settled = len(page.done) + len(page.refused) + len(page.behind)
-        size = sum(len(row["value"] or b"") for row in rows)
-        page.more = settled < len(rows) or len(rows) == self.page_rows or size > self.page_bytes // 2
+        page.more = settled < len(rows) or len(rows) == self.page_rows or rows[-1]["followed"]
         if page.done:
             await tx.execute(_DELETE, ids=[row["id"] for row in page.done])
         if parked := [*page.refused, *((row, _BEHIND) for row in page.behind)]:
@@ -256,7 +255,7 @@ class Relay:
         page = _Page()
         try:
             async with asyncio.timeout(self.answer_s):
-                topics = {one for one in {row["topic"] for row in rows} if await self._exists(producer, one)}
+                topics = await self._there(producer, dict.fromkeys(row["topic"] for row in rows))
                 for row in rows:
                     if row["topic"] not in topics:
                         continue
@@ -293,18 +292,23 @@ class Relay:
             return future.exception() is None  # refused, the producer's sequence has a hole
         return True
 
-    async def _exists(self, producer: KafkaWriter, topic: str) -> bool:
-        """Whether Kafka has the topic. One that it has not must not stop the others: it is left out for a while."""
+    async def _there(self, producer: KafkaWriter, topics: Iterable[str]) -> set[str]:
+        """Return those that Kafka has. One that it has not must not stop the others: it is left out for a while."""
+        asked = {topic: asyncio.ensure_future(producer.partitions_for(topic)) for topic in topics}
         try:
-            async with asyncio.timeout(self.answer_s / 5):
-                await producer.partitions_for(topic)
-        except TimeoutError:
-            if not await producer.answers():
-                raise
-            self._absent[topic] = _now() + self.look_again_s
-            _log.error("topic_missing", extra=self._about | {"topic": topic})
-            return False
-        return True
+            _, late = await asyncio.wait(asked.values(), timeout=self.answer_s / 5)
+            if late and not await producer.answers():
+                raise TimeoutError
+        finally:
+            for one in asked.values():
+                one.cancel()
+        if errors := [error for one in asked.values() if one not in late and (error := one.exception()) is not None]:
+            raise errors[0]
+        for topic, one in asked.items():
+            if one in late:
+                self._absent[topic] = _now() + self.look_again_s
+                _log.error("topic_missing", extra=self._about | {"topic": topic})
+        return {topic for topic, one in asked.items() if one not in late}
 
     def _missing(self) -> list[str]:
         now = _now()

@@ -31,7 +31,7 @@ from shared.messaging.fuse import Fuse
 from shared.messaging.handling import Pace, run
 from shared.messaging.lane import Lanes, happens, lane_of_row, lock_lane
 from shared.messaging.outbox import Message, Outbox
-from shared.messaging.record import record_from_row
+from shared.messaging.record import BUCKETS, record_from_row
 
 _log = logging.getLogger(__name__)
 
@@ -123,25 +123,25 @@ class Retries:
         for lane, rows in idle:
             task = self._running[lane] = asyncio.create_task(self._run_lane(rows, probe=probe))
             task.add_done_callback(partial(self._ended, lane))
+        if len(due) == self.page_rows:
+            return 0.0  # lanes that are idle still may have rows on the next page
         next_at = None if look is None or self._fuse.is_open else look["next_at"]
         return self.idle_s if next_at is None else min(self.idle_s, max(0.0, (next_at - self._clock()).total_seconds()))
 
     async def _due(self, tx: Tx) -> list[Row]:
-        """Return a page of due rows, one that has rows of an idle lane where any has: a busy lane hides no other."""
-        last: Row | None = None
-        while True:
-            page = await tx.fetch(
-                statements.DUE,
-                consumer=self._consumer.name,
-                now=self._clock(),
-                after_due=last and last["due_at"],
-                after_offset=last and last["record_offset"],
-                after_id=last and last["id"],
-                rows=self.page_rows,
-            )
-            if len(page) < self.page_rows or any(lane_of_row(row) not in self._running for row in page):
-                return page
-            last = page[-1]
+        """Return due rows of lanes that are idle: a busy one hides no other, and its rows need not be read."""
+        busy = [(topic, partition, number) for _, topic, partition, number in self._running]
+        return await tx.fetch(
+            statements.DUE,
+            consumer=self._consumer.name,
+            now=self._clock(),
+            buckets=BUCKETS,
+            count=self._lanes.count,
+            topics=[one[0] for one in busy],
+            partitions=[one[1] for one in busy],
+            lanes=[one[2] for one in busy],
+            rows=self.page_rows,
+        )
 
     def _ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
         del self._running[lane]
@@ -185,7 +185,7 @@ class Retries:
     async def _together(self, rows: Sequence[Row], depth: int, tried: list[Row], *, probe: bool) -> list[Row]:
         """Run them in one transaction; `tried` then holds the rows that it ran, should it raise."""
         lane = lane_of_row(rows[0])
-        async with cut_off(self._db, self._lanes.deadline_s) as turn, self._db.transaction() as tx:
+        async with self._db.half, cut_off(self._db, self._lanes.deadline_s) as turn, self._db.transaction() as tx:
             await lock_lane(tx, lane)
             now = self._clock()
             claimed = await self._claim(tx, rows, lane, depth, None if probe else now)
@@ -279,7 +279,7 @@ class Retries:
         """Record that a row's transaction cannot be committed."""
         now = self._clock()
         lane = lane_of_row(row)
-        async with self._db.transaction() as tx:
+        async with self._db.half, self._db.transaction() as tx:
             await lock_lane(tx, lane)
             found = await self._claim(tx, [row], lane, 1, None if probe else now)
             if not found or found[0][0]["id"] != row["id"] or found[0][0]["attempts"] != row["attempts"]:

@@ -4,12 +4,14 @@ from typing import Final
 
 from sqlalchemy import text
 
+# The lane is worked out as shared.messaging.record does it.
 DUE: Final = text(
     """
     select id, consumer, topic, partition, key, record_offset, due_at, attempts from failed_jobs
     where consumer = :consumer and status = 'waiting' and due_at <= :now
-      and (cast(:after_id as uuid) is null
-           or (due_at, record_offset, id) > (cast(:after_due as timestamptz), cast(:after_offset as bigint), :after_id))
+      and (topic, partition, case when key is null then record_offset else crc32(key) % :buckets end % :count) not in (
+          select * from unnest(cast(:topics as text[]), cast(:partitions as int[]), cast(:lanes as bigint[]))
+      )
     order by due_at, record_offset, id limit :rows
     """
 )

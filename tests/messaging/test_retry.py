@@ -3,18 +3,21 @@
 import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 
 from sqlalchemy import text
 
 from shared.contracts.base import Event
 from shared.db import Tx
 from shared.errors import Transient
-from shared.messaging.lane import Lanes
-from shared.messaging.record import Record, headers_of, lane_of, pack_headers
+from shared.messaging.lane import Lanes, lane_of_row, lock_lane
+from shared.messaging.record import BUCKETS, Record, headers_of, lane_of, pack_headers
 from shared.messaging.retry import Retries
+from shared.messaging.retry_statements import DUE
 from tests.conftest import eventually
-from tests.messaging.harness import Deposited, Probe, record_effect
+from tests.messaging.harness import FAST, Deposited, Probe, record_effect
 
 WAIT = text(
     """
@@ -65,6 +68,76 @@ async def test_a_busy_lane_with_more_due_rows_than_a_page_hides_no_other_lane(pr
     await eventually(lambda: _effects(probe, [2]))
     gate.set()
     await eventually(lambda: _done(probe, len(busy) + 1))
+
+
+async def test_a_lane_that_fills_a_page_and_stands_keeps_no_idle_lane_waiting_for_the_next_poll(probe: Probe) -> None:
+    standing = [probe.make(one, 1) for one in itertools.islice(accounts(0), 3)]
+    gate = asyncio.Event()
+
+    async def stand(event: Deposited, tx: Tx) -> Sequence[Event]:
+        if event.n == 1:
+            await gate.wait()
+        return await record_effect(event, tx)
+
+    await wait(probe, [*standing, *(probe.make(next(accounts(lane)), 1 + lane) for lane in (1, 2, 3))])
+    retries = probe.start(stand).retries
+    retries.page_rows, retries.idle_s = 2, 3600.0  # type: ignore[misc]
+    await eventually(lambda: _sorted_effects(probe, [2, 3, 4]))
+    gate.set()
+    await eventually(lambda: _done(probe, 6))
+
+
+async def test_postgres_knows_the_lane_of_a_row_as_we_do(probe: Probe) -> None:
+    await wait(probe, [probe.make(f"account-{n}", n) for n in range(80)])
+    async with probe.db.transaction() as tx:
+        await tx.execute(text("update failed_jobs set key = null where record_offset % 3 = 0"))
+        busy = {1, 3}
+        due = await tx.fetch(
+            DUE,
+            consumer=probe.name,
+            now=datetime.now(UTC),
+            buckets=BUCKETS,
+            count=Lanes.count,
+            topics=[probe.topic.name] * len(busy),
+            partitions=[0] * len(busy),
+            lanes=sorted(busy),
+            rows=1000,
+        )
+        rows = await tx.fetch(text("select * from failed_jobs"))
+    idle = {row["id"] for row in rows if lane_of_row(row)[3] not in busy}
+    assert {row["id"] for row in due} == idle
+    assert 0 < len(idle) < len(rows) == 80
+
+
+async def test_retries_that_wait_for_their_lanes_leave_connections_to_others(probe: Probe) -> None:
+    await wait(probe, [probe.make(next(accounts(n % 4)), n) for n in range(16)])
+    async with probe.db.transaction() as tx:
+        await tx.execute(text("update failed_jobs set partition = (record_offset - 1) / 4"))
+    async with probe.db.transaction() as tx:
+        for row in await tx.fetch(text("select * from failed_jobs")):
+            await lock_lane(tx, lane_of_row(row))
+        replica = probe.start(record_effect)
+        await eventually(lambda: len(replica.retries._running) == 16)
+        async with asyncio.timeout(5), replica.db.read() as other:
+            assert await other.fetchval(text("select 1")) == 1
+    await eventually(lambda: _done(probe, 16))
+
+
+async def test_a_lane_that_breaks_runs_again_after_a_while_though_its_rows_fill_a_page(probe: Probe) -> None:
+    tried: list[float] = []
+
+    async def note(event: Deposited, tx: Tx) -> Sequence[Event]:
+        del event, tx
+        tried.append(monotonic())
+        return []
+
+    await wait(probe, [probe.make("a", 1)])
+    async with probe.db.transaction() as tx:  # nothing can be written down, not even that it failed
+        await tx.execute(text("alter table failed_jobs add constraint frozen check (attempts < 2)"))
+    retries = probe.start(note).retries
+    retries.page_rows = 1  # type: ignore[misc]
+    await eventually(lambda: len(tried) > 1)
+    assert tried[1] - tried[0] > Retries.idle_s / 2
 
 
 async def test_a_turn_reads_no_more_bytes_than_its_bound_and_at_least_one_row(probe: Probe) -> None:
@@ -130,6 +203,34 @@ async def test_what_waits_behind_a_row_runs_at_once_when_it_is_done_and_not_when
     probe.start(fail_some)
     await eventually(lambda: _done(probe, 30))
     assert await probe.effects() == list(range(30))
+
+
+async def test_a_nameless_record_that_is_read_again_after_a_person_discarded_it_stops_nothing_behind_it(
+    probe: Probe,
+) -> None:
+    """It has no inbox row: only its row in failed_jobs knows it, which fences nothing any more."""
+    first = probe.make("a", 1)
+    nameless = tuple((name, b"none" if name == b"ce_id" else value) for name, value in headers_of(first, "/test"))
+    await probe.send(first, nameless)
+    replica = probe.start(record_effect, policy=replace(FAST, hold=True))
+    await eventually(lambda: _statuses(probe, ["held"]))
+    (held,) = await probe.jobs()
+    await probe.act(lambda tx: probe.failed_jobs.discard(tx, held["id"], "test", "no name"))
+    await replica.stop()
+    async with probe.db.transaction() as tx:
+        await tx.execute(text("delete from consumer_offsets"))
+    await probe.send(probe.make("a", 2))
+    probe.start(record_effect, policy=replace(FAST, hold=True))
+    await eventually(lambda: _effects(probe, [2]))
+    assert await _statuses(probe, ["discarded", "resolved"])
+
+
+async def _statuses(probe: Probe, wanted: list[str]) -> bool:
+    return [job["status"] for job in await probe.jobs()] == wanted
+
+
+async def _sorted_effects(probe: Probe, wanted: list[int]) -> bool:
+    return sorted(await probe.effects()) == wanted
 
 
 async def _effects(probe: Probe, wanted: list[int]) -> bool:
