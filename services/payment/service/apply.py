@@ -6,9 +6,9 @@ from uuid import UUID
 
 from prometheus_client import Counter
 
-from services.payment.domain.plans import Plans
 from services.payment.domain.stripe import Object, customer_of, reference, state_of, user_named
 from services.payment.domain.subscriptions import OVER, State
+from services.payment.service.catalogue import Catalogue
 from services.payment.service.refresh import Appliers, Refresh
 from services.payment.service.subscriptions import AlreadySubscribed, Subscriptions
 from services.payment.store.customers import CustomerStore
@@ -38,7 +38,7 @@ class Apply:
         mirror: MirrorStore,
         refresh: Refresh,
         *,
-        plans: Plans,
+        catalogue: Catalogue,
         grace: timedelta,
         clock: Clock,
     ) -> None:
@@ -47,7 +47,7 @@ class Apply:
         self._customers = customers
         self._mirror = mirror
         self._refresh = refresh
-        self._plans = plans
+        self._catalogue = catalogue
         self._grace = grace
         self._clock = clock
 
@@ -64,7 +64,9 @@ class Apply:
         """
         if told is None:
             return await self._gone(tx, object_id)
-        state = state_of(told, self._plans, self._grace, self._clock())
+        now = self._clock()
+        await self._catalogue.learn(tx, told, now)
+        state = state_of(told, await self._catalogue.plans(tx), self._grace, now)
         user_id = await self.owner(tx, "subscription", told, object_id)
         if user_id is None:
             if state is None or state.status in OVER:
