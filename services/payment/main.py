@@ -36,6 +36,7 @@ from services.payment.service.money import Payments
 from services.payment.service.refresh import Appliers, Refresh
 from services.payment.service.renewals import Reminders, Renewals
 from services.payment.service.settlement import CryptoReceipt, Settlement
+from services.payment.service.stops import Stops
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.service.sweep import Sweep
 from services.payment.settings import PaymentSettings
@@ -91,9 +92,6 @@ def build(env: Environment) -> Service:
     applying.register(appliers)
     appliers.on("price", PriceChanges(mirror, refresh).price)
     appliers.on("customer", customers.linked)
-    if calls is not None:
-        doubles = Doubles(calls, mirror, store, door=service.door, audit=audit)
-        appliers.on("subscription", doubles.applied)
     returns = Returns(settings.return_origins, settings.return_url)
     checkouts = Checkouts(
         catalogue,
@@ -114,6 +112,9 @@ def build(env: Environment) -> Service:
         money, store, ledger, subscriptions, mirror=mirror, want=refresh.want, catalogue=catalogue, clock=service.clock
     )
     payments.register(appliers)
+    if calls is not None:
+        appliers.on("subscription", Doubles(calls, mirror, store, door=service.door, audit=audit).applied)
+        Stops(calls, money, audit=audit).register(appliers)
     manual = Manual(
         store, money, subscriptions, plans, ledger, audit=audit, grace=grace, clock=service.clock, new_id=new_id
     )

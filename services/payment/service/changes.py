@@ -43,7 +43,7 @@ class SamePlan(Conflict):
 
 
 class NotNow(Conflict):
-    """Your subscription does not allow this as it is: it waits for a payment, or is paused."""
+    """Your subscription does not allow this as it is: it waits for a payment, or is paused or held back."""
 
     code = "NOT_NOW"
 
@@ -107,11 +107,12 @@ class Changes:
         return await self._there(actor, "cancel", call)
 
     async def resume(self, actor: Actor) -> Changed:
-        """Take back a cancellation before it has happened, or end a pause. Raises NothingToResume."""
+        """Take back a cancellation before it has happened, or end a pause. Raises NothingToResume, NotNow."""
         row = await self._mine(actor.user_id)
         if row["provider"] != "stripe":
             return await self._here(actor, "resume", lambda state: _resumed(state, self._clock()))
         stripe, _ = self._offered()
+        await self._refuse_held(row)
         current = await stripe.read(f"subscriptions/{row['provider_id']}")
         if current["status"] == "paused":
             path, params = f"subscriptions/{row['provider_id']}/resume", {"billing_cycle_anchor": "now"}
@@ -217,6 +218,7 @@ class Changes:
         """Return the item of a subscription that the plan's price stands in."""
         if plan.stripe_price is None:
             raise NotOffered("this plan is not sold by card", plan=plan.name)
+        await self._refuse_held(row)
         current = await stripe.read(f"subscriptions/{row['provider_id']}")
         if current["status"] not in {"trialing", "active"}:
             raise NotNow
@@ -226,6 +228,12 @@ class Changes:
         if item["price"]["id"] == plan.stripe_price:
             raise SamePlan
         return str(item["id"])
+
+    async def _refuse_held(self, row: Row) -> None:
+        """Raise NotNow where a refund or a dispute holds the subscription back: more of it would be billed in vain."""
+        async with self._door.read() as tx:
+            if await self._store.held(tx, row["user_id"], state_of(row)):
+                raise NotNow("what paid for this subscription was given back, or is disputed")
 
     def _moment(self, at: datetime | None) -> int:
         now = self._clock()
