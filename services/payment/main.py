@@ -63,7 +63,7 @@ from shared.work import Worker
 
 
 def build(env: Environment) -> Service:
-    """Build the service; nothing is opened before it starts. Raises UnsafeKey for a live key outside production."""
+    """Build the service; nothing is opened before it starts. Raises UnsafeKey for a Stripe key of the wrong mode."""
     settings = PaymentSettings()
     service = Service("payment", env, READS)
     plans = Plans(Plan.model_validate(plan) for plan in settings.plans)

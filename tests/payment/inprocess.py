@@ -65,6 +65,10 @@ class AtHand:
             if error.status == 404:
                 return None
             raise
+        if kind == "subscription" and told["status"] == "past_due":
+            about = {"subscription": object_id, "status": "open", "limit": "100"}
+            waiting = self.fake.api.call("GET", "/v1/invoices", about)["data"]
+            told = {**told, "unpaid_since": min((one["created"] for one in waiting), default=None)}
         return None if told.get("deleted") else told
 
     async def list(self, kind: str, since: datetime | None = None) -> AsyncIterator[Mapping[str, Any]]:

@@ -56,6 +56,7 @@ class Apply:
         appliers.on("subscription", self.subscription)
         appliers.on("customer", self.customer)
         appliers.on("checkout.session", self.session)
+        appliers.on("invoice", self.invoice)
 
     async def subscription(self, tx: Tx, told: Object | None, object_id: str) -> list[Event]:
         """Make the user's subscription what Stripe says. Raises NotYet while nobody knows the customer.
@@ -96,6 +97,18 @@ class Apply:
         await self._mirror.belongs(tx, "customer", object_id, user_id)
         if linked != object_id:
             return await self._refresh.audit(tx, "set_aside.customer", object_id, user_id=str(user_id), kept=linked)
+        return []
+
+    async def invoice(self, tx: Tx, told: Object | None, object_id: str) -> list[Event]:
+        """Ask for the subscription that waits for a payment when an invoice waits no more: its grace may be another."""
+        del object_id
+        if told is None or told.get("status") == "open":
+            return []
+        about = (told.get("parent") or {}).get("subscription_details") or {}
+        subscription = reference(about.get("subscription"))
+        row = await self._store.of_provider(tx, "stripe", subscription) if subscription is not None else None
+        if row is not None and row["status"] == "past_due":
+            await self._refresh.want(tx, [("subscription", row["provider_id"])])
         return []
 
     async def session(self, tx: Tx, told: Object | None, object_id: str) -> list[Event]:
