@@ -252,7 +252,7 @@ class Changes:
             raise NotNow  # what was given for ever, or at a price that nobody knows any more, a person changes
         end = moved_end(self._clock(), state.period_end, old, plan)
         grace_until = None if state.grace_until is None else end + (state.grace_until - state.period_end)
-        return replace(state, plan=plan.name, period_end=end, grace_until=grace_until)
+        return replace(state, plan=plan.name, period_end=end, grace_until=grace_until, anchor_day=None)
 
 
 def _lane(row: Row) -> str:
