@@ -16,6 +16,7 @@ from services.payment.ports import ChainReader
 from services.payment.routes import checkout as checkout_routes
 from services.payment.routes import crypto as crypto_routes
 from services.payment.routes import ledger as ledger_routes
+from services.payment.routes import refusals
 from services.payment.routes import subscriptions as subscription_routes
 from services.payment.routes import webhooks as webhook_routes
 from services.payment.service.apply import Apply
@@ -92,10 +93,9 @@ def build(env: Environment) -> Service:
     applying.register(appliers)
     appliers.on("price", PriceChanges(mirror, refresh).price)
     appliers.on("customer", customers.linked)
-    returns = Returns(settings.return_origins, settings.return_url)
     checkouts = Checkouts(
         catalogue,
-        returns,
+        Returns(settings.return_origins, settings.return_url),
         store,
         customers,
         door=service.door,
@@ -163,6 +163,7 @@ def build(env: Environment) -> Service:
         ]
     )
     _crypto(service, settings, plans, subscriptions, audit, ledger.add_coins)
+    service.app.after_exception.append(refusals.auditing(audit))  # the last: the app is made of all routes
     return service
 
 
