@@ -16,11 +16,13 @@ from services.payment.ports import ChainReader
 from services.payment.routes import checkout as checkout_routes
 from services.payment.routes import crypto as crypto_routes
 from services.payment.routes import ledger as ledger_routes
+from services.payment.routes import refusals
 from services.payment.routes import subscriptions as subscription_routes
 from services.payment.routes import webhooks as webhook_routes
 from services.payment.service.apply import Apply
 from services.payment.service.audit import Audit
 from services.payment.service.calls import Calls
+from services.payment.service.catalogue import Catalogue, PriceChanges
 from services.payment.service.changes import Changes
 from services.payment.service.checkout import Checkouts
 from services.payment.service.crypto import CryptoInvoices
@@ -35,6 +37,7 @@ from services.payment.service.money import Payments
 from services.payment.service.refresh import Appliers, Refresh
 from services.payment.service.renewals import Reminders, Renewals
 from services.payment.service.settlement import CryptoReceipt, Settlement
+from services.payment.service.stops import Stops
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.service.sweep import Sweep
 from services.payment.settings import PaymentSettings
@@ -61,12 +64,13 @@ from shared.work import Worker
 
 
 def build(env: Environment) -> Service:
-    """Build the service; nothing is opened before it starts. Raises UnsafeKey for a live key outside production."""
+    """Build the service; nothing is opened before it starts. Raises UnsafeKey for a Stripe key of the wrong mode."""
     settings = PaymentSettings()
     service = Service("payment", env, READS)
     plans = Plans(Plan.model_validate(plan) for plan in settings.plans)
     store, mirror = SubscriptionStore(), MirrorStore()
-    subscriptions = Subscriptions(store, plans, clock=service.clock, new_id=new_id)
+    catalogue = Catalogue(plans, mirror)
+    subscriptions = Subscriptions(store, catalogue, clock=service.clock, new_id=new_id)
 
     workers: list[Worker] = []
 
@@ -79,7 +83,7 @@ def build(env: Environment) -> Service:
     refresh = Refresh(refreshes, mirror, store, appliers, clock=service.clock, new_id=new_id, wake=wake)
     grace = timedelta(days=settings.grace_days)
     applying = Apply(
-        subscriptions, store, CustomerStore(), mirror, refresh, plans=plans, grace=grace, clock=service.clock
+        subscriptions, store, CustomerStore(), mirror, refresh, catalogue=catalogue, grace=grace, clock=service.clock
     )
 
     audit = Audit(service.door, clock=service.clock, new_id=new_id)
@@ -87,14 +91,11 @@ def build(env: Environment) -> Service:
     customers = Customers(CustomerStore(), store, door=service.door, audit=audit, clock=service.clock, calls=calls)
     appliers.on("customer", customers.deleted)  # before the one that forgets whose it was
     applying.register(appliers)
+    appliers.on("price", PriceChanges(mirror, refresh).price)
     appliers.on("customer", customers.linked)
-    if calls is not None:
-        doubles = Doubles(calls, mirror, store, door=service.door, audit=audit)
-        appliers.on("subscription", doubles.applied)
-    returns = Returns(settings.return_origins, settings.return_url)
     checkouts = Checkouts(
-        plans,
-        returns,
+        catalogue,
+        Returns(settings.return_origins, settings.return_url),
         store,
         customers,
         door=service.door,
@@ -103,15 +104,17 @@ def build(env: Environment) -> Service:
         new_id=new_id,
         calls=calls,
     )
-    changes = Changes(subscriptions, store, plans, door=service.door, audit=audit, clock=service.clock, calls=calls)
+    changes = Changes(subscriptions, store, catalogue, door=service.door, audit=audit, clock=service.clock, calls=calls)
 
     ledger_store, money = LedgerStore(), MoneyStore()
     ledger = Ledger(ledger_store, service.clock)
     payments = Payments(
-        money, store, ledger, subscriptions, mirror=mirror, want=refresh.want, plans=plans, clock=service.clock
+        money, store, ledger, subscriptions, mirror=mirror, want=refresh.want, catalogue=catalogue, clock=service.clock
     )
     payments.register(appliers)
-    audit = Audit(service.door, clock=service.clock, new_id=new_id)
+    if calls is not None:
+        appliers.on("subscription", Doubles(calls, mirror, store, door=service.door, audit=audit).applied)
+        Stops(calls, money, audit=audit).register(appliers)
     manual = Manual(
         store, money, subscriptions, plans, ledger, audit=audit, grace=grace, clock=service.clock, new_id=new_id
     )
@@ -160,6 +163,7 @@ def build(env: Environment) -> Service:
         ]
     )
     _crypto(service, settings, plans, subscriptions, audit, ledger.add_coins)
+    service.app.after_exception.append(refusals.auditing(audit))  # the last: the app is made of all routes
     return service
 
 

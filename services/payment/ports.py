@@ -91,7 +91,10 @@ class Stripe(Protocol):
     """Stripe, asked for what is true now."""
 
     async def fetch(self, kind: str, object_id: str) -> Json | None:
-        """Return an object as it is now, with what its kind expands; None when it is gone, or was never there."""
+        """Return an object as it is now, with what its kind expands; None when it is gone, or was never there.
+
+        A subscription that is past due says in `unpaid_since` when its first open invoice was made.
+        """
         ...
 
     def list(self, kind: str, since: datetime | None = None) -> AsyncIterator[Json]:

@@ -18,6 +18,7 @@ from services.payment.domain.returns import Returns
 from services.payment.domain.subscriptions import State
 from services.payment.service.audit import Actor, Audit
 from services.payment.service.calls import Calls
+from services.payment.service.catalogue import Catalogue
 from services.payment.service.changes import Changes
 from services.payment.service.checkout import Checkouts, Session, Wish
 from services.payment.service.customers import Customers
@@ -64,17 +65,18 @@ class Shop:
         self.marked: list[tuple[str, str]] = []
         self.api = StripeApi(fake.key, base=fake.url, timeout_s=1.0)
         self.plans = plans_of(fake)
+        self.catalogue = Catalogue(self.plans, MirrorStore())
         self.store = SubscriptionStore()
         self.audit = Audit(self.door, clock=clock, new_id=new_id)
         self.calls = Calls(self.api, CallStore(), self.door, mark=self._mark, clock=clock, new_id=new_id, wait_s=wait_s)
-        self.subscriptions = Subscriptions(self.store, self.plans, clock=clock, new_id=new_id)
+        self.subscriptions = Subscriptions(self.store, self.catalogue, clock=clock, new_id=new_id)
         kit: Any = {"door": self.door, "audit": self.audit}
         self.doubles = Doubles(self.calls, MirrorStore(), self.store, **kit)
         kit |= {"clock": clock, "calls": self.calls}
         self.customers = Customers(CustomerStore(), self.store, **kit)
         returns = Returns([OURS], f"{OURS}/account")
-        self.checkouts = Checkouts(self.plans, returns, self.store, self.customers, new_id=new_id, **kit)
-        self.changes = Changes(self.subscriptions, self.store, self.plans, **kit)
+        self.checkouts = Checkouts(self.catalogue, returns, self.store, self.customers, new_id=new_id, **kit)
+        self.changes = Changes(self.subscriptions, self.store, self.catalogue, **kit)
         self.worker = Worker(self.calls.work(), self.door, clock, draw=lambda: 0.5)
         self.calls.wake = self.worker.wake
 

@@ -14,11 +14,13 @@ from services.payment.domain.chains import Chain
 from services.payment.domain.plans import Plan, Plans
 from services.payment.ports import ChainReader
 from services.payment.service.audit import Actor, Audit
+from services.payment.service.catalogue import Catalogue
 from services.payment.service.crypto import CryptoInvoices, Order
 from services.payment.service.crypto_watch import CryptoWatch
 from services.payment.service.settlement import CryptoMovement, Settlement
 from services.payment.service.subscriptions import Subscriptions
 from services.payment.store.crypto import CryptoStore
+from services.payment.store.mirror import MirrorStore
 from services.payment.store.receipts import ReceiptStore
 from services.payment.store.subscriptions import SubscriptionStore
 from shared.clock import new_id
@@ -47,7 +49,9 @@ class Bench:
         self.door = Door(self.database, Outbox("payment", lambda: None))
         store, receipts, self.subscription_store = CryptoStore(), ReceiptStore(), SubscriptionStore()
         plans = Plans([PRO, TEAM])
-        self.subscriptions = Subscriptions(self.subscription_store, plans, clock=self.clock, new_id=new_id)
+        self.subscriptions = Subscriptions(
+            self.subscription_store, Catalogue(plans, MirrorStore()), clock=self.clock, new_id=new_id
+        )
         settlement = Settlement(
             store,
             receipts,

@@ -14,15 +14,17 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
+import httpx
 import pytest
 from sqlalchemy import text
 
 from services.payment.domain.stripe import KINDS
 from services.payment.main import build
 from shared.contracts.base import Event
+from shared.identity import HEADER, Identity, Role, Signer
 from shared.messaging.record import unpack_headers
 from shared.service import Environment, Service
 from shared.settings import SharedSettings
@@ -63,6 +65,10 @@ class AtHand:
             if error.status == 404:
                 return None
             raise
+        if kind == "subscription" and told["status"] == "past_due":
+            about = {"subscription": object_id, "status": "open", "limit": "100"}
+            waiting = self.fake.api.call("GET", "/v1/invoices", about)["data"]
+            told = {**told, "unpaid_since": min((one["created"] for one in waiting), default=None)}
         return None if told.get("deleted") else told
 
     async def list(self, kind: str, since: datetime | None = None) -> AsyncIterator[Mapping[str, Any]]:
@@ -260,3 +266,42 @@ def started(
         if at_hand:
             owner._stripe = AtHand(fake)
     return running
+
+
+async def follow(running: InProcess) -> None:
+    """Let webhooks arrive and workers work until nothing moves any more."""
+    while True:
+        await running.settle()
+        waiting = [event for event in running.fake.events if event["id"] in running.fake.api.books.undelivered]
+        if not waiting:
+            return
+        await running.deliver(waiting)
+        running.fake.delivered(*(event["id"] for event in waiting))
+
+
+async def asked(running: InProcess, user_id: UUID, path: str, body: Any, status: int) -> dict[str, Any]:
+    """Ask by a request, while the workers work."""
+    asking = asyncio.create_task(request(running, "POST", f"/pay/{path}", user_id, body))
+    while not asking.done():
+        await running.settle()
+        await asyncio.sleep(0)
+    answer = await asking
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+async def have(running: InProcess, user_id: UUID) -> dict[str, Any]:
+    """Return what a user is told to have."""
+    return (await request(running, "GET", "/pay/subscription", user_id, None)).json()
+
+
+async def request(
+    running: InProcess, method: str, path: str, user_id: UUID, body: Any, role: Role = "user"
+) -> httpx.Response:
+    """Ask as the gateway does."""
+    service = running.service
+    signer = Signer(service.settings.identity_secret.get_secret_value(), service.clock)
+    headers = {HEADER: signer.sign(Identity(user_id, role), audience="payment", request_id="r1")}
+    transport = httpx.ASGITransport(app=cast("Any", service.app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://payment") as http:
+        return await http.request(method, path, headers=headers, **({} if body is None else {"json": body}))

@@ -19,6 +19,7 @@ from services.payment.domain.plans import Plan, Plans
 from services.payment.domain.subscriptions import State
 from services.payment.main import build
 from services.payment.service.audit import Audit
+from services.payment.service.catalogue import Catalogue
 from services.payment.service.ledger import Ledger
 from services.payment.service.manual import Manual
 from services.payment.service.money import Payments
@@ -75,10 +76,11 @@ class Bench:
         self.door = door = Door(database, Outbox("payment", lambda: None))
         self.store, self.ledger_store, self.money = SubscriptionStore(), LedgerStore(), MoneyStore()
         self.plans = plans = Plans([PRO, TEAM])
-        self.subscriptions = Subscriptions(self.store, plans, clock=clock, new_id=new_id)
+        self.mirror = MirrorStore()
+        catalogue = Catalogue(plans, self.mirror)
+        self.subscriptions = Subscriptions(self.store, catalogue, clock=clock, new_id=new_id)
         self.ledger = Ledger(self.ledger_store, clock)
         self.appliers = Appliers()
-        self.mirror = MirrorStore()
         self.wanted: list[tuple[str, str]] = []
         payments = Payments(
             self.money,
@@ -87,7 +89,7 @@ class Bench:
             self.subscriptions,
             mirror=self.mirror,
             want=self._want,
-            plans=plans,
+            catalogue=catalogue,
             clock=clock,
         )
         payments.register(self.appliers)

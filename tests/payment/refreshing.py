@@ -12,6 +12,7 @@ from services.payment.adapters.stripe_api import StripeApi, StripeWebhooks
 from services.payment.domain.plans import Plan, Plans
 from services.payment.domain.stripe import hint_of
 from services.payment.service.apply import Apply
+from services.payment.service.catalogue import Catalogue, PriceChanges
 from services.payment.service.intake import Intake
 from services.payment.service.refresh import Appliers, Refresh
 from services.payment.service.subscriptions import Subscriptions
@@ -48,25 +49,26 @@ class Bench:
         self.carried: set[str] = set()
         self.stripe = StripeApi(fake.key, base=fake.url)
         plan = Plan(name="pro", title="Pro", price_usd="29", entitlements=("pro",), stripe_price=PRICE)  # pyright: ignore[reportArgumentType] - pydantic reads it
-        plans = Plans([plan])
         store, mirror, refreshes = SubscriptionStore(), MirrorStore(), RefreshStore(new_id)
         self.mirror = mirror
+        catalogue = Catalogue(Plans([plan]), mirror)
         self.appliers = Appliers()
         self.refresh = Refresh(
             refreshes, mirror, store, self.appliers, clock=self.clock, new_id=new_id, wake=lambda: None
         )
-        subscriptions = Subscriptions(store, plans, clock=self.clock, new_id=new_id)
+        subscriptions = Subscriptions(store, catalogue, clock=self.clock, new_id=new_id)
         applying = Apply(
             subscriptions,
             store,
             CustomerStore(),
             mirror,
             self.refresh,
-            plans=plans,
+            catalogue=catalogue,
             grace=GRACE,
             clock=self.clock,
         )
         applying.register(self.appliers)
+        self.appliers.on("price", PriceChanges(mirror, self.refresh).price)
         self.refreshing = Refreshing(self.stripe, self.refresh, self.door)
         self.worker = self.another_worker()
         intake = Intake(StripeWebhooks([fake.webhook_secret]), WebhookStore(), self.door, self.clock)

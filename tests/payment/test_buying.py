@@ -1,18 +1,15 @@
 """From the sign-up to the entitlement through the service as main wires it, Stripe's client and Stripe's stand-in."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any, cast
-from uuid import UUID, uuid4
+from typing import Any
+from uuid import uuid4
 
-import httpx
 import pytest
 
 from shared.contracts.api import UserSignedUp
-from shared.identity import HEADER, Identity, Signer
 from tests.fakes.stripe import FakeStripe
-from tests.payment.inprocess import PLANS, InProcess, started
+from tests.payment.inprocess import PLANS, InProcess, asked, follow, have, started
 
 PLAN = PLANS[0]
 PRICE = "price_pro"
@@ -35,24 +32,24 @@ async def test_a_user_signs_up_buys_changes_and_cancels(running: InProcess) -> N
     await running.tell(
         UserSignedUp(id=uuid4(), time=running.service.clock(), user_id=user_id, email="ada@example.org", role="user")
     )
-    await _follow(running)
-    session = await _asked(running, user_id, "checkout", {"plan": "pro"}, 201)
+    await follow(running)
+    session = await asked(running, user_id, "checkout", {"plan": "pro"}, 201)
     assert fake.complete(session["id"])
-    await _follow(running)
-    assert (await _have(running, user_id))["entitlements"] == ["pro"]
-    again = await _asked(running, user_id, "checkout", {"plan": "pro"}, 409)
+    await follow(running)
+    assert (await have(running, user_id))["entitlements"] == ["pro"]
+    again = await asked(running, user_id, "checkout", {"plan": "pro"}, 409)
     assert again["error"]["code"] == "ALREADY_SUBSCRIBED"
-    preview = await _asked(running, user_id, "change-plan?preview=true", {"plan": "max"}, 200)
+    preview = await asked(running, user_id, "change-plan?preview=true", {"plan": "max"}, 200)
     assert preview["proration_minor"] == 3000
-    await _asked(running, user_id, "change-plan", {"plan": "max", "at": preview["at"]}, 200)
-    await _follow(running)
-    assert (await _have(running, user_id))["entitlements"] == ["max"]
-    await _asked(running, user_id, "cancel", None, 200)
-    await _follow(running)
-    assert (await _have(running, user_id))["cancel_at_period_end"] is True
+    await asked(running, user_id, "change-plan", {"plan": "max", "at": preview["at"]}, 200)
+    await follow(running)
+    assert (await have(running, user_id))["entitlements"] == ["max"]
+    await asked(running, user_id, "cancel", None, 200)
+    await follow(running)
+    assert (await have(running, user_id))["cancel_at_period_end"] is True
     fake.advance(days=32)
-    await _follow(running)
-    assert (await _have(running, user_id))["status"] == "canceled"
+    await follow(running)
+    assert (await have(running, user_id))["status"] == "canceled"
     assert len(fake.all("customer")) == len(fake.all("subscription")) == 1
 
 
@@ -61,7 +58,7 @@ async def test_two_paid_sessions_become_one_subscription_by_webhooks_alone(runni
     await running.tell(
         UserSignedUp(id=uuid4(), time=running.service.clock(), user_id=user_id, email="bob@example.org", role="user")
     )
-    await _follow(running)
+    await follow(running)
     (customer,) = fake.all("customer")
     for _ in range(2):
         line = {"price": PRICE, "quantity": 1}
@@ -74,11 +71,11 @@ async def test_two_paid_sessions_become_one_subscription_by_webhooks_alone(runni
         session = await fake.client().v1.checkout.sessions.create_async(wanted)
         assert fake.complete(session.id)
         fake.advance(seconds=60)
-    await _follow(running)
+    await follow(running)
     first, second = fake.all("subscription")
     assert (first["status"], second["status"]) == ("active", "canceled")
     assert [one["amount"] for one in fake.all("refund")] == [2900]
-    assert (await _have(running, user_id))["entitlements"] == ["pro"]
+    assert (await have(running, user_id))["entitlements"] == ["pro"]
     rows = await running.rows("select provider_id, status from subscriptions where status = 'active'")
     assert rows == [{"provider_id": first["id"], "status": "active"}]
 
@@ -88,10 +85,10 @@ async def test_a_subscription_of_a_users_second_customer_is_ended_and_paid_back(
     await running.tell(
         UserSignedUp(id=uuid4(), time=running.service.clock(), user_id=user_id, email="dan@example.org", role="user")
     )
-    await _follow(running)
-    session = await _asked(running, user_id, "checkout", {"plan": "pro"}, 201)
+    await follow(running)
+    session = await asked(running, user_id, "checkout", {"plan": "pro"}, 201)
     assert fake.complete(session["id"])
-    await _follow(running)
+    await follow(running)
     other = await fake.client().v1.customers.create_async({"email": "dan@example.net"})
     fake.advance(seconds=60)
     wanted: Any = {
@@ -102,11 +99,11 @@ async def test_a_subscription_of_a_users_second_customer_is_ended_and_paid_back(
         "success_url": "https://x.example",
     }
     assert fake.complete((await fake.client().v1.checkout.sessions.create_async(wanted)).id)
-    await _follow(running)
+    await follow(running)
     first, second = fake.all("subscription")
     assert (first["status"], second["status"]) == ("active", "canceled")
     assert [one["amount"] for one in fake.all("refund")] == [2900]
-    assert (await _have(running, user_id))["entitlements"] == ["pro"]
+    assert (await have(running, user_id))["entitlements"] == ["pro"]
 
 
 async def test_a_customer_deleted_in_the_dashboard_is_made_anew(running: InProcess) -> None:
@@ -114,44 +111,9 @@ async def test_a_customer_deleted_in_the_dashboard_is_made_anew(running: InProce
     await running.tell(
         UserSignedUp(id=uuid4(), time=running.service.clock(), user_id=user_id, email="eve@example.org", role="user")
     )
-    await _follow(running)
+    await follow(running)
     (old,) = fake.all("customer")
     await fake.client().v1.customers.delete_async(old["id"])
-    await _follow(running)
+    await follow(running)
     living = [one for one in fake.all("customer") if not one.get("deleted")]
     assert [one["metadata"]["user_id"] for one in living] == [str(user_id)]
-
-
-async def _follow(running: InProcess) -> None:
-    """Let webhooks arrive and workers work until nothing moves any more."""
-    while True:
-        await running.settle()
-        waiting = [event for event in running.fake.events if event["id"] in running.fake.api.books.undelivered]
-        if not waiting:
-            return
-        await running.deliver(waiting)
-        running.fake.delivered(*(event["id"] for event in waiting))
-
-
-async def _asked(running: InProcess, user_id: UUID, path: str, body: Any, status: int) -> dict[str, Any]:
-    """Ask by a request, while the workers work."""
-    asked = asyncio.create_task(_request(running, "POST", f"/pay/{path}", user_id, body))
-    while not asked.done():
-        await running.settle()
-        await asyncio.sleep(0)
-    answer = await asked
-    assert answer.status_code == status, answer.text
-    return answer.json()
-
-
-async def _have(running: InProcess, user_id: UUID) -> dict[str, Any]:
-    return (await _request(running, "GET", "/pay/subscription", user_id, None)).json()
-
-
-async def _request(running: InProcess, method: str, path: str, user_id: UUID, body: Any) -> httpx.Response:
-    service = running.service
-    signer = Signer(service.settings.identity_secret.get_secret_value(), service.clock)
-    headers = {HEADER: signer.sign(Identity(user_id, "user"), audience="payment", request_id="r1")}
-    transport = httpx.ASGITransport(app=cast("Any", service.app))
-    async with httpx.AsyncClient(transport=transport, base_url="http://payment") as http:
-        return await http.request(method, path, headers=headers, **({} if body is None else {"json": body}))

@@ -83,7 +83,7 @@ async def test_two_replicas_make_one_session(shop: Shop, open_database: Callable
     user_id = await shop.buyer()
     async with Shop(open_database("payment"), shop.fake, shop.clock).open() as other:
         other.plans, other.checkouts = shop.plans, other.checkouts
-        other.checkouts._plans = shop.plans  # pyright: ignore[reportPrivateUsage] - one price list for both
+        other.checkouts._catalogue = shop.catalogue  # pyright: ignore[reportPrivateUsage] - one price list for both
         sessions = await asyncio.gather(*(one.begin(user_id) for one in (shop, other) * 3))
     assert len({session.id for session in sessions}) == 1
     assert len(shop.fake.all("checkout.session")) == 1
@@ -152,7 +152,7 @@ async def test_a_wish_that_nobody_could_answer_in_time_is_kept_and_the_next_requ
 ) -> None:
     user_id = await shop.buyer()
     hasty = Shop(open_database("payment"), shop.fake, shop.clock, wait_s=0.2)
-    hasty.checkouts._plans = shop.plans  # pyright: ignore[reportPrivateUsage] - one price list for both
+    hasty.checkouts._catalogue = shop.catalogue  # pyright: ignore[reportPrivateUsage] - one price list for both
     shop.fake.fail("POST", "/v1/checkout/sessions", Fault(429))
     with pytest.raises(Pending) as told:
         await hasty.begin(user_id)

@@ -315,6 +315,23 @@ async def test_a_second_invoice_extends_the_subscription_and_another_plan_is_ref
     assert [told["renewal"] for told in await bench.told("payment.payments")] == [False, True]
 
 
+async def test_periods_paid_one_after_the_other_return_to_the_day_the_first_began_on(town: Town):
+    bench, user = town.bench, uuid4()
+    town.esplora.now = int(datetime(2027, 1, 31, 12, tzinfo=UTC).timestamp())
+    bench.clock.now = datetime(2027, 1, 31, 12, tzinfo=UTC)
+    ends: list[str] = []
+    for _ in range(2):
+        await bench.round()
+        invoice = await bench.invoice("BTC", user=user)
+        town.esplora.send({invoice["address"]: PRICE})
+        await town.mine(NEEDED)
+        subscription = await bench.subscription(user)
+        assert subscription is not None
+        assert subscription["anchor_day"] == 31
+        ends.append(f"{subscription['current_period_end']:%m-%d}")
+    assert ends == ["02-28", "03-31"]
+
+
 @pytest.mark.parametrize(("days", "kept"), [(-1, True), (3, True), (7, False), (20, False)])
 async def test_a_period_paid_after_access_stopped_begins_with_the_payment(town: Town, days: int, kept: bool):
     bench, user = town.bench, uuid4()

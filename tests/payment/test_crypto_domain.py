@@ -176,6 +176,16 @@ def test_periods_end_on_the_same_day_or_the_months_last():
     assert period_after(datetime(2024, 2, 29, tzinfo=UTC), "year") == datetime(2025, 2, 28, tzinfo=UTC)
 
 
+def test_periods_return_to_the_day_they_began_on():
+    end, ends = datetime(2026, 1, 31, tzinfo=UTC), list[str]()
+    for _ in range(5):
+        end = period_after(end, "month", 31)
+        ends.append(f"{end:%m-%d}")
+    assert ends == ["02-28", "03-31", "04-30", "05-31", "06-30"]
+    moved = datetime(2026, 3, 3, tzinfo=UTC)  # by a change of plan: it is on no anchor's day any more
+    assert period_after(moved, "month", 31) == datetime(2026, 4, 3, tzinfo=UTC)
+
+
 def seen(amount: int, status: Any = "mined", confirmations: int = NEEDED, *, late: bool = False) -> Receipt:
     at = LOCK_ENDS + timedelta(seconds=1) if late else START
     return Receipt(amount, status, at, confirmations if status == "mined" else 0)

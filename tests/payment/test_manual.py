@@ -37,11 +37,12 @@ async def test_an_administrator_grants_extends_and_ends_a_plan(client: Client) -
     assert (over.status_code, over.json()["status"], over.json()["entitlements"]) == (200, "canceled", [])
     assert (await client("POST", f"/pay/manual/{user}/end", json={"reason": "enough"})).status_code == 404
     told = await bench.told()
-    assert [name for name, _ in told] == ["subscription.changed", "action.audited"] * 3
+    assert [name for name, _ in told] == [*["subscription.changed", "action.audited"] * 3, "action.audited"]
     assert [body["action"] for name, body in told if name == "action.audited"] == [
         "grant.manual_plan",
         "grant.manual_plan",
         "end.manual_plan",
+        "refuse.end.manual_plan",
     ]
 
 
@@ -95,8 +96,43 @@ async def test_a_bad_grant_is_refused_and_leaves_nothing(
     assert not await client.bench.rows("select id from subscriptions")
     assert not await client.bench.rows("select key from ledger_entries")
     audited = [(body["action"], body["details"]) for _, body in await client.bench.told()]
-    assert audited in ([], [("refuse.grant.manual_plan", {"code": code, "user": str(user)})])
-    assert audited or code == "VALIDATION_ERROR"
+    judged = ("refuse.grant.manual_plan", {"code": code, "user": str(user)})
+    wrong_form = ("refuse.request", {"code": "VALIDATION_ERROR", "path": f"/pay/manual/{user}"})
+    assert audited in ([judged], [wrong_form])
+    assert answer.json()["error"]["code"] == audited[0][1]["code"]
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "status", "code"),
+    [
+        ("/pay/checkout", {"json": {"plan": 7}}, 422, "VALIDATION_ERROR"),
+        ("/pay/checkout", {"json": {"plan": "pro", "price": 1}}, 422, "VALIDATION_ERROR"),
+        ("/pay/checkout", {"json": {"plan": "p\x00"}}, 422, "VALIDATION_ERROR"),
+        ("/pay/portal", {"json": {"customer": "x"}}, 422, "VALIDATION_ERROR"),
+        ("/pay/change-plan", {"content": b"{", "headers": {"content-type": "application/json"}}, 400, "INVALID_JSON"),
+        ("/pay/crypto/invoices", {"json": {}}, 422, "VALIDATION_ERROR"),
+        ("/pay/cancel?now=perhaps", {}, 422, "VALIDATION_ERROR"),
+    ],
+)
+async def test_a_request_of_the_wrong_form_is_audited_once_without_what_was_in_it(
+    client: Client, path: str, sent: dict[str, Any], status: int, code: str
+) -> None:
+    answer = await client("POST", path, **sent)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    ((name, told),) = await client.bench.told()
+    assert (name, told["action"], told["actor"]) == ("action.audited", "refuse.request", str(client.admin))
+    assert told["details"] == {"code": code, "path": path.partition("?")[0]}
+    assert told["request_id"]
+
+
+async def test_an_end_that_is_refused_is_audited(client: Client) -> None:
+    user = uuid4()
+    assert (await client("POST", f"/pay/manual/{user}/end", json={"reason": "x"})).status_code == 404
+    assert (await client("POST", f"/pay/manual/{user}/end", json={"reason": ""})).status_code == 422
+    assert [(told["action"], told["details"]["code"]) for _, told in await client.bench.told()] == [
+        ("refuse.end.manual_plan", "NOT_FOUND"),
+        ("refuse.request", "VALIDATION_ERROR"),
+    ]
 
 
 async def test_a_grant_stands_in_nobodys_way(client: Client) -> None:

@@ -156,6 +156,36 @@ async def test_a_subscription_that_is_past_due_has_access_until_the_invoice_is_a
     assert await bench.states() == ["past_due"]
 
 
+async def test_a_second_unpaid_invoice_gives_no_second_week(open_database: Callable[[str], Database]):
+    with FakeStripe(after_retries="past_due") as fake:
+        bench = Bench(open_database("payment"), fake)
+        _, customer = await bench.user()
+        made = bench.subscribe(customer)
+        fake.set_card(customer, card := fake.card("declines"))
+        bench.advance(days=32)
+        bench.advance(days=31)
+        first, second = fake.all("invoice", status="open")
+        await bench.hint(*fake.events)
+        await bench.settle()
+        row = await bench.subscription(made)
+        assert row is not None
+        assert (row["status"], row["grace_until"]) == ("past_due", _at(first) + GRACE)
+        assert [body["entitlements"] for _, body in await bench.told("payment.subscription")] == [[]]
+
+        fake.behave(card["id"], "pays")
+        fake.authenticate(first["id"])
+        await bench.hint(*[one for one in fake.events if one["type"] == "invoice.paid"])
+        await bench.settle()
+        row = await bench.subscription(made)
+        assert row is not None
+        assert (row["status"], row["grace_until"]) == ("past_due", _at(second) + GRACE), "the first is paid"
+        await bench.close()
+
+
+def _at(invoice: dict[str, Any]) -> datetime:
+    return datetime.fromtimestamp(invoice["created"], UTC)
+
+
 @pytest.mark.parametrize(
     ("told", "ours"),
     [

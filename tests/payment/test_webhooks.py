@@ -9,6 +9,7 @@ from typing import Any, cast
 import httpx
 import pytest
 import stripe
+from pydantic import SecretStr
 from sqlalchemy import text
 
 from services.payment.adapters.stripe_api import StripeWebhooks, UnsafeKey, check_key
@@ -273,6 +274,20 @@ def test_a_live_key_is_for_production_only():
             check_key(key, "development")
         check_key(key, "production")
     check_key("sk_test_1", "development")
+
+
+def test_a_test_key_is_refused_in_production():
+    for key in ("sk_test_1", "rk_test_1"):
+        with pytest.raises(UnsafeKey, match="test key, and this is production"):
+            check_key(key, "production")
+
+
+def test_a_test_key_in_production_stops_the_start(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENBELL_PAYMENT_STRIPE_KEY", "sk_test_secret")
+    settings = SharedSettings(environment="production", identity_secret=SecretStr("s" * 40))
+    with pytest.raises(UnsafeKey) as refused:
+        build(Environment(settings))
+    assert "sk_test_secret" not in str(refused.value)
 
 
 def test_a_live_key_in_development_stops_the_start(monkeypatch: pytest.MonkeyPatch):

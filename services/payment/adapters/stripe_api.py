@@ -71,13 +71,18 @@ _ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
 
 
 class UnsafeKey(RuntimeError):
-    """A live key moves real money: it is for production only."""
+    """A live key moves real money: it is for production only, and production takes no other."""
 
 
 def check_key(key: str, environment: str) -> None:
-    """Raise UnsafeKey for a live key outside production."""
-    if environment != "production" and key.split("_")[1:2] == ["live"]:
+    """Raise UnsafeKey for a live key outside production, and for a test key in production."""
+    mode = key.split("_")[1:2]
+    if environment != "production" and mode == ["live"]:
         raise UnsafeKey(f"OPENBELL_PAYMENT_STRIPE_KEY is a live key, and this is {environment}: use a test key here")
+    if environment == "production" and mode == ["test"]:
+        raise UnsafeKey(
+            "OPENBELL_PAYMENT_STRIPE_KEY is a test key, and this is production: it would give plans away for no money"
+        )
 
 
 class StripeApi:
@@ -100,7 +105,10 @@ class StripeApi:
         return await self._request(method, path, params, {"idempotency_key": key, "max_network_retries": 0})
 
     async def fetch(self, kind: str, object_id: str) -> Json | None:
-        """Return an object as it is now, with what its kind expands; None when it is gone, or was never there."""
+        """Return an object as it is now, with what its kind expands; None when it is gone, or was never there.
+
+        A subscription that is past due says in `unpaid_since` when its first open invoice was made.
+        """
         about = KINDS[kind]
         path = about.path.format(id=_safe(object_id))
         try:
@@ -108,9 +116,16 @@ class StripeApi:
                 found = [one async for one in self._pages(path, {about.query: object_id})]
                 return {"object": kind, "id": object_id, about.query: object_id, "data": found}
             told = await self.read(path, {"expand": list(about.expand)} if about.expand else None)
+            if kind == "subscription" and told.get("status") == "past_due":
+                told = {**told, "unpaid_since": await self._unpaid_since(object_id)}
         except NoSuchObject:
             return None
         return None if told.get("deleted") is True else told
+
+    async def _unpaid_since(self, subscription: str) -> int | None:
+        """Return when the first invoice was made that still waits for its payment."""
+        waiting = self._pages("invoices", {"subscription": subscription, "status": "open"})
+        return min([one["created"] async for one in waiting], default=None)
 
     async def list(self, kind: str, since: datetime | None = None) -> AsyncIterator[Json]:
         """Yield all objects of a kind, or those made since then, the newest first, with nothing expanded."""

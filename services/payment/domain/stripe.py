@@ -2,7 +2,7 @@
 
     Stripe says                     we say
     trialing, active                the same
-    past_due                        past_due, with access until its latest invoice is older than the grace
+    past_due                        past_due, with access until its first open invoice is older than the grace
     paused                          paused
     any of these, with its          paused: Stripe goes on without asking for money because nothing is delivered
       collection paused and "void"
@@ -64,7 +64,9 @@ KINDS: Final[Mapping[str, Kind]] = {
 }
 """By the name that Stripe gives a kind in `object`. An entitlement summary goes by its customer's id."""
 
-_PASSING: Final = frozenset({"receipt_url", "hosted_invoice_url", "invoice_pdf", "url", "client_secret", "payments"})
+_PASSING: Final = frozenset(
+    {"receipt_url", "hosted_invoice_url", "invoice_pdf", "url", "client_secret", "payments", "unpaid_since"}
+)
 """Fields that are another each time they are asked for, or come only when they are (an invoice's payments)."""
 
 
@@ -221,7 +223,7 @@ def _plan(subscription: Object, item: Object, plans: Plans) -> str:
 def _unpaid_since(subscription: Object, item: Object, now: datetime) -> datetime:
     """Return when the payment that is missing was asked for: a property of what Stripe says, not of when we heard."""
     invoice = _mapping(subscription.get("latest_invoice"))
-    return moment(invoice.get("created") or item.get("current_period_start")) or now
+    return moment(subscription.get("unpaid_since") or invoice.get("created") or item.get("current_period_start")) or now
 
 
 def _ends(subscription: Object, period_end: datetime | None) -> bool:

@@ -33,6 +33,7 @@ class State:
     trial_end: datetime | None = None
     grace_until: datetime | None = None
     cancel_at_period_end: bool = False
+    anchor_day: int | None = None  # of the month, on which periods begin that somebody pays for by hand
 
 
 def entitled_until(state: State) -> datetime | None:

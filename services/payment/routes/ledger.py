@@ -96,7 +96,8 @@ def _manual_routes(manual: Manual, audit: Audit, door: Door) -> list[HTTPRouteHa
             done = await manual.end(actor, user_id, data.reason, tx)
             return Done(Subscription(**done.value), done.events)
 
-        return await answer_once(request, door, end, status_code=200)
+        async with audit.refusals(actor, "end.manual_plan", user=str(user_id)):
+            return await answer_once(request, door, end, status_code=200)
 
     return [grant_plan, end_plan]
 

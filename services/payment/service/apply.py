@@ -6,9 +6,9 @@ from uuid import UUID
 
 from prometheus_client import Counter
 
-from services.payment.domain.plans import Plans
 from services.payment.domain.stripe import Object, customer_of, reference, state_of, user_named
 from services.payment.domain.subscriptions import OVER, State
+from services.payment.service.catalogue import Catalogue
 from services.payment.service.refresh import Appliers, Refresh
 from services.payment.service.subscriptions import AlreadySubscribed, Subscriptions
 from services.payment.store.customers import CustomerStore
@@ -38,7 +38,7 @@ class Apply:
         mirror: MirrorStore,
         refresh: Refresh,
         *,
-        plans: Plans,
+        catalogue: Catalogue,
         grace: timedelta,
         clock: Clock,
     ) -> None:
@@ -47,7 +47,7 @@ class Apply:
         self._customers = customers
         self._mirror = mirror
         self._refresh = refresh
-        self._plans = plans
+        self._catalogue = catalogue
         self._grace = grace
         self._clock = clock
 
@@ -56,6 +56,7 @@ class Apply:
         appliers.on("subscription", self.subscription)
         appliers.on("customer", self.customer)
         appliers.on("checkout.session", self.session)
+        appliers.on("invoice", self.invoice)
 
     async def subscription(self, tx: Tx, told: Object | None, object_id: str) -> list[Event]:
         """Make the user's subscription what Stripe says. Raises NotYet while nobody knows the customer.
@@ -64,7 +65,9 @@ class Apply:
         """
         if told is None:
             return await self._gone(tx, object_id)
-        state = state_of(told, self._plans, self._grace, self._clock())
+        now = self._clock()
+        await self._catalogue.learn(tx, told, now)
+        state = state_of(told, await self._catalogue.plans(tx), self._grace, now)
         user_id = await self.owner(tx, "subscription", told, object_id)
         if user_id is None:
             if state is None or state.status in OVER:
@@ -94,6 +97,18 @@ class Apply:
         await self._mirror.belongs(tx, "customer", object_id, user_id)
         if linked != object_id:
             return await self._refresh.audit(tx, "set_aside.customer", object_id, user_id=str(user_id), kept=linked)
+        return []
+
+    async def invoice(self, tx: Tx, told: Object | None, object_id: str) -> list[Event]:
+        """Ask for the subscription that waits for a payment when an invoice waits no more: its grace may be another."""
+        del object_id
+        if told is None or told.get("status") == "open":
+            return []
+        about = (told.get("parent") or {}).get("subscription_details") or {}
+        subscription = reference(about.get("subscription"))
+        row = await self._store.of_provider(tx, "stripe", subscription) if subscription is not None else None
+        if row is not None and row["status"] == "past_due":
+            await self._refresh.want(tx, [("subscription", row["provider_id"])])
         return []
 
     async def session(self, tx: Tx, told: Object | None, object_id: str) -> list[Event]:

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
+from weakref import WeakSet
 
 from shared.clock import Clock, NewId
 from shared.contracts.api import ActionAudited
@@ -31,6 +32,7 @@ class Audit:
         self._door = door
         self._clock = clock
         self._new_id = new_id
+        self._told = WeakSet[Exception]()
 
     def of(self, actor: Actor | None, action: str, subject: str, **details: Any) -> Event:
         """Return the event; nobody stands for the system itself."""
@@ -53,11 +55,18 @@ class Audit:
         try:
             yield
         except Permanent as error:
-            told = self.of(actor, f"refuse.{action}", str(actor.user_id), code=error.code, **details)
-
-            async def publish(tx: Tx) -> Sequence[Event]:
-                del tx
-                return [told]
-
-            await self._door.publish(publish)
+            await self.refused(actor, action, error, code=error.code, **details)
             raise
+
+    async def refused(self, actor: Actor, action: str, error: Exception, **details: Any) -> None:
+        """Tell of an error that refuses something; of the same error only once."""
+        if error in self._told:
+            return
+        self._told.add(error)
+        told = self.of(actor, f"refuse.{action}", str(actor.user_id), **details)
+
+        async def publish(tx: Tx) -> Sequence[Event]:
+            del tx
+            return [told]
+
+        await self._door.publish(publish)

@@ -9,7 +9,7 @@ is refused with CHANGE_PENDING.
 A call whose outcome is unknown is looked up at Stripe before it is repeated. Stripe forgets keys after a day; a call
 that is older is not repeated at all: what the look-up does not find never happened. One that could not even be sent for
 a quarter of an hour is given up, for nobody waits for it any more; but what nobody asked for and nobody would ask for
-again (refunds, the ends of doubled subscriptions) is tried as long as a key lives.
+again (refunds, the ends of doubled or disputed subscriptions) is tried as long as a key lives.
 
 What would surprise you: Stripe stores failures under a key too, so after a 500 the same key answers 500 for a day. Once
 the look-up has shown that nothing happened, the call goes on under another key.
@@ -42,7 +42,7 @@ GIVE_UP: Final = timedelta(minutes=15)
 WAIT_S: Final = 8.0
 """The gateway gives up after 10 s, and its caller would not learn that the wish is kept."""
 POLL_S: Final = 0.05
-PATIENT: Final = frozenset({"refund.create", "doubles.check"})
+PATIENT: Final = frozenset({"refund.create", "doubles.check", "stop.at_end", "stop.now"})
 PATIENT_LANES: Final = "double/"
 
 Mark = Callable[[Tx, str, str], Awaitable[None]]

@@ -17,6 +17,7 @@ from services.payment.domain.subscriptions import State
 from services.payment.ports import Json, RawStripe
 from services.payment.service.audit import Actor, Audit
 from services.payment.service.calls import Call, Calls
+from services.payment.service.catalogue import Catalogue
 from services.payment.service.checkout import NotOffered
 from services.payment.service.lookups import ask
 from services.payment.service.subscriptions import Subscriptions
@@ -42,7 +43,7 @@ class SamePlan(Conflict):
 
 
 class NotNow(Conflict):
-    """Your subscription does not allow this as it is: it waits for a payment, or is paused."""
+    """Your subscription does not allow this as it is: it waits for a payment, or is paused or held back."""
 
     code = "NOT_NOW"
 
@@ -78,7 +79,7 @@ class Changes:
         self,
         subscriptions: Subscriptions,
         store: SubscriptionStore,
-        plans: Plans,
+        catalogue: Catalogue,
         *,
         door: Door,
         audit: Audit,
@@ -87,7 +88,7 @@ class Changes:
     ) -> None:
         self._subscriptions = subscriptions
         self._store = store
-        self._plans = plans
+        self._catalogue = catalogue
         self._door = door
         self._audit = audit
         self._clock = clock
@@ -106,11 +107,12 @@ class Changes:
         return await self._there(actor, "cancel", call)
 
     async def resume(self, actor: Actor) -> Changed:
-        """Take back a cancellation before it has happened, or end a pause. Raises NothingToResume."""
+        """Take back a cancellation before it has happened, or end a pause. Raises NothingToResume, NotNow."""
         row = await self._mine(actor.user_id)
         if row["provider"] != "stripe":
             return await self._here(actor, "resume", lambda state: _resumed(state, self._clock()))
         stripe, _ = self._offered()
+        await self._refuse_held(row)
         current = await stripe.read(f"subscriptions/{row['provider_id']}")
         if current["status"] == "paused":
             path, params = f"subscriptions/{row['provider_id']}/resume", {"billing_cycle_anchor": "now"}
@@ -127,11 +129,13 @@ class Changes:
 
     async def change_plan(self, actor: Actor, name: str, at: datetime | None) -> Changed:
         """Change the plan from `at` on, the moment of a preview, or from now. Raises as `preview` does."""
-        plan, row = self._plans.named(name), await self._mine(actor.user_id)
+        plans, row = await self._plans(), await self._mine(actor.user_id)
         if row["provider"] != "stripe":
-            return await self._here(actor, "change-plan", lambda state: self._moved(state, plan))
+            ours = self._catalogue.settings.named(name)
+            return await self._here(actor, "change-plan", lambda state: self._moved(state, ours))
+        plan = plans.named(name)
         stripe, _ = self._offered()
-        item, moment = await self._item(stripe, row, plan), self._moment(at)
+        item, moment = await self._item(stripe, row, plan, plans), self._moment(at)
         change: dict[str, Any] = {
             "items": [{"id": item, "price": plan.stripe_price}],
             "proration_behavior": "create_prorations",
@@ -145,12 +149,13 @@ class Changes:
 
         Raises NotFound (no such plan, no subscription), SamePlan, NotOffered, NotNow, Invalid (a moment too long ago).
         """
-        plan, row = self._plans.named(name), await self._mine(actor.user_id)
+        plans, row = await self._plans(), await self._mine(actor.user_id)
         if row["provider"] != "stripe":
-            moved = self._moved(state_of(row), plan)
-            return Preview(plan.name, self._clock(), "USD", 0, 0, moved.period_end)
+            moved = self._moved(state_of(row), self._catalogue.settings.named(name))
+            return Preview(moved.plan, self._clock(), "USD", 0, 0, moved.period_end)
+        plan = plans.named(name)
         stripe, _ = self._offered()
-        item, moment = await self._item(stripe, row, plan), self._moment(at)
+        item, moment = await self._item(stripe, row, plan, plans), self._moment(at)
         details = {
             "items": [{"id": item, "price": plan.stripe_price}],
             "proration_behavior": "create_prorations",
@@ -166,6 +171,10 @@ class Changes:
         if self._calls is None:
             raise NotOffered("payment by card is not offered here any more")
         return self._calls.stripe, self._calls
+
+    async def _plans(self) -> Plans:
+        async with self._door.read() as tx:
+            return await self._catalogue.plans(tx)
 
     async def _mine(self, user_id: UUID) -> Row:
         async with self._door.read() as tx:
@@ -205,19 +214,26 @@ class Changes:
         async with self._door.read() as tx:
             return Changed(await self._subscriptions.shown(tx, actor.user_id), applied=False)
 
-    async def _item(self, stripe: RawStripe, row: Row, plan: Plan) -> str:
+    async def _item(self, stripe: RawStripe, row: Row, plan: Plan, plans: Plans) -> str:
         """Return the item of a subscription that the plan's price stands in."""
         if plan.stripe_price is None:
             raise NotOffered("this plan is not sold by card", plan=plan.name)
+        await self._refuse_held(row)
         current = await stripe.read(f"subscriptions/{row['provider_id']}")
         if current["status"] not in {"trialing", "active"}:
             raise NotNow
         items: Sequence[Json] = current["items"]["data"]
-        ours = [one for one in items if self._plans.of_price(one["price"]["id"]) is not None]
+        ours = [one for one in items if plans.of_price(one["price"]["id"]) is not None]
         item = (ours or items)[0]
         if item["price"]["id"] == plan.stripe_price:
             raise SamePlan
         return str(item["id"])
+
+    async def _refuse_held(self, row: Row) -> None:
+        """Raise NotNow where a refund or a dispute holds the subscription back: more of it would be billed in vain."""
+        async with self._door.read() as tx:
+            if await self._store.held(tx, row["user_id"], state_of(row)):
+                raise NotNow("what paid for this subscription was given back, or is disputed")
 
     def _moment(self, at: datetime | None) -> int:
         now = self._clock()
@@ -229,14 +245,14 @@ class Changes:
         """Return the state under another plan. Raises SamePlan, NotNow."""
         if state.plan == plan.name:
             raise SamePlan
-        old = self._plans.get(state.plan)
+        old = self._catalogue.settings.get(state.plan)
         if state.status == "trialing":
             return replace(state, plan=plan.name)  # nothing is paid yet
         if state.status != "active" or state.period_end is None or old is None:
             raise NotNow  # what was given for ever, or at a price that nobody knows any more, a person changes
         end = moved_end(self._clock(), state.period_end, old, plan)
         grace_until = None if state.grace_until is None else end + (state.grace_until - state.period_end)
-        return replace(state, plan=plan.name, period_end=end, grace_until=grace_until)
+        return replace(state, plan=plan.name, period_end=end, grace_until=grace_until, anchor_day=None)
 
 
 def _lane(row: Row) -> str:

@@ -14,11 +14,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from services.payment.domain.plans import Plan, Plans
+from services.payment.domain.plans import Plan
 from services.payment.domain.returns import Returns
 from services.payment.ports import Json, NoSuchObject, RawStripe, StripeRefused
 from services.payment.service.audit import Actor, Audit
 from services.payment.service.calls import Call, Calls, ChangePending
+from services.payment.service.catalogue import Catalogue
 from services.payment.service.customers import Customers
 from services.payment.service.lookups import ask, pages
 from services.payment.service.subscriptions import AlreadySubscribed
@@ -88,7 +89,7 @@ class Checkouts:
 
     def __init__(
         self,
-        plans: Plans,
+        catalogue: Catalogue,
         returns: Returns,
         subscriptions: SubscriptionStore,
         customers: Customers,
@@ -100,7 +101,7 @@ class Checkouts:
         calls: Calls | None = None,
     ) -> None:
         self._new_id = new_id
-        self._plans = plans
+        self._catalogue = catalogue
         self._returns = returns
         self._subscriptions = subscriptions
         self._door = door
@@ -115,7 +116,8 @@ class Checkouts:
         Raises NotFound (plan), NotOffered, ReturnNotAllowed, CouponInvalid, AlreadySubscribed, StripeRefused, and
         Pending or GivenUp while Stripe is away.
         """
-        plan = self._plans.named(wish.plan)
+        async with self._door.read() as tx:
+            plan = await self._catalogue.named(tx, wish.plan)
         stripe, calls = self._offered(plan)
         back = self._returns.to(wish.success_url), self._returns.to(wish.cancel_url)
         trial_days = await self._trial_days(actor.user_id, plan)

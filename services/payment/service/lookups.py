@@ -111,6 +111,8 @@ LOOK_UPS: Final[Mapping[str, LookUp]] = {
     "subscription.update": _bears_the_key,
     "subscription.cancel": _canceled,
     "subscription.resume": _resumed,
+    "stop.at_end": _bears_the_key,
+    "stop.now": _canceled,
     "refund.create": _refund,
 }
 """By kind of call. A kind that is not here only reads, and is repeated as it is."""

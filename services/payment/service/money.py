@@ -23,8 +23,8 @@ from typing import Any, Final, Literal, cast
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from services.payment.domain.money import Money, fiat
-from services.payment.domain.plans import Plans
 from services.payment.domain.stripe import Object, moment, reference
+from services.payment.service.catalogue import Catalogue
 from services.payment.service.ledger import Ledger
 from services.payment.service.refresh import Appliers
 from services.payment.service.subscriptions import Subscriptions, once
@@ -55,7 +55,7 @@ class Payments:
         *,
         mirror: MirrorStore,
         want: Want,
-        plans: Plans,
+        catalogue: Catalogue,
         clock: Clock,
     ) -> None:
         self._store = store
@@ -64,7 +64,7 @@ class Payments:
         self._notices = subscription_store
         self._ledger = ledger
         self._subscriptions = subscriptions
-        self._plans = plans
+        self._catalogue = catalogue
         self._clock = clock
 
     def register(self, appliers: Appliers) -> None:
@@ -82,7 +82,7 @@ class Payments:
         user_id = await self._user(tx, obj)
         if obj is None or user_id is None:
             return []
-        plan = self._plan_of(obj)
+        plan = await self._plan_of(tx, obj)
         events: list[Event] = []
         for intent in _intents(obj):
             link = {"invoice": object_id, "user_id": user_id, **_link(obj)}
@@ -282,11 +282,12 @@ class Payments:
     async def _once(self, tx: Tx, name: str, event: Event) -> list[Event]:
         return [*await once(self._notices, tx, name, event.time, event)]
 
-    def _plan_of(self, invoice: Object) -> str | None:
+    async def _plan_of(self, tx: Tx, invoice: Object) -> str | None:
+        plans = await self._catalogue.plans(tx)
         for line in _lines(invoice):
             pricing: Any = line.get("pricing") or {}
             price = reference((pricing.get("price_details") or {}).get("price"))
-            plan = self._plans.of_price(price) if price is not None else None
+            plan = plans.of_price(price) if price is not None else None
             if plan is not None:
                 return plan.name
         return None

@@ -16,7 +16,7 @@ from prometheus_client import Counter
 
 from services.payment.domain.crypto import IN_DOUBT, LATE_WORTH, WHOLE, Receipt, Verdict, in_units, judge, usd_worth
 from services.payment.domain.money import MOST
-from services.payment.domain.periods import period_after
+from services.payment.domain.periods import anchor_of, period_after
 from services.payment.domain.plans import Plans
 from services.payment.domain.subscriptions import State
 from services.payment.service.subscriptions import AlreadySubscribed, Subscriptions, once
@@ -171,13 +171,14 @@ class Settlement:
         if open_row is not None and (open_row["provider"], open_row["plan"]) != ("crypto", plan.name):
             grant["problem"] = AlreadySubscribed.code
             return []
-        began, start, subscription_id = now, now, uuid5(row["id"], f"subscription/{row['grants']}")
+        began, start, anchor, subscription_id = now, now, None, uuid5(row["id"], f"subscription/{row['grants']}")
         if open_row is not None:
             subscription_id, end = open_row["id"], open_row["current_period_end"] or now
             start = end if now < (open_row["grace_until"] or end) else now  # days without access are not sold
             began = open_row["current_period_start"] if start > now else start
-        until = period_after(start, plan.period)
-        state = State("crypto", None, plan.name, "active", period_start=began, period_end=until)
+            anchor = open_row["anchor_day"] if start == end else None
+        until, anchor = period_after(start, plan.period, anchor), anchor_of(start, anchor)
+        state = State("crypto", None, plan.name, "active", period_start=began, period_end=until, anchor_day=anchor)
         grant |= {
             "subscription_id": subscription_id,
             "granted_from": start,

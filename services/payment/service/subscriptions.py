@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid5
 
-from services.payment.domain.plans import Plans
 from services.payment.domain.subscriptions import OVER, State, entitled_until, entitlements
+from services.payment.service.catalogue import Catalogue
 from services.payment.store.subscriptions import SubscriptionStore, state_of
 from shared.clock import Clock, NewId
 from shared.contracts.base import Event
@@ -28,9 +28,9 @@ class AlreadySubscribed(Conflict):
 class Subscriptions:
     """Takes a transaction, returns what happened."""
 
-    def __init__(self, store: SubscriptionStore, plans: Plans, *, clock: Clock, new_id: NewId) -> None:
+    def __init__(self, store: SubscriptionStore, catalogue: Catalogue, *, clock: Clock, new_id: NewId) -> None:
         self._store = store
-        self._plans = plans
+        self._catalogue = catalogue
         self._clock = clock
         self._new_id = new_id
 
@@ -63,7 +63,7 @@ class Subscriptions:
         if row is None:
             raise NotFound("you have no subscription")
         state = await self._allowed(tx, user_id, state_of(row))
-        allowed = entitlements(state, self._plans.get(state.plan), self._clock())
+        allowed = entitlements(state, await self._catalogue.get(tx, state.plan), self._clock())
         return dict(row) | {"status": state.status, "entitlements": allowed, "entitled_until": entitled_until(state)}
 
     async def review(self, tx: Tx, user_id: UUID) -> list[Event]:
@@ -84,7 +84,7 @@ class Subscriptions:
         until = entitled_until(state)
         if until is not None and now - LAPSES_WITHIN < until <= now:
             return False
-        return tuple(told) != entitlements(state, self._plans.get(state.plan), now)
+        return tuple(told) != entitlements(state, await self._catalogue.get(tx, state.plan), now)
 
     async def lapse(self, tx: Tx) -> list[Event]:
         """Tell of subscriptions whose access has ended by the clock alone."""
@@ -117,7 +117,7 @@ class Subscriptions:
             provider=state.provider,
             plan=state.plan,
             status=state.status,
-            entitlements=entitlements(state, self._plans.get(state.plan), now),
+            entitlements=entitlements(state, await self._catalogue.get(tx, state.plan), now),
             entitled_until=entitled_until(state),
             current_period_end=state.period_end,
             cancel_at_period_end=state.cancel_at_period_end,

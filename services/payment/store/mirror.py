@@ -36,6 +36,18 @@ _WAITING: Final = text("""
             and s.status in ('trialing', 'active', 'past_due', 'paused'))
     order by o.id""")
 
+_PLAN_PRICES: Final = text("""
+    select p.body as price, d.body ->> 'name' as title,
+        not p.deleted and coalesce((p.body ->> 'active')::boolean, false)
+            and coalesce(not d.deleted and (d.body ->> 'active')::boolean, true) as active
+    from stripe_objects p
+        left join stripe_objects d on d.kind = 'product' and d.id = p.body ->> 'product'
+    where p.kind = 'price' and p.body -> 'metadata' ->> 'openbell_plan' is not null""")
+_AT_PRICE: Final = text("""
+    select id from stripe_objects
+    where kind = 'subscription' and not deleted and body @> cast(:having as jsonb)
+      and body ->> 'status' in ('trialing', 'active', 'past_due', 'paused')""")
+
 
 class MirrorStore:
     """Reads and writes `stripe_objects`."""
@@ -71,6 +83,15 @@ class MirrorStore:
     async def waiting(self, tx: Tx, user_id: UUID | None = None) -> list[str]:
         """Return open subscriptions that are not their user's one, now that nothing is in their way."""
         return [row["id"] for row in await tx.fetch(_WAITING, user_id=user_id)]
+
+    async def plan_prices(self, tx: Tx) -> list[Row]:
+        """Return prices that name a plan, with the name of their product, and whether both are active."""
+        return await tx.fetch(_PLAN_PRICES)
+
+    async def at_price(self, tx: Tx, price: str) -> list[str]:
+        """Return open subscriptions with this price."""
+        having = {"items": {"data": [{"price": {"id": price}}]}}
+        return [row["id"] for row in await tx.fetch(_AT_PRICE, having=having)]
 
 
 def _change(known: Row | None, told: Object | None) -> Change | None:

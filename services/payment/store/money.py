@@ -31,6 +31,16 @@ _HOLD: Final = text("""
     on conflict (about) do update set lifted = excluded.lifted, updated_at = excluded.updated_at
     where known.lifted <> excluded.lifted
     returning about""")
+_HELD_AT_STRIPE: Final = text("""
+    select s.user_id, s.provider_id, s.status, h.about, exists (
+        select from stripe_objects o
+        where o.kind = 'dispute' and 'stripe/' || o.id = h.about and o.body ->> 'status' = 'lost') as lost
+    from holds h join invoice_payments p using (payment_intent)
+        join subscriptions s on s.provider = 'stripe' and s.provider_id = p.subscription and s.user_id = h.user_id
+    where h.user_id = :user_id and not h.lifted and s.status in ('trialing', 'active', 'past_due', 'paused')
+      and (h.reason = 'disputed'
+           or p.reason in ('subscription_create', 'subscription_cycle') and p.period_end > s.current_period_start)
+    order by h.about""")
 _CARD: Final = text("""
     insert into cards as known (user_id, provider_id, brand, last4, expires, seen_at)
     values (:user_id, :provider_id, :brand, :last4, :expires, :seen_at)
@@ -72,6 +82,10 @@ class MoneyStore:
     async def hold(self, tx: Tx, about: str, hold: Mapping[str, Any], *, lifted: bool, at: datetime) -> bool:
         """Hold back what a charge paid for, or no longer; whether that is news."""
         return await tx.fetchrow(_HOLD, about=about, **hold, lifted=lifted, at=at) is not None
+
+    async def held_at_stripe(self, tx: Tx, user_id: UUID) -> list[Row]:
+        """Return a user's open subscriptions at Stripe that are held back, once for each refund or dispute."""
+        return await tx.fetch(_HELD_AT_STRIPE, user_id=user_id)
 
     async def note_card(self, tx: Tx, user_id: UUID, card: Mapping[str, Any], expires: date, seen_at: datetime) -> None:
         """Note the card that a user used; one seen earlier than what is known changes nothing."""

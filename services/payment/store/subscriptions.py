@@ -21,13 +21,13 @@ _LATEST: Final = text("""
 _OF_PROVIDER: Final = text("select * from subscriptions where provider = :provider and provider_id = :provider_id")
 _INSERT: Final = text("""
     insert into subscriptions (id, user_id, provider, provider_id, plan, status, current_period_start,
-        current_period_end, trial_end, grace_until, cancel_at_period_end, created_at, updated_at)
+        current_period_end, trial_end, grace_until, cancel_at_period_end, anchor_day, created_at, updated_at)
     values (:id, :user_id, :provider, :provider_id, :plan, :status, :period_start, :period_end, :trial_end,
-        :grace_until, :cancel_at_period_end, :at, :at)""")
+        :grace_until, :cancel_at_period_end, cast(:anchor_day as smallint), :at, :at)""")
 _UPDATE: Final = text("""
     update subscriptions set plan = :plan, status = :status, current_period_start = :period_start,
         current_period_end = :period_end, trial_end = :trial_end, grace_until = :grace_until,
-        cancel_at_period_end = :cancel_at_period_end, updated_at = :at
+        cancel_at_period_end = :cancel_at_period_end, anchor_day = cast(:anchor_day as smallint), updated_at = :at
     where id = :id""")
 _TELL: Final = text("""
     update subscriptions set told = cast(:told as jsonb), version = version + 1
@@ -136,6 +136,7 @@ def state_of(row: Row) -> State:
         row["trial_end"],
         row["grace_until"],
         row["cancel_at_period_end"],
+        row["anchor_day"],
     )
 
 
@@ -148,4 +149,5 @@ def _columns(state: State) -> dict[str, Any]:
         "trial_end": state.trial_end,
         "grace_until": state.grace_until,
         "cancel_at_period_end": state.cancel_at_period_end,
+        "anchor_day": state.anchor_day,
     }
