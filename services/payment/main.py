@@ -89,7 +89,7 @@ def build(env: Environment) -> Service:
     applying.register(appliers)
     appliers.on("customer", customers.linked)
     if calls is not None:
-        doubles = Doubles(calls, mirror, store, door=service.door, audit=audit)
+        doubles = Doubles(calls, mirror, store, subscriptions, door=service.door, audit=audit)
         appliers.on("subscription", doubles.applied)
     returns = Returns(settings.return_origins, settings.return_url)
     checkouts = Checkouts(

@@ -383,7 +383,7 @@ async def _waits(shop: Shop) -> bool:
 
 
 async def _suspect(shop: Shop, tx: Tx, user_id: UUID, customer: str) -> Sequence[Event]:
-    await shop.doubles.suspect(tx, user_id, customer)
+    await shop.doubles.suspect(tx, user_id, customer, "sub_any")
     return []
 
 

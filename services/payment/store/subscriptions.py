@@ -62,6 +62,8 @@ _NOTICE: Final = text("""
 
 
 class SubscriptionStore:
+_PAID_BY_HAND: Final = text("""
+    select true from ledger_entries where user_id = :user_id and key like 'manual/%' and at >= :since limit 1""")
     """Reads and writes subscriptions. A caller that will change one locks its user first."""
 
     async def lock_user(self, tx: Tx, user_id: UUID) -> None:
@@ -128,6 +130,11 @@ def state_of(row: Row) -> State:
     """Return a row's state."""
     return State(
         row["provider"],
+    async def paid_by_hand(self, tx: Tx, granted: Row) -> bool:
+        """Whether anything was paid for a plan that a person granted."""
+        since = granted["current_period_start"] or granted["created_at"]
+        return bool(await tx.fetchval(_PAID_BY_HAND, user_id=granted["user_id"], since=since))
+
         row["provider_id"],
         row["plan"],
         row["status"],
