@@ -113,7 +113,7 @@ def build(env: Environment) -> Service:
     )
     payments.register(appliers)
     if calls is not None:
-        appliers.on("subscription", Doubles(calls, mirror, store, door=service.door, audit=audit).applied)
+        Doubles(calls, mirror, store, subscriptions, door=service.door, audit=audit).register(appliers)
         Stops(calls, money, audit=audit).register(appliers)
     manual = Manual(
         store, money, subscriptions, plans, ledger, audit=audit, grace=grace, clock=service.clock, new_id=new_id

@@ -110,6 +110,9 @@ def test_every_kind_of_payment_event_is_told_and_nothing_else() -> None:
 def test_coins_keep_their_digits() -> None:
     assert money(Decimal("0.01250000"), "BTC") == "0.0125 BTC"
     assert money(Decimal("1234.5"), "USD") == "1,234.50 USD"
+    assert money(Decimal(1500), "JPY") == "1,500 JPY"
+    assert money(Decimal("1.5"), "KWD") == "1.500 KWD"
+    assert money(Decimal("1.234"), "KWD") == "1.234 KWD"
     assert money(Decimal("123456789012.123456789012345678"), "X") == "123,456,789,012.123456789012345678 X"
     assert money(Decimal(10**38), "X") == f"{10**38:,}.00 X"
 

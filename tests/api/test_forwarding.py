@@ -43,9 +43,14 @@ class Neighbour:
             headers = {"x-kept": "yes", "connection": "x-dropped", "x-dropped": "1", "server": "secret/1.0"}
             return Response(b'{"n": %d}' % len(self.seen), headers=headers, media_type="application/json")
 
+        async def keep(request: Request[Any, Any, Any]) -> Response[bytes]:
+            self.seen.append({"body": b"".join([chunk async for chunk in request.stream()])})
+            return Response(b"{}", media_type="application/json")
+
         return [
             get("/leaderboard", caller=Caller.USER, operation_id="a")(tell),
             get("/activity/{symbol:str}", caller=Caller.USER, operation_id="b")(tell),
+            post("/pay/webhooks/stripe", caller=Caller.PROVIDER, status_code=200, operation_id="d")(keep),
             post("/api/alerts/{rest:path}", caller=Caller.USER, status_code=201, operation_id="c")(tell),
         ]
 
@@ -73,6 +78,20 @@ async def pair(request, make_gateway, gateway: Gateway) -> AsyncGenerator[tuple[
         there = make_gateway(upstreams={"detector": url})
         yield there, detector
         await there.http.aclose()
+
+
+async def test_a_webhook_arrives_as_it_was_signed_a_nul_included(make_gateway, gateway: Gateway):
+    payment = Neighbour(gateway, "payment")
+    there = make_gateway()
+    there.neighbours["payment"] = payment.app
+    body = b'{"id": "evt_1", "data": {"object": {"name": "a\\u0000b"}}}'
+    about = {"content-type": "application/json", "stripe-signature": "t=1,v1=aa"}
+    async with client_of(there.app) as client:
+        answer = await client.post("/pay/webhooks/stripe", content=body, headers=about)
+        large = await client.post("/pay/webhooks/stripe", content=b"a" * 1_000_001, headers=about)
+    assert answer.status_code == 200, answer.text
+    assert payment.seen == [{"body": body}]
+    assert (large.status_code, problem(large)["code"]) == (413, "TOO_LARGE")
 
 
 async def test_a_request_reaches_its_owner_with_who_calls(pair: tuple[Gateway, Neighbour], ada: Person):

@@ -71,7 +71,7 @@ class Shop:
         self.calls = Calls(self.api, CallStore(), self.door, mark=self._mark, clock=clock, new_id=new_id, wait_s=wait_s)
         self.subscriptions = Subscriptions(self.store, self.catalogue, clock=clock, new_id=new_id)
         kit: Any = {"door": self.door, "audit": self.audit}
-        self.doubles = Doubles(self.calls, MirrorStore(), self.store, **kit)
+        self.doubles = Doubles(self.calls, MirrorStore(), self.store, self.subscriptions, **kit)
         kit |= {"clock": clock, "calls": self.calls}
         self.customers = Customers(CustomerStore(), self.store, **kit)
         returns = Returns([OURS], f"{OURS}/account")

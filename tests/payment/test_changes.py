@@ -283,6 +283,7 @@ async def test_without_stripe_nothing_is_sold_by_card_and_the_refusal_is_audited
         ("GET", "/pay/invoices?limit=0", None, 422),
         ("GET", "/pay/invoices?limit=101", None, 422),
         ("GET", "/pay/invoices?before=../customers", None, 422),
+        ("GET", "/pay/invoices?before=in_abc%0A", None, 422),
         ("POST", "/pay/cancel", None, 404),
         ("POST", "/pay/resume", None, 404),
         ("POST", "/pay/change-plan", {"plan": "pro"}, 404),

@@ -61,6 +61,19 @@ async def test_a_trial_is_for_people_who_never_had_a_subscription(shop: Shop) ->
     assert subscription["status"] == "active"
 
 
+async def test_a_trial_that_was_cancelled_before_we_heard_of_it_was_the_only_one(shop: Shop) -> None:
+    user_id = await shop.buyer()
+    first = await shop.begin(user_id, "pro")
+    assert shop.fake.complete(first.id)
+    tried = shop.fake.get("checkout.session", first.id)["subscription"]
+    await shop.api.write(f"subscriptions/{tried}", {}, key="portal", method="delete")
+    second = await shop.begin(user_id, "pro")
+    assert second.id == (await shop.begin(user_id, "pro")).id
+    assert shop.fake.complete(second.id)
+    bought = shop.fake.get("checkout.session", second.id)["subscription"]
+    assert shop.fake.get("subscription", bought)["status"] == "active"
+
+
 async def test_a_user_of_whom_nobody_has_told_yet_can_buy(shop: Shop) -> None:
     user_id = uuid4()
     session = await shop.begin(user_id)
@@ -383,7 +396,7 @@ async def _waits(shop: Shop) -> bool:
 
 
 async def _suspect(shop: Shop, tx: Tx, user_id: UUID, customer: str) -> Sequence[Event]:
-    await shop.doubles.suspect(tx, user_id, customer)
+    await shop.doubles.suspect(tx, user_id, customer, "sub_any")
     return []
 
 

@@ -1,15 +1,16 @@
 """Every user has exactly one customer at Stripe, whatever goes wrong on the way."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
 
 from services.payment.service.customers import DOUBLED
-from shared.db import Database
+from shared.contracts.base import Event
+from shared.db import Database, Row, Tx
 from tests.conftest import ManualClock, eventually
 from tests.fakes.stripe import FakeStripe, Fault
 from tests.payment.buying import Shop
@@ -133,6 +134,41 @@ async def test_a_user_with_two_customers_is_reported_once_and_nothing_is_deleted
     assert await shop.customers.known(user_id) == first
 
 
+async def test_a_customer_that_names_one_user_and_is_anothers_keeps_nobody_from_theirs(shop: Shop) -> None:
+    ada, bob, carl = sorted([await shop.buyer(), await shop.buyer(), await shop.buyer()])
+    taken, email = await shop.customers.known(ada), (await _row(shop, bob))["email"]
+    await shop.api.write(f"customers/{taken}", {"metadata": {"user_id": str(bob)}, "email": email}, key="by-hand")
+    for user_id in (bob, carl):
+        known = await shop.customers.known(user_id)
+        await shop.api.write(f"customers/{known}", {}, key=f"d/{known}", method="delete")
+        await _forget(shop, f"update customers set stripe_id = null, told_email = null where user_id = '{user_id}'")
+    for _ in range(2):
+        await shop.customers.assert_all(shop.clock())
+        await shop.idle()
+    assert await shop.customers.known(ada) == taken
+    linked = [await shop.customers.known(user_id) for user_id in (bob, carl)]
+    assert len({taken, *linked, None}) == 4
+    assert len(await shop.ordered("customer.create")) == 5
+
+
+async def test_a_user_who_cannot_be_put_right_keeps_nobody_else_from_it(shop: Shop) -> None:
+    first, second = sorted([await shop.sign_up(), await shop.sign_up()])
+    await shop.idle()
+    await _forget(shop, "update customers set stripe_id = null, told_email = null")
+    mend = shop.customers._mend  # pyright: ignore[reportPrivateUsage] - whatever may go wrong with one
+
+    async def broken(tx: Tx, row: Row, ids: Sequence[str], *, deleted: bool) -> Sequence[Event]:
+        if row["user_id"] == first:
+            raise ValueError("broken")
+        return await mend(tx, row, ids, deleted=deleted)
+
+    shop.customers._mend = broken  # pyright: ignore[reportPrivateUsage] - the same
+    with pytest.raises(ValueError, match="broken"):
+        await shop.customers.assert_all(shop.clock())
+    assert await shop.customers.known(first) is None
+    assert await shop.customers.known(second) is not None
+
+
 async def test_more_users_than_a_page_holds_are_asserted(shop: Shop) -> None:
     users = [await shop.sign_up() for _ in range(130)]
     await shop.idle()
@@ -144,6 +180,11 @@ async def test_more_users_than_a_page_holds_are_asserted(shop: Shop) -> None:
         "select stripe_id from customers where stripe_id is null or told_email is distinct from email"
     )
     assert rows == []
+
+
+async def _row(shop: Shop, user_id: UUID) -> Row:
+    (row,) = await shop.rows("select * from customers where user_id = :u", u=user_id)
+    return row
 
 
 async def _known(shop: Shop, user_id: object) -> bool:

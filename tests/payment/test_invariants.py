@@ -14,7 +14,7 @@ from services.payment.domain.money import Money
 from services.payment.service.invariants import WINDOW, Invariants
 from shared.db import Database, Tx
 from shared.errors import Transient
-from tests.payment.ledger_bench import DAY, NOW, Bench, moved
+from tests.payment.ledger_bench import DAY, NOW, Bench, moved, official
 
 LONG_AGO = NOW - timedelta(hours=1)
 
@@ -126,25 +126,44 @@ async def test_what_both_say_the_same_of_is_no_difference(bench: Bench, invarian
     assert stripe.asked == [NOW - WINDOW]
 
 
-async def test_what_is_missing_is_added_and_what_it_came_from_asked_for(
+async def test_what_a_missing_one_came_from_is_asked_for_and_what_is_missing_still_is_added(
     bench: Bench, invariants: Invariants, stripe: Stripe
 ) -> None:
     stripe.found = [moved(-900, 0, "refund", LONG_AGO, id="txn_9", source="re_1")]
-    assert await invariants.is_stripes(WINDOW) == {"missing": 1, "strange": 0, "amounts": 0}
-    assert gauge("ledger_stripe_differences", found="missing") == 1
-    assert stripe.wanted == [("refund", "re_1")]
-    assert (await bench.balances())["income:refunds", "USD"] == 900
+    for balances in ({}, {("assets:stripe", "USD"): -900, ("income:refunds", "USD"): 900}):
+        assert await invariants.is_stripes(WINDOW) == {"missing": 1, "strange": 0, "amounts": 0}
+        assert gauge("ledger_stripe_differences", found="missing") == 1
+        assert stripe.wanted == [("refund", "re_1")]
+        assert await bench.balances() == balances
     assert await invariants.is_stripes(WINDOW) == {"missing": 0, "strange": 0, "amounts": 0}
     assert gauge("ledger_stripe_differences", found="missing") == 0
     assert stripe.wanted == [("refund", "re_1")]
 
 
-async def test_a_movement_of_this_minute_is_added_without_an_alarm(
+async def test_a_movement_of_this_minute_is_left_to_what_it_came_from_without_an_alarm(
     bench: Bench, invariants: Invariants, stripe: Stripe
 ) -> None:
-    stripe.found = [moved(2900, 114, at=NOW - timedelta(seconds=30))]
+    user = await bench.user()
+    stripe.found = [moved(2900, 114, at=NOW - timedelta(seconds=30), id="txn_1", source="ch_1")]
+    for _ in range(2):
+        assert set((await invariants.is_stripes(WINDOW)).values()) == {0}
+    assert set(stripe.wanted) == {("charge", "ch_1")}
+    assert not await bench.balances()
+    paid = official("charge", id="ch_1", customer="cus_1", status="succeeded", balance_transaction=stripe.found[0])
+    await bench.apply("charge", paid)
+    bench.clock.advance(3600)
     assert set((await invariants.is_stripes(WINDOW)).values()) == {0}
-    assert (await bench.balances())["assets:stripe", "USD"] == 2786
+    assert [(row["key"], row["user_id"]) for row in await bench.rows("select * from ledger_entries")] == [
+        ("stripe/txn_1", user)
+    ]
+
+
+async def test_a_movement_that_came_from_nothing_is_added_at_once(
+    bench: Bench, invariants: Invariants, stripe: Stripe
+) -> None:
+    stripe.found = [moved(-50, 0, "fee", NOW - timedelta(seconds=30), id="txn_4", source=None)]
+    assert set((await invariants.is_stripes(WINDOW)).values()) == {0}
+    assert (await bench.balances())["expenses:fees", "USD"] == 50
 
 
 @pytest.mark.parametrize("change", [{"net": 2787, "fee": 113}, {"currency": "eur"}, {"amount": 2901, "net": 2787}])

@@ -351,6 +351,8 @@ async def test_a_user_does_not_read_the_ledger(client: Client) -> None:
         {"from": "2026-12-01T00:00:00Z", "to": "2026-11-01T00:00:00Z"},
         {"from": "1026-11-01T00:00:00Z", "to": "2026-11-01T00:00:00Z"},
         {"from": "yesterday", "to": "2026-11-01T00:00:00Z"},
+        {"from": "0001-01-01T00:00:00+12:00", "to": "2026-11-01T00:00:00Z"},
+        {"from": "2026-11-01T00:00:00Z", "to": "9999-12-31T23:59:59-12:00"},
     ],
 )
 async def test_an_export_of_no_period_is_refused(client: Client, query: dict[str, str]) -> None:

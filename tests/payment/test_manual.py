@@ -76,6 +76,7 @@ async def test_an_idempotency_key_makes_a_grant_harmless_to_repeat(client: Clien
         ({"plan": "gold"}, 404, "NOT_FOUND"),
         ({"until": "2026-10-31T00:00:00Z"}, 422, "VALIDATION_ERROR"),
         ({"until": "2926-10-31T00:00:00Z"}, 422, "VALIDATION_ERROR"),
+        ({"until": "9999-12-31T23:59:59-12:00"}, 422, "VALIDATION_ERROR"),
         ({"until": "2026-12-01T00:00:00"}, 422, "VALIDATION_ERROR"),
         ({"reason": ""}, 422, "VALIDATION_ERROR"),
         ({"paid": {"amount": "0", "currency": "USD", "reference": "r"}}, 422, "BAD_AMOUNT"),

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from services.payment.domain.money import UnknownCurrency
 from services.payment.domain.subscriptions import State
@@ -268,7 +269,7 @@ async def test_a_refund_that_the_bank_does_not_take_gives_access_back(bench: Ben
     ("billed", "refunded"),
     [
         ({}, {"refunded": False, "amount_refunded": 2899}),  # in part
-        ({"billing_reason": "subscription_update"}, {"refunded": True}),  # what a change of plan cost
+        ({"lines": {"data": [{"period": {"start": START + 9999, "end": END}}]}}, {"refunded": True}),  # a change's cost
         ({"lines": {"data": [{"period": {"start": START - 100, "end": START}}]}}, {"refunded": True}),  # last month's
         ({"parent": {"subscription_details": {"subscription": "sub_0"}}}, {"refunded": True}),  # another's
     ],
@@ -279,6 +280,37 @@ async def test_other_refunds_leave_access_alone(bench: Bench, billed: dict[str, 
     await bench.apply("invoice", invoice(**billed))
     assert not await bench.apply("charge", charge(**refunded))
     assert await bench.allowed(user) == ("pro",)
+
+
+async def test_what_paid_before_a_change_to_the_year_holds_nothing_back_and_what_paid_for_the_year_does(
+    bench: Bench,
+) -> None:
+    user = await bench.user()
+    began = NOW - 10 * DAY
+    month = {"start": int(began.timestamp()), "end": int((began + 30 * DAY).timestamp())}
+    year = {"start": START, "end": int((NOW + 365 * DAY).timestamp())}
+    unused = {"start": START, "end": month["end"]}
+    await bench.become(user, State("stripe", "sub_1", "pro", "active", began, began + 30 * DAY))
+    await bench.apply("invoice", invoice(lines={"data": [{"period": month}]}))
+    await bench.become(user, State("stripe", "sub_1", "pro", "active", NOW, NOW + 365 * DAY))
+    lines = {"data": [{"period": unused}, {"period": year}]}
+    changed = invoice("paid", "pi_2", id="in_2", billing_reason="subscription_update", lines=lines)
+    await bench.apply("invoice", changed)
+    await bench.apply("charge", charge(refunded=True))
+    assert await bench.allowed(user) == ("pro",)
+    await bench.apply("charge", charge(id="ch_2", payment_intent="pi_2", refunded=True, balance_transaction=None))
+    assert await bench.allowed(user) == ()
+
+
+async def test_an_invoice_whose_period_nobody_noted_counts_by_its_reason(bench: Bench) -> None:
+    user = await bench.user()
+    await bench.subscribed(user)
+    await bench.apply("invoice", invoice())
+    await bench.apply("charge", charge(refunded=True))
+    for reason, allowed in (("subscription_cycle", ()), ("subscription_update", ("pro",))):
+        async with bench.database.transaction() as tx:
+            await tx.execute(text("update invoice_payments set period_start = null, reason = :reason"), reason=reason)
+        assert await bench.allowed(user) == allowed
 
 
 async def test_a_refund_has_its_charge_fetched_until_the_charge_shows_it(bench: Bench) -> None:

@@ -157,5 +157,7 @@ async def test_a_ledger_that_heard_nothing_is_made_whole_by_the_comparison(
     moved = fake.all("balance_transaction")
     assert (await invariants.is_stripes(WINDOW))["missing"] == len(moved)
     assert {object_id for _, object_id in wanted} == {one["source"] for one in moved}
+    assert not await bench.balances(), "what they came from may still be on its way"
+    assert (await invariants.is_stripes(WINDOW))["missing"] == len(moved)
     assert (await bench.balances())["assets:stripe", "USD"] == sum(one["net"] for one in moved)
     assert set((await invariants.is_stripes(WINDOW)).values()) == {0}

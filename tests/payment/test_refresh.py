@@ -465,3 +465,18 @@ async def _look_at(bench: Bench, subscription: str) -> None:
 
     await bench.door.publish(want)
     await bench.settle()
+
+
+async def test_the_latest_invoice_is_fetched_with_its_subscription_once(bench: Bench):
+    """Without it nobody would know what a refund or a dispute of its payment holds back."""
+    _, customer = await bench.user()
+    made = bench.subscribe(customer)
+    invoice = bench.fake.get("subscription", made)["latest_invoice"]
+    event = next(one for one in bench.fake.events if one["type"] == "customer.subscription.created")
+    for _ in range(2):
+        await bench.hint(event)
+        await bench.settle()
+    assert bench.fetches(f"subscriptions/{made}") == 2
+    assert bench.fetches(f"invoices/{invoice}") == 1
+    async with bench.database.read() as tx:
+        assert await bench.mirror.bodies(tx, "invoice", [invoice])

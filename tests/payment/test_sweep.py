@@ -137,6 +137,26 @@ async def test_an_account_that_lists_nothing_of_ours_ends_no_subscription(bench:
     assert await bench.states() == ["active"]
 
 
+async def test_a_kind_of_which_nothing_is_listed_keeps_what_is_new_from_nobody(bench: Bench):
+    _, customer = await bench.user()
+    made = bench.subscribe(customer)
+    await swept(bench)
+    bench.fake.delivered(*[one["id"] for one in bench.fake.events])
+    bench.advance(hours=1)
+    del bench.fake.api.books.kinds["subscription"][made]
+    other = bench.call("POST", "/v1/customers", email="b@example.org")["id"]
+    bench.fake.set_card(other, bench.fake.card())
+    invoice = bench.fake.get("subscription", bench.subscribe(other))["latest_invoice"]
+    bench.fake.api.books.kinds["subscription"].clear()
+    bench.call("DELETE", f"/v1/customers/{customer}")
+    bench.fake.delivered(*[one["id"] for one in bench.fake.events])
+    with pytest.raises(NothingListed):
+        await bench.sweep.run(bench.clock())
+    wanted = {row["object_id"] for row in await bench.rows("select object_id from refreshes where status = 'pending'")}
+    assert invoice in wanted
+    assert customer not in wanted, "nothing is taken for gone"
+
+
 async def test_a_second_subscription_is_taken_by_the_sweep_when_nothing_is_in_its_way(bench: Bench):
     """The first was a manual one, and whoever ended it knew nothing of Stripe."""
     user_id, customer = await bench.user()

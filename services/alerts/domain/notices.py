@@ -1,5 +1,6 @@
 """How payment events read. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, localcontext
@@ -20,6 +21,12 @@ from shared.contracts.payment import (
 Told = PaymentReceived | PaymentFailed | PaymentRefunded | PaymentDisputed | TrialEnding | CardExpiring | RenewalDue
 """What becomes a notice."""
 TOLD: Final[tuple[type[Told], ...]] = get_args(Told)
+_NONE: Final = "BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF"
+_THREE: Final = "BHD IQD JOD KWD LYD OMR TND"
+_DECIMALS: Final[Mapping[str, int]] = {
+    code: decimals for decimals, codes in ((0, _NONE), (3, _THREE)) for code in codes.split()
+}
+"""Of currencies that have not two, as services.payment.domain.money counts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +111,10 @@ def _(event: RenewalDue) -> Notice:
 
 
 def money(amount: Decimal, currency: str) -> str:
-    """Return an amount as a receipt shows it: 29.00 USD, 0.0125 BTC."""
+    """Return an amount as a receipt shows it: 29.00 USD, 500 JPY, 1.500 KWD, 0.0125 BTC."""
+    decimals = _DECIMALS.get(currency, 2)
     with localcontext(prec=120):
-        shown = f"{amount:,.2f}" if amount == round(amount, 2) else f"{amount.normalize():,f}"
+        shown = f"{amount:,.{decimals}f}" if amount == round(amount, decimals) else f"{amount.normalize():,f}"
     return f"{shown} {currency}"
 
 

@@ -17,7 +17,7 @@ from shared.http import Caller, Who
 HttpRequest = Request[Any, Any, Any]
 
 Url = Annotated[str, Field(min_length=1, max_length=2000)]
-_INVOICE: Final = r"^in_[A-Za-z0-9_]{1,250}$"
+_INVOICE: Final = r"^in_[A-Za-z0-9_]{1,250}\Z"  # `$` would let a line feed at the end pass
 
 
 class CheckoutBody(BaseModel):

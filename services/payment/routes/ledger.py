@@ -76,7 +76,7 @@ def _manual_routes(manual: Manual, audit: Audit, door: Door) -> list[HTTPRouteHa
         """
         actor = _actor(request, identity)
         paid = Paid(data.paid.amount, data.paid.currency, data.paid.reference) if data.paid is not None else None
-        asked = Grant(data.plan, data.until.astimezone(UTC), data.reason, paid)
+        asked = Grant(data.plan, _utc(data.until), data.reason, paid)
 
         async def grant(tx: Tx) -> Done[Subscription]:
             done = await manual.grant(actor, user_id, asked, tx)
@@ -135,7 +135,10 @@ async def _told(event: Event) -> list[Event]:
 def _utc(at: datetime) -> datetime:
     if at.tzinfo is None:
         raise Invalid("a time says its zone: 2026-11-01T00:00:00Z")
-    return at.astimezone(UTC)
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as error:
+        raise Invalid("this time is beyond the calendar") from error
 
 
 def _actor(request: HttpRequest, identity: Identity) -> Actor:

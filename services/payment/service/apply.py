@@ -77,6 +77,7 @@ class Apply:
         await self._mirror.belongs(tx, "subscription", object_id, user_id)
         if state is None:
             return []
+        await self._want_invoice(tx, reference(told.get("latest_invoice")))
         await self._store.lock_user(tx, user_id)
         if told["status"] == "incomplete_expired" and await self._store.of_provider(tx, "stripe", object_id) is None:
             return []  # nobody ever paid: it never began
@@ -147,6 +148,11 @@ class Apply:
             waiting = await self._mirror.waiting(tx, user_id)
             await self._refresh.want(tx, [("subscription", one) for one in waiting if one != object_id])
         return events
+
+    async def _want_invoice(self, tx: Tx, invoice: str | None) -> None:
+        """Ask for the latest invoice where it is not known: it says what a refund or a dispute of its payment holds."""
+        if invoice is not None and invoice not in await self._mirror.bodies(tx, "invoice", [invoice]):
+            await self._refresh.want(tx, [("invoice", invoice)])
 
     async def _gone(self, tx: Tx, object_id: str) -> list[Event]:
         """Cancel a subscription that Stripe knows no more."""

@@ -9,7 +9,7 @@ What would surprise you: a trial is for people who never had a subscription.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -151,7 +151,8 @@ class Checkouts:
         async with self._door.read() as tx:
             last = await calls.last(tx, call.lane)
         open_session = await _open_session(stripe, last)
-        await self._refuse_second(stripe, calls, actor.user_id, call.params["customer"])
+        if await self._refuse_second(stripe, calls, actor.user_id, call.params["customer"]):
+            call = _without_trial(call)
         if open_session is not None and last is not None:
             if last["meaning"] == call.meaning:
                 return _shown(open_session)
@@ -205,8 +206,11 @@ class Checkouts:
             before = await self._subscriptions.latest(tx, user_id)
         return plan.trial_days if before is None else 0
 
-    async def _refuse_second(self, stripe: RawStripe, calls: Calls, user_id: UUID, customer: str) -> None:
-        """Raise AlreadySubscribed for what Stripe knows and we may not yet; end what nobody pays for any more."""
+    async def _refuse_second(self, stripe: RawStripe, calls: Calls, user_id: UUID, customer: str) -> bool:
+        """Raise AlreadySubscribed for what Stripe knows and we may not yet; end what nobody pays for any more.
+
+        Return whether the customer has ever had a subscription that began.
+        """
         known = [one async for one in pages(stripe, "subscriptions", {"customer": customer, "status": "all"})]
         blocking = [one["id"] for one in known if one["status"] in BLOCKING]
         if blocking:
@@ -218,6 +222,7 @@ class Checkouts:
             if one["status"] == "unpaid":  # paid after all, it would come back beside the new one
                 lane = f"subscription/{one['id']}"
                 await calls.do(Call("subscription.cancel", lane, user_id, f"subscriptions/{one['id']}", {}, "delete"))
+        return any(one["status"] != "incomplete_expired" for one in known)
 
     async def _close(self, stripe: RawStripe, calls: Calls, user_id: UUID, session: str) -> None:
         """Close a session, so that it cannot be paid. Raises AlreadySubscribed when it just was."""
@@ -302,6 +307,12 @@ def _session(
         wish["discounts"] = [{"promotion_code": promotion}]
     params = {**wish, "expires_at": int((now + OPEN_FOR).timestamp())}
     return Call("checkout.create", f"checkout/{user_id}", user_id, "checkout/sessions", params, wish=wish)
+
+
+def _without_trial(call: Call) -> Call:
+    """Return the call for somebody who has had a subscription that we have not heard of."""
+    about = {"subscription_data": {"metadata": call.params["metadata"]}}
+    return replace(call, params={**call.params, **about}, wish={**(call.wish or {}), **about})
 
 
 def _shown(session: Json) -> Session:

@@ -5,6 +5,7 @@ Stripe once, adopts what is there, makes what is missing (also what somebody del
 several. Which of several is right is for a person to decide: each may have cards and subscriptions.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
@@ -23,7 +24,10 @@ from shared.clock import Clock
 from shared.contracts.api import UserSignedUp
 from shared.contracts.base import Event
 from shared.db import Row, Tx
+from shared.errors import Transient
 from shared.messaging.door import Done, Door
+
+_log = logging.getLogger(__name__)
 
 DOUBLED: Final = Gauge("openbell_payment_customers_doubled", "Users with more than one customer at Stripe")
 MENDED: Final = Counter("openbell_payment_customers_mended_total", "Customers that the daily job put right", ["how"])
@@ -113,7 +117,10 @@ class Customers:
         return []
 
     async def assert_all(self, at: datetime) -> None:
-        """See that every user has exactly one customer; running again changes nothing."""
+        """See that every user has exactly one customer; running again changes nothing.
+
+        One who cannot be put right keeps nobody else from it, and is raised in the end. Raises Transient at once.
+        """
         del at
         if self._calls is None:
             return
@@ -124,18 +131,26 @@ class Customers:
             every.add(one["id"])
             if user := (one.get("metadata") or {}).get("user_id"):
                 listed[user].insert(0, one["id"])  # the list comes newest first
-        doubled, after = 0, _FIRST
+        doubled, after, errors = 0, _FIRST, list[Exception]()
         while True:
             async with self._door.read() as tx:
                 rows = await self._store.page(tx, after, BATCH)
             for row in rows:
                 ids = listed.get(str(row["user_id"]), [])
                 doubled += len(ids) > 1
-                await self._assert_one(stripe, row, ids, every)
+                try:
+                    await self._assert_one(stripe, row, ids, every)
+                except Transient:
+                    raise
+                except Exception as error:  # noqa: BLE001 - raised below, when the others had their turn
+                    _log.exception("payment.customer_not_asserted", extra={"user_id": str(row["user_id"])})
+                    errors.append(error)
             if len(rows) < BATCH:
                 break
             after = rows[-1]["user_id"]
         DOUBLED.set(doubled)
+        if errors:
+            raise errors[0]
 
     async def _assert_one(self, stripe: RawStripe, row: Row, ids: Sequence[str], every: set[str]) -> None:
         """Put one user right. A customer that is not listed may be younger than the list: Stripe is asked."""
@@ -178,11 +193,15 @@ class Customers:
             return await self._calls.last(tx, lane)
 
     async def _existing(self, row: Row) -> Json | None:
-        """Find the customer of an earlier life of this table before another is made."""
+        """Find the customer of an earlier life of this table before another is made; none that is another user's."""
         if self._calls is None or (email := row["params"].get("email")) is None:
             return None
-        found = await customers_of(self._calls.stripe, row["user_id"], email)
-        return found[0] if found else None
+        for one in await customers_of(self._calls.stripe, row["user_id"], email):
+            async with self._door.read() as tx:
+                taken = await self._store.of_stripe(tx, one["id"])
+            if taken is None or taken["user_id"] == row["user_id"]:
+                return one
+        return None
 
     async def _made(self, tx: Tx, row: Row, result: Json) -> Sequence[Event]:
         user_id: UUID = row["user_id"]

@@ -3,11 +3,16 @@
 A checkout closes the session before it, and refuses where a subscription is open; what still gets past that (a session
 made in Stripe's dashboard, a crypto payment while a session is open) ends here. The first to be created stays. Each
 later one is cancelled at once, the payments of its latest invoice are refunded, and both is audited. Where the user's
-open subscription is not Stripe's, or another customer's there, none of this customer's stays. What of this does not
-work is audited and counted, for a person has to do it.
+open subscription is not Stripe's, or another customer's there, none of this customer's stays; but a plan that was
+granted for nothing gives way to one that the user pays for. What of this does not work is audited and counted, for a
+person has to do it.
+
+What would surprise you: each subscription is suspected in a lane of its own. One that appears while another is looked
+at would else join a look that does not see it. Looks that overlap end nothing twice.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,8 +23,10 @@ from services.payment.ports import Json, NoSuchObject
 from services.payment.service.audit import Audit
 from services.payment.service.calls import PATIENT_LANES, Call, Calls
 from services.payment.service.lookups import pages
+from services.payment.service.refresh import Appliers
+from services.payment.service.subscriptions import Subscriptions
 from services.payment.store.mirror import MirrorStore
-from services.payment.store.subscriptions import SubscriptionStore
+from services.payment.store.subscriptions import SubscriptionStore, state_of
 from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.messaging.door import Door
@@ -36,10 +43,18 @@ class Doubles:
     """Looks for doubled subscriptions and ends them."""
 
     def __init__(
-        self, calls: Calls, mirror: MirrorStore, subscriptions: SubscriptionStore, *, door: Door, audit: Audit
+        self,
+        calls: Calls,
+        mirror: MirrorStore,
+        store: SubscriptionStore,
+        subscriptions: Subscriptions,
+        *,
+        door: Door,
+        audit: Audit,
     ) -> None:
         self._calls = calls
         self._mirror = mirror
+        self._store = store
         self._subscriptions = subscriptions
         self._door = door
         self._audit = audit
@@ -47,6 +62,10 @@ class Doubles:
         calls.after("doubles.check", self._end)
         for kind in ("doubles.check", "subscription.cancel", "refund.create"):
             calls.failed(kind, self._unresolved)
+
+    def register(self, appliers: Appliers) -> None:
+        """Hear of subscriptions; after what writes them down."""
+        appliers.on("subscription", self.applied)
 
     async def applied(self, tx: Tx, told: Json | None, object_id: str) -> list[Event]:
         """Apply what Stripe says of a subscription: one that runs beside another open one is looked at."""
@@ -56,29 +75,37 @@ class Doubles:
         if known is None or known["user_id"] is None:
             return []
         user_id: UUID = known["user_id"]
-        ours = await self._subscriptions.open(tx, user_id)
+        ours = await self._store.open(tx, user_id)
         if ours is not None and ours["provider_id"] != object_id:
-            await self.suspect(tx, user_id, customer)
+            await self.suspect(tx, user_id, customer, object_id)
         return []
 
-    async def suspect(self, tx: Tx, user_id: UUID, customer: str) -> None:
-        """Have a customer's subscriptions looked at: one was found beside another."""
-        await self._calls.order(tx, Call("doubles.check", f"doubles/{customer}", user_id, "", {"customer": customer}))
+    async def suspect(self, tx: Tx, user_id: UUID, customer: str, subscription: str) -> None:
+        """Have a customer's subscriptions looked at: this one was found beside another."""
+        lane = f"doubles/{subscription}"
+        await self._calls.order(tx, Call("doubles.check", lane, user_id, "", {"customer": customer}))
 
     async def _check(self, row: Row) -> Json:
         async with self._door.read() as tx:
-            ours = await self._subscriptions.open(tx, row["user_id"])
+            ours = await self._store.open(tx, row["user_id"])
+            given = ours is not None and await self._given(tx, ours)
         listed = pages(self._calls.stripe, "subscriptions", {"customer": row["params"]["customer"], "status": "all"})
         running = sorted(
             [one async for one in listed if one["status"] in RUNNING], key=lambda one: (one["created"], one["id"])
         )
         known = {one["id"] for one in running}
-        keeps = 0 if ours is not None and await self._runs_elsewhere(ours, known) else 1
+        gives_way = ours["id"] if ours is not None and given and running else None
+        keeps = 0 if ours is not None and not given and await self._runs_elsewhere(ours, known) else 1
         later: list[dict[str, Any]] = [
             {"id": one["id"], "payments": await self._payments(one)} for one in running[keeps:]
         ]
         ended = ours["provider_id"] if keeps and ours is not None and ours["provider_id"] not in known else None
-        return {"kept": {"keep": [one["id"] for one in running[:keeps]], "later": later, "ended": ended}}
+        keep = [one["id"] for one in running[:keeps]]
+        return {"kept": {"keep": keep, "later": later, "ended": ended, "given": gives_way and str(gives_way)}}
+
+    async def _given(self, tx: Tx, ours: Row) -> bool:
+        """Whether a plan was granted for nothing."""
+        return ours["provider"] == "manual" and not await self._store.paid_by_hand(tx, ours)
 
     async def _runs_elsewhere(self, ours: Row, running: Collection[str]) -> bool:
         """Whether the user's open subscription is not this customer's: nobody at Stripe has it, or another customer.
@@ -115,30 +142,44 @@ class Doubles:
         keep: Sequence[str] = result["kept"]["keep"]
         for later in result["kept"]["later"]:
             subscription: str = later["id"]
-            path = f"subscriptions/{subscription}"
-            await self._calls.order(
-                tx, Call("subscription.cancel", f"{PATIENT_LANES}{subscription}", user_id, path, {}, "delete")
-            )
+            path, lane = f"subscriptions/{subscription}", f"{PATIENT_LANES}{subscription}"
+            if not await self._once(tx, Call("subscription.cancel", lane, user_id, path, {}, "delete")):
+                continue
             for payment in later["payments"]:
                 about = {"reason": "duplicate", "metadata": {"user_id": str(user_id), "subscription": subscription}}
                 lane = f"refund/{next(iter(payment.values()))}"
-                await self._calls.order(tx, Call("refund.create", lane, user_id, "refunds", {**payment, **about}))
+                await self._once(tx, Call("refund.create", lane, user_id, "refunds", {**payment, **about}))
             refunded = [next(iter(payment.values())) for payment in later["payments"]]
-            events.append(
-                self._audit.of(
-                    None,
-                    "cancel.double_subscription",
-                    str(user_id),
-                    subscription=subscription,
-                    kept=list(keep),
-                    refunded=refunded,
-                )
-            )
+            about = {"subscription": subscription, "kept": list(keep), "refunded": refunded}
+            events.append(self._audit.of(None, "cancel.double_subscription", str(user_id), **about))
+        events += await self._give_way(tx, user_id, result["kept"].get("given"))
         for one in (*keep, *(later["id"] for later in result["kept"]["later"])):
             await self._calls.mark(tx, "subscription", one)
         if (ended := result["kept"].get("ended")) is not None:
             await self._calls.mark(tx, "subscription", ended)
         return events
+
+    async def _once(self, tx: Tx, call: Call) -> bool:
+        """Order what an overlapping look may have ordered already; whether it is new. What failed is tried again."""
+        last = await self._calls.last(tx, call.lane)
+        again = last if last is not None and last["status"] != "done" else None
+        ordered = await self._calls.order_after(tx, call, again)
+        return ordered is not None and ordered[1]
+
+    async def _give_way(self, tx: Tx, user_id: UUID, granted: str | None) -> list[Event]:
+        """End a plan that was granted for nothing: the user pays for one, which is applied when it is fetched again."""
+        if granted is None:
+            return []
+        await self._store.lock_user(tx, user_id)
+        ours = await self._store.open(tx, user_id)
+        if ours is None or str(ours["id"]) != granted or not await self._given(tx, ours):
+            return []
+        over = replace(state_of(ours), status="canceled", grace_until=None)
+        events = await self._subscriptions.become(tx, user_id, over, ours["id"])
+        return [
+            *events,
+            self._audit.of(None, "end.manual_plan", str(user_id), plan=ours["plan"], reason="paid by card"),
+        ]
 
     async def _unresolved(self, tx: Tx, row: Row, why: str) -> Sequence[Event]:
         """Tell of a step that did not work. A cancellation that the user asked for is told to the user alone."""

@@ -1,7 +1,8 @@
 """What always has to hold, looked at by the clock: found broken, it is told in metrics and the log, and mended.
 
     the ledger adds up          to zero in each currency. The database refuses what does not; nothing can mend it
-    the ledger is Stripe's      each balance transaction is one entry of the same amounts. One that is missing is added
+    the ledger is Stripe's      each balance transaction is one entry of the same amounts. What one that is missing came
+                                from is asked for, which says whose it is; the next look adds what is missing still
     what is told is what holds  entitlements as told follow from the subscription's state. What does not is told again
 
 What would surprise you: a balance transaction that is missing is no alarm until it is SETTLING old; a webhook may still
@@ -110,7 +111,7 @@ class Invariants:
         return len(rows)
 
     async def is_stripes(self, window: timedelta) -> Mapping[str, int]:
-        """Return on how many balance transactions of the window ledger and Stripe differ; add what is missing."""
+        """Return on how many balance transactions of the window ledger and Stripe differ; see to what is missing."""
         counts = {"missing": 0, "strange": 0, "amounts": 0}
         if self._movements is None:
             return counts
@@ -124,9 +125,8 @@ class Invariants:
             if entry is None:
                 continue
             if row is None:
-                new = await self._add(entry, found)
                 late = now - datetime.fromtimestamp(found["created"], UTC) > SETTLING
-                if new and late:
+                if await self._add(entry, found, late=late) and late:
                     counts["missing"] += 1
                     _broken("ledger_is_stripes", found="missing", transaction=found["id"])
             elif not _same(row, entry):
@@ -166,16 +166,24 @@ class Invariants:
 
         return tell
 
-    async def _add(self, entry: Entry, found: Mapping[str, Any]) -> bool:
-        """Add an entry that is missing, and ask for what it came from; whether it was missing indeed."""
+    async def _add(self, entry: Entry, found: Mapping[str, Any], *, late: bool) -> bool:
+        """See to an entry that is missing; whether it is missing indeed.
+
+        What it came from is asked for first: it brings the entry along, and knows the user. The bare entry is added
+        when that has not helped until a later look, or where there is nothing to ask for.
+        """
+        source = reference(found.get("source")) or ""
+        kind = _KINDS.get(source.partition("_")[0])
         async with self._door.transaction() as tx:
-            if not await self._ledger.add(tx, entry):
+            if await self._store.has(tx, entry.key):
                 return False
-            source = reference(found.get("source")) or ""
-            kind = _KINDS.get(source.partition("_")[0])
             if self._want is not None and kind is not None:
-                await self._want(tx, [(kind, source)])
-            tx.after_commit(MENDED.labels("ledger_is_stripes").inc)
+                asked = not await self._subscription_store.first_notice(tx, f"asked/{entry.key}", self._clock())
+                if not (asked and late):
+                    await self._want(tx, [(kind, source)])
+                    return True
+            if await self._ledger.add(tx, entry):
+                tx.after_commit(MENDED.labels("ledger_is_stripes").inc)
         return True
 
     def _looked(self, invariant: str) -> None:

@@ -306,12 +306,26 @@ def _intents(invoice: Object) -> list[object]:
 
 def _link(invoice: Object) -> dict[str, Any]:
     details: Object = (invoice.get("parent") or {}).get("subscription_details") or {}
-    ends = [end for line in _lines(invoice) if (end := (line.get("period") or {}).get("end")) is not None]
+    start, end = _period(invoice)
     return {
         "subscription": reference(details.get("subscription")),
         "reason": invoice.get("billing_reason"),
-        "period_end": moment(max(ends, default=None)),
+        "period_start": start,
+        "period_end": end,
     }
+
+
+def _period(invoice: Object) -> tuple[datetime | None, datetime | None]:
+    """Return the period that an invoice pays for: of its lines' the one that ends last, and of those the longest.
+
+    Lines of a change of plan begin and end with the old period, or begin in the middle of one that goes on.
+    """
+    found: list[Object] = [line.get("period") or {} for line in _lines(invoice)]
+    periods: list[tuple[int, int]] = [(one["end"], -one["start"]) for one in found if {"start", "end"} <= one.keys()]
+    if not periods:
+        return None, None
+    end, start = max(periods)
+    return moment(-start), moment(end)
 
 
 def _card_of(charge: Object) -> object:

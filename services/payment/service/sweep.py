@@ -47,15 +47,25 @@ class Sweep:
         self._clock = clock
 
     async def run(self, at: datetime) -> None:
-        """Sweep once; running again changes nothing. Raises NothingListed, and what asking Stripe raises."""
+        """Sweep once; running again changes nothing. Raises NothingListed, and what asking Stripe raises.
+
+        After a kind of which nothing is listed only those are compared of which nothing is ever taken for gone; what is
+        listed elsewhere may be another account's. It is raised in the end.
+        """
         del at
         await self._missed()
+        nothing: list[NothingListed] = []
         for kind, about in KINDS.items():
-            if about.listed is not None:
-                await self._compare(kind, recent=about.recent)
+            if about.listed is not None and (about.recent or not nothing):
+                try:
+                    await self._compare(kind, recent=about.recent)
+                except NothingListed as error:
+                    nothing.append(error)
         async with self._door.transaction() as tx:
             waiting = await self._mirror.waiting(tx)
             await self._refresh.want(tx, [("subscription", one) for one in waiting], hinted=False)
+        if nothing:
+            raise nothing[0]
 
     async def _missed(self) -> None:
         """Take in the events that Stripe could not deliver, as if they had come."""

@@ -15,7 +15,8 @@ _KNOW: Final = text("""
     on conflict (user_id) do update set email = coalesce(excluded.email, customers.email)""")
 _LINK: Final = text("""
     update customers set stripe_id = :stripe_id, told_email = cast(:email as text)
-    where user_id = :user_id and stripe_id is null""")
+    where user_id = :user_id and stripe_id is null
+        and not exists (select from customers where stripe_id = :stripe_id)""")
 _ADOPT: Final = text("""
     update customers set stripe_id = :stripe_id where user_id = :user_id and stripe_id is null
         and not exists (select from customers where stripe_id = :stripe_id)""")
@@ -44,7 +45,7 @@ class CustomerStore:
         await tx.execute(_KNOW, user_id=user_id, email=email, at=at)
 
     async def link(self, tx: Tx, user_id: UUID, stripe_id: str, email: str | None) -> bool:
-        """Note who a user is at Stripe, with the address that Stripe has; False when they are somebody already."""
+        """Note who a user is at Stripe, with the address that Stripe has; False when either is taken."""
         return bool(await tx.execute(_LINK, user_id=user_id, stripe_id=stripe_id, email=email))
 
     async def adopt(self, tx: Tx, user_id: UUID, stripe_id: str) -> str | None:

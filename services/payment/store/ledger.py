@@ -18,6 +18,7 @@ _POSTING: Final = text("""
     insert into ledger_postings (entry, line, account, currency, exponent, amount)
     values (:entry, :line, :account, :currency, :exponent, :amount)""")
 _ABOUT: Final = text("select * from ledger_entries where about = :about order by at, key limit 1")
+_HAS: Final = text("select true from ledger_entries where key = :key")
 _BALANCES: Final = text("""
     select account, currency, exponent, sum(amount) as amount from ledger_postings
     group by account, currency, exponent order by currency, exponent, account""")
@@ -72,6 +73,10 @@ class LedgerStore:
             ],
         )
         return True
+
+    async def has(self, tx: Tx, key: str) -> bool:
+        """Whether there is an entry of that key."""
+        return bool(await tx.fetchval(_HAS, key=key))
 
     async def about(self, tx: Tx, about: str) -> Row | None:
         """Return the first entry that was for an object of a provider."""

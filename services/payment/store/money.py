@@ -17,13 +17,14 @@ _USER: Final = text("""
 _HEARD: Final = text("select true from stripe_objects where kind = 'customer' and id = :customer")
 _IS_USER: Final = text("select true from customers where user_id = :user_id")
 _LINK: Final = text("""
-    insert into invoice_payments as known (payment_intent, invoice, user_id, subscription, reason, period_end)
+    insert into invoice_payments as known
+        (payment_intent, invoice, user_id, subscription, reason, period_start, period_end)
     values (:payment_intent, :invoice, :user_id, cast(:subscription as text), cast(:reason as text),
-        cast(:period_end as timestamptz))
+        cast(:period_start as timestamptz), cast(:period_end as timestamptz))
     on conflict (payment_intent) do update set subscription = excluded.subscription, reason = excluded.reason,
-        period_end = excluded.period_end
-    where (known.subscription, known.reason, known.period_end)
-        is distinct from (excluded.subscription, excluded.reason, excluded.period_end)
+        period_start = excluded.period_start, period_end = excluded.period_end
+    where (known.subscription, known.reason, known.period_start, known.period_end)
+        is distinct from (excluded.subscription, excluded.reason, excluded.period_start, excluded.period_end)
     returning payment_intent""")
 _HOLD: Final = text("""
     insert into holds as known (about, user_id, reason, payment_intent, lifted, updated_at)

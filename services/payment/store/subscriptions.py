@@ -41,8 +41,13 @@ _HELD: Final = text("""
     select h.about from holds h join invoice_payments p using (payment_intent)
     where h.user_id = :user_id and not h.lifted and p.subscription = :provider_id
       and (h.reason = 'disputed'
-           or p.reason in ('subscription_create', 'subscription_cycle') and p.period_end > :period_start)
+           or coalesce(
+                p.period_start - cast(:period_start as timestamptz) between interval '-1 hour' and interval '1 hour'
+                    and p.period_end + interval '1 hour' >= cast(:period_end as timestamptz),
+                p.reason in ('subscription_create', 'subscription_cycle') and p.period_end > :period_start))
     limit 1""")
+"""What was refunded is what paid for the current period, from its beginning to its end. An hour is the difference that
+a change of plan makes which names a moment in the past. An invoice without a beginning counts by its reason."""
 _ALL: Final = text("""
     select * from subscriptions
     where id > :after and (status in ('trialing', 'active', 'past_due', 'paused') or told -> 'entitlements' <> '[]')
@@ -57,6 +62,8 @@ _BY_HAND: Final = text("""
     where id > :after and provider <> 'stripe' and status in ('trialing', 'active', 'past_due')
       and current_period_end <= :before
     order by id limit :most""")
+_PAID_BY_HAND: Final = text("""
+    select true from ledger_entries where user_id = :user_id and key like 'manual/%' and at >= :since limit 1""")
 _NOTICE: Final = text("""
     insert into notices (name, told_at) values (:name, :at) on conflict (name) do nothing returning name""")
 
@@ -103,7 +110,11 @@ class SubscriptionStore:
         if state.provider_id is None:
             return False
         found = await tx.fetchrow(
-            _HELD, user_id=user_id, provider_id=state.provider_id, period_start=state.period_start
+            _HELD,
+            user_id=user_id,
+            provider_id=state.provider_id,
+            period_start=state.period_start,
+            period_end=state.period_end,
         )
         return found is not None
 
@@ -118,6 +129,11 @@ class SubscriptionStore:
     async def by_hand(self, tx: Tx, before: datetime, after: UUID, most: int) -> list[Row]:
         """Return subscriptions by id that nobody pays for by itself and whose period ends by `before`."""
         return await tx.fetch(_BY_HAND, before=before, after=after, most=most)
+
+    async def paid_by_hand(self, tx: Tx, granted: Row) -> bool:
+        """Whether anything was paid for a plan that a person granted."""
+        since = granted["current_period_start"] or granted["created_at"]
+        return bool(await tx.fetchval(_PAID_BY_HAND, user_id=granted["user_id"], since=since))
 
     async def first_notice(self, tx: Tx, name: str, at: datetime) -> bool:
         """Whether nobody has been told this yet; from now on somebody has."""

@@ -1,0 +1,129 @@
+"""Two subscriptions of one user: which of them stays, and that none slips through."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+
+from services.payment.domain.ledger import of_hand
+from services.payment.domain.money import price
+from services.payment.domain.subscriptions import State
+from services.payment.ports import Json
+from services.payment.service.ledger import Ledger
+from services.payment.store.ledger import LedgerStore
+from shared.contracts.base import Event
+from shared.db import Database, Row, Tx
+from tests.conftest import ManualClock
+from tests.fakes.stripe import FakeStripe
+from tests.payment.buying import OURS, Shop
+
+
+@pytest.fixture
+async def shop(open_database: Callable[[str], Database]) -> AsyncIterator[Shop]:
+    with FakeStripe() as fake:
+        clock = ManualClock(datetime.fromtimestamp(fake.now, UTC))
+        async with Shop(open_database("payment"), fake, clock).open() as shop:
+            yield shop
+
+
+async def test_a_plan_granted_for_nothing_gives_way_to_the_card_that_has_just_paid(shop: Shop) -> None:
+    user_id, customer, subscription = await _granted_while_paying(shop)
+    await _suspect(shop, user_id, customer, subscription)
+    assert shop.fake.get("subscription", subscription)["status"] == "active"
+    assert shop.fake.all("refund") == []
+    (ours,) = await shop.rows("select * from subscriptions")
+    assert (ours["provider"], ours["status"], ours["grace_until"]) == ("manual", "canceled", None)
+    assert ("subscription", subscription) in shop.marked, "it is taken as soon as the other is over"
+    (told,) = [one for one in await shop.audited() if one["action"] == "end.manual_plan"]
+    assert (told["actor"], told["subject"]) == ("system", str(user_id))
+    await shop.follow(user_id, subscription)
+    await _suspect(shop, user_id, customer, subscription)
+    assert shop.fake.get("subscription", subscription)["status"] == "active"
+
+
+async def test_a_plan_granted_for_money_stays_and_the_card_is_paid_back(shop: Shop) -> None:
+    user_id, customer, subscription = await _granted_while_paying(shop, paid=True)
+    await _suspect(shop, user_id, customer, subscription)
+    assert shop.fake.get("subscription", subscription)["status"] == "canceled"
+    assert len(shop.fake.all("refund")) == 1
+    assert [row["status"] for row in await shop.rows("select status from subscriptions")] == ["active"]
+
+
+async def test_a_granted_plan_stays_when_what_stripe_had_is_over(shop: Shop) -> None:
+    user_id, customer, subscription = await _granted_while_paying(shop)
+    await shop.api.write(f"subscriptions/{subscription}", {}, key="by-hand", method="delete")
+    await _suspect(shop, user_id, customer, subscription)
+    assert [row["status"] for row in await shop.rows("select status from subscriptions")] == ["active"]
+
+
+async def test_a_third_that_appears_while_the_second_is_looked_at_is_ended_too_and_nothing_twice(shop: Shop) -> None:
+    user_id, first = await shop.subscriber()
+    customer = await _customer(shop, user_id)
+    second = await _by_hand(shop, customer, "pro")
+    look = shop.doubles._check  # pyright: ignore[reportPrivateUsage] - what comes between the look and its end
+    third: list[str] = []
+
+    async def slow(row: Row) -> Json:
+        found = await look(row)
+        if not third:
+            third.append(await _by_hand(shop, customer, "max"))
+            await _order(shop, user_id, customer, third[0])
+        return found
+
+    shop.calls.before("doubles.check", slow)
+    await _suspect(shop, user_id, customer, second)
+    status = {one["id"]: one["status"] for one in shop.fake.all("subscription")}
+    assert status == {first: "active", second: "canceled", third[0]: "canceled"}
+    assert len(shop.fake.all("refund")) == len(await shop.ordered("refund.create")) == 2
+    assert len(await shop.ordered("subscription.cancel")) == 2
+    told = [one["details"]["subscription"] for one in await shop.audited() if one["action"].startswith("cancel.")]
+    assert told == [second, third[0]]
+
+
+async def _granted_while_paying(shop: Shop, *, paid: bool = False) -> tuple[UUID, str, str]:
+    """Return a user whose payment by card nobody had heard of when a plan was granted; customer, subscription."""
+    user_id = await shop.buyer()
+    session = await shop.begin(user_id)
+    assert shop.fake.complete(session.id)
+    now = shop.clock()
+    await shop.have(user_id, State("manual", None, "max", "active", now, now + timedelta(days=3)))
+    if paid:
+        await shop.door.publish(lambda tx: _book(shop, tx, user_id))
+    return user_id, await _customer(shop, user_id), shop.fake.get("checkout.session", session.id)["subscription"]
+
+
+async def _book(shop: Shop, tx: Tx, user_id: UUID) -> Sequence[Event]:
+    entry = of_hand("manual/wire-1", price(Decimal(29), "USD"), at=shop.clock(), about="manual/wire-1", user_id=user_id)
+    assert await Ledger(LedgerStore(), shop.clock).add(tx, entry)
+    return ()
+
+
+async def _customer(shop: Shop, user_id: UUID) -> str:
+    customer = await shop.customers.known(user_id)
+    assert customer is not None
+    return customer
+
+
+async def _suspect(shop: Shop, user_id: UUID, customer: str, subscription: str) -> None:
+    await _order(shop, user_id, customer, subscription)
+    await shop.idle()
+
+
+async def _order(shop: Shop, user_id: UUID, customer: str, subscription: str) -> None:
+    async def suspect(tx: Tx) -> Sequence[Event]:
+        await shop.doubles.suspect(tx, user_id, customer, subscription)
+        return ()
+
+    await shop.door.publish(suspect)
+
+
+async def _by_hand(shop: Shop, customer: str, plan: str) -> str:
+    """Somebody makes a session in the dashboard a minute later, and the customer pays it."""
+    shop.pass_time(60)
+    line = {"price": shop.plans[plan].stripe_price, "quantity": 1}
+    wish = {"mode": "subscription", "customer": customer, "line_items": [line], "success_url": OURS}
+    session = await shop.api.write("checkout/sessions", wish, key=f"by-hand/{plan}")
+    assert shop.fake.complete(session["id"])
+    return str(shop.fake.get("checkout.session", session["id"])["subscription"])
