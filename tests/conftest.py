@@ -22,6 +22,7 @@ from random import Random
 import asyncpg
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from hypothesis import settings as hypothesis_settings
 
 from deploy.local.kafka import RunningKafka
 from shared import migrate
@@ -30,6 +31,9 @@ from shared.messaging.kafka import KafkaAddress
 from shared.service import Environment
 from shared.settings import SharedSettings
 from tests.infra import kafka_server, postgres_server
+
+hypothesis_settings.register_profile("openbell", deadline=None)  # no test depends on how fast the machine is
+hypothesis_settings.load_profile("openbell")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Recorded data beside the repository; tests that read it skip where it is absent."""

@@ -298,7 +298,6 @@ async def fuzzed(probe: Probe) -> tuple[Probe, Replica]:
 
 @settings(
     max_examples=int(os.environ.get("OPENBELL_POISON_EXAMPLES", "25")),
-    deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -169,7 +169,7 @@ def _any(event: type[Event]) -> st.SearchStrategy[Event]:
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.type)
 def test_any_event_comes_back_as_it_went(event):
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(_any(event))
     def comes_back(one: Event) -> None:
         assert _trip(one) == one

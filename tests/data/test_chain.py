@@ -92,7 +92,7 @@ _ROWS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(_ROWS)
 def test_whatever_comes_the_table_is_clean_and_every_row_is_accounted_for(rows: list[Any]) -> None:
     table, dropped = clean_chain(rows, FIELDS, SESSION)

@@ -55,7 +55,7 @@ def unusual_at(plan: Plan, done: float) -> set[str]:
     return {plan.names[row] for row, at in zip(plan.unusual, plan.prints_at, strict=True) if at <= done}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.dates(date(2025, 1, 1), date(2029, 12, 31)), st.floats(0, 1, exclude_max=True))
 def test_the_rule_finds_the_injected_prints_and_nothing_else(
     sessions: Sessions, closes: dict[str, Floats], seed: int, day: date, done: float

@@ -40,7 +40,7 @@ def test_anything_else_is_refused(text: str) -> None:
         parse_symbol(text)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.text(max_size=12))
 def test_what_passes_the_grammar_is_harmless_in_a_path(text: str) -> None:
     try:
@@ -85,7 +85,7 @@ def test_no_names_make_no_rows() -> None:
     assert occ_columns([]).valid.tolist() == []
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.from_regex(r"[A-Z][A-Z0-9]{0,5}", fullmatch=True),
     st.dates(date(2000, 1, 1), date(2099, 12, 31)),
@@ -102,7 +102,7 @@ def test_a_written_name_reads_back(root: str, day: date, right: str, mills: int)
     assert parse_contract(name) == name
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.text(max_size=24), max_size=20))
 def test_any_text_is_answered_row_by_row(names: list[str]) -> None:
     columns = occ_columns(names)

@@ -138,7 +138,7 @@ async def ran_in_one(db: Database, items: Sequence[Item], pace: Pace) -> tuple[R
     return ran, effects
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     keys=st.lists(st.sampled_from([*KEYS, None]), min_size=2, max_size=24),
     bad=st.dictionaries(st.integers(0, 23), st.sampled_from([Transient("later"), Permanent("never")]), max_size=12),

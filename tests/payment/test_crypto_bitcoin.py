@@ -428,7 +428,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS)
 async def test_whatever_a_chain_does_what_it_ends_with_is_what_counts(
     open_database: Callable[[str], Database], steps: list[tuple[str, int]]

@@ -241,7 +241,7 @@ async def test_nothing_is_added_to_an_entry_later(bench: Bench) -> None:
 
 
 @given(chance=st.randoms(use_true_random=False), count=st.integers(1, 12))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_movements_in_any_order_and_again_make_the_same_ledger(
     bench: Bench, chance: random.Random, count: int
 ) -> None:

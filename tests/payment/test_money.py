@@ -434,7 +434,7 @@ _OURS = {"cus", "pi", "in", "ch", "re", "dp", "txn", "sub"}
 
 
 @given(chance=st.randoms(use_true_random=False))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_order_and_repetition_ends_in_the_same_ledger_notices_and_access(
     bench: Bench, chance: random.Random
 ) -> None:

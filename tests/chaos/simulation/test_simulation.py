@@ -127,7 +127,6 @@ def plans(draw: Any) -> Plan:
 
 @settings(
     max_examples=40,
-    deadline=None,
     derandomize=True,
     database=None,
     phases=[Phase.generate, Phase.shrink],
