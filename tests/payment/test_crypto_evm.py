@@ -18,6 +18,7 @@ from services.payment.domain.crypto import Block, Transfer
 from services.payment.ports import WrongChain
 from services.payment.store.receipts import ReceiptStore
 from shared.db import Database
+from shared.errors import Transient
 from tests.conftest import ManualClock, recorded
 from tests.fakes.evm import CHAIN_ID, EvmChain
 from tests.payment.crypto_bench import Bench
@@ -56,6 +57,22 @@ class Behind(Evm):
     async def transfers(self, first: int, last: int, addresses: Collection[str]) -> Sequence[Transfer]:
         del first, last, addresses
         return ()
+
+
+class TwoMinds:
+    """One address with two peers behind it: what `stale` holds is answered instead of what the chain says."""
+
+    def __init__(self, node: Any) -> None:
+        self._node, self.stale = node, dict[str, Any]()
+
+    def __getattr__(self, name: str) -> Any:
+        return self if name == "eth" else getattr(self._node.eth, name)
+
+    async def get_transaction(self, tx: Any) -> Any:
+        return self.stale["sent"] if self.stale else await self._node.eth.get_transaction(tx)
+
+    async def get_transaction_receipt(self, tx: Any) -> Any:
+        return self.stale["receipt"] if self.stale else await self._node.eth.get_transaction_receipt(tx)
 
 
 def chain_over(usdc: Any, taxed: Any, addresses: list[str], shared: str | None, **more: Any) -> Chain:
@@ -315,6 +332,52 @@ async def test_a_payment_that_a_reorganisation_moves_to_another_block_is_counted
     assert len(await bench.told("payment.payments")) == 1
     assert len(await bench.told("payment.subscriptions")) == 1
     assert bench.books() == {"USDC": Decimal(29)}
+
+
+@pytest.mark.parametrize("asset", ["USDC", "ETH"])
+async def test_a_receipt_of_a_block_that_the_chain_has_given_up_is_not_believed(town: Town, asset: str):
+    chain = town.bench.chains[0][0]
+    node = TwoMinds(town.evm.node)
+    bench = Bench(town.bench.database, town.bench.clock, [(chain, Evm(chain, lambda: node))], town.bench.usd)
+    town.bench = bench
+    invoice = await bench.invoice(asset)
+    before = town.evm.snapshot()
+    if asset == "USDC":
+        tx = await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    else:
+        tx = await town.evm.send(invoice["address"], int(invoice["amount"]))
+    await town.round()
+    eth = town.evm.node.eth
+    stale = {"sent": await eth.get_transaction(tx), "receipt": await eth.get_transaction_receipt(tx)}
+    town.evm.revert(before)
+    town.evm.travel(bench.clock.now + timedelta(seconds=30))
+    town.evm.mine(2)
+    node.stale = stale
+    with pytest.raises(Transient, match="two different blocks"):
+        await town.round()
+    node.stale = {}
+    await town.round()
+    bench.clock.advance(3601)
+    town.evm.mine(8)
+    await town.round()
+    assert await bench.state(invoice) == "invalid"
+    assert sum(bench.books().values()) == 0
+
+
+async def test_a_coin_whose_receipt_is_of_another_block_is_read_again(town: Town):
+    node = TwoMinds(town.evm.node)
+    reader = Evm(town.bench.chains[0][0], lambda: node)
+    before = town.evm.snapshot()
+    tx = await town.evm.send(town.ours[0], 7)
+    node.stale = {"receipt": await town.evm.node.eth.get_transaction_receipt(tx)}
+    town.evm.revert(before)
+    town.evm.travel(town.evm.time + timedelta(seconds=30))
+    assert await town.evm.send(town.ours[0], 7) == tx
+    head = await reader.head()
+    with pytest.raises(Transient, match="two different blocks"):
+        await reader.transfers(head.number, head.number, town.ours)
+    node.stale = {}
+    assert [one.amount for one in await reader.transfers(head.number, head.number, town.ours)] == [7]
 
 
 async def test_a_payment_below_what_was_read_is_found_after_a_reorganisation(town: Town):

@@ -114,6 +114,7 @@ class Evm:
             if receipt["status"] != 1:
                 return []
             block = _block(await node.eth.get_block(receipt["blockNumber"]))
+            self._same(receipt, block)
             found = self._plain(sent, block, ours)
             return found + [one for log in receipt["logs"] if (one := self._token(log, block, ours)) is not None]
 
@@ -171,6 +172,7 @@ class Evm:
                 if sender not in ours and (to not in ours or not tx["value"]):
                     continue
                 receipt = await node.eth.get_transaction_receipt(tx["hash"])
+                self._same(receipt, blocks[-1])
                 moved: int = tx["value"] if receipt["status"] == 1 else 0
                 if sender in ours:
                     spent = moved + receipt["gasUsed"] * receipt["effectiveGasPrice"]
@@ -210,6 +212,11 @@ class Evm:
         except Web3RPCError:
             UNRECONCILED.labels(self._chain.name).inc()
         return found
+
+    def _same(self, receipt: Any, block: Block) -> None:
+        """Raise Transient unless a receipt is of this very block: peers behind one address may be on two forks."""
+        if _hex(receipt["blockHash"]) != block.hash:
+            raise Transient(f"{self._chain.name}: the node tells of two different blocks {block.number}")
 
     def _plain(self, tx: Any, block: Block | None, ours: dict[str, str]) -> list[Transfer]:
         to = ours.get(str(tx.get("to") or "").lower())
