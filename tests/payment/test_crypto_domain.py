@@ -114,6 +114,8 @@ ETHEREUM: dict[str, Any] = {
         (BITCOIN, {"confirmations": [{"blocks": 6}, {"blocks": 2}]}),
         (BITCOIN, {"confirmations": [{"up_to_usd": 5, "blocks": 1}]}),
         (BITCOIN, {"final_blocks": 2}),
+        (BITCOIN, {"assets": [{"symbol": "BTC", "decimals": 6}]}),
+        (ETHEREUM, {"assets": [{"symbol": "ETH", "decimals": 8}]}),
         (ETHEREUM, {"chain_id": None}),
         (ETHEREUM, {"addresses": [EVM.lower()]}),
         (ETHEREUM, {"addresses": [EVM, EVM]}),

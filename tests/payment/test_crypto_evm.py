@@ -337,7 +337,7 @@ async def test_a_payment_that_a_reorganisation_moves_to_another_block_is_counted
 @pytest.mark.parametrize("asset", ["USDC", "ETH"])
 async def test_a_receipt_of_a_block_that_the_chain_has_given_up_is_not_believed(town: Town, asset: str):
     chain = town.bench.chains[0][0]
-    node = TwoMinds(town.evm.node)
+    node: Any = TwoMinds(town.evm.node)
     bench = Bench(town.bench.database, town.bench.clock, [(chain, Evm(chain, lambda: node))], town.bench.usd)
     town.bench = bench
     invoice = await bench.invoice(asset)
@@ -347,7 +347,7 @@ async def test_a_receipt_of_a_block_that_the_chain_has_given_up_is_not_believed(
     else:
         tx = await town.evm.send(invoice["address"], int(invoice["amount"]))
     await town.round()
-    eth = town.evm.node.eth
+    eth: Any = town.evm.node.eth
     stale = {"sent": await eth.get_transaction(tx), "receipt": await eth.get_transaction_receipt(tx)}
     town.evm.revert(before)
     town.evm.travel(bench.clock.now + timedelta(seconds=30))
@@ -365,11 +365,12 @@ async def test_a_receipt_of_a_block_that_the_chain_has_given_up_is_not_believed(
 
 
 async def test_a_coin_whose_receipt_is_of_another_block_is_read_again(town: Town):
-    node = TwoMinds(town.evm.node)
+    node: Any = TwoMinds(town.evm.node)
     reader = Evm(town.bench.chains[0][0], lambda: node)
     before = town.evm.snapshot()
     tx = await town.evm.send(town.ours[0], 7)
-    node.stale = {"receipt": await town.evm.node.eth.get_transaction_receipt(tx)}
+    eth: Any = town.evm.node.eth
+    node.stale = {"receipt": await eth.get_transaction_receipt(tx)}
     town.evm.revert(before)
     town.evm.travel(town.evm.time + timedelta(seconds=30))
     assert await town.evm.send(town.ours[0], 7) == tx
@@ -414,6 +415,23 @@ async def test_a_node_of_another_chain_is_refused_and_no_invoice_is_made_there(t
         await other.invoice("USDC")
     await bench.round()
     assert await bench.invoice("USDC")
+
+
+async def test_a_token_that_counts_in_other_decimals_than_configured_stops_the_chain(town: Town):
+    eighteen = await town.evm.deploy("T", "USDC", 18, 0)
+    no_token = await town.evm.deploy("Multi")
+    async with town.evm.served() as url:
+        for contract in (eighteen.address, no_token.address, town.evm.accounts[3]):
+            token = {"symbol": "USDC", "decimals": 6, "contract": contract, "stable": True}
+            chain = chain_over(town.usdc, town.taxed, town.ours, None, assets=[token])
+            bench = Bench(town.bench.database, town.bench.clock, [(chain, Evm(chain, lambda: over_http(url)))])
+            with pytest.raises(WrongChain, match="USDC"):
+                await bench.round()
+            with pytest.raises(Exception, match="cannot be read"):
+                await bench.invoice("USDC")
+            await bench.close()
+    await town.bench.round()
+    assert await town.bench.invoice("USDC")
 
 
 async def test_on_a_shared_address_the_exact_amount_says_whose_a_payment_is(town: Town):

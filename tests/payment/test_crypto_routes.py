@@ -316,6 +316,8 @@ async def test_a_nodes_address_is_in_no_error_and_no_log(client: Client, caplog:
     [
         ([BITCOIN], {}),
         ([BITCOIN, BITCOIN], {"bitcoin": f"http://x/{KEY}"}),
+        ([BITCOIN, BITCOIN | {"name": "again"}], {"bitcoin": f"http://x/{KEY}", "again": f"http://x/{KEY}"}),
+        ([ETHEREUM, ETHEREUM | {"name": "again"}], {"ethereum": f"http://x/{KEY}", "again": f"http://x/{KEY}"}),
         ([{"name": "x"}], {"x": f"http://x/{KEY}"}),
     ],
 )
