@@ -15,13 +15,17 @@ import pytest
 from services.payment.adapters.evm import Evm, over_http
 from services.payment.domain.chains import Chain
 from services.payment.domain.crypto import Block, Transfer
+from services.payment.domain.plans import Plans
 from services.payment.ports import WrongChain
+from services.payment.service.audit import Actor, Audit
+from services.payment.service.changes import Changes
 from services.payment.store.receipts import ReceiptStore
+from shared.clock import new_id
 from shared.db import Database
 from shared.errors import Transient
 from tests.conftest import ManualClock, recorded
 from tests.fakes.evm import CHAIN_ID, EvmChain
-from tests.payment.crypto_bench import Bench
+from tests.payment.crypto_bench import PRO, TEAM, Bench
 
 USDC = 10**6
 NEEDED = 3
@@ -432,6 +436,53 @@ async def test_a_token_that_counts_in_other_decimals_than_configured_stops_the_c
             await bench.close()
     await town.bench.round()
     assert await town.bench.invoice("USDC")
+
+
+async def test_what_is_added_to_a_late_payment_is_worth_something_too(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("ETH")
+    bench.clock.advance(1200)
+    town.evm.travel(bench.clock.now)
+    bench.rates._usd["ETH"] = Decimal(2000)
+    await town.evm.send(invoice["address"], 10**16)
+    await town.confirm()
+    await town.round()
+    row = await bench.get(invoice)
+    assert (row["state"], row["worth_usd"], row["granted_until"]) == ("paid_late", Decimal("20.00"), None)
+    bench.rates._usd["ETH"] = Decimal(5000)
+    await town.round()
+    assert (await bench.get(invoice))["granted_until"] is None, "a better rate alone changes nothing"
+    bench.rates._usd["ETH"] = Decimal(2000)
+    await town.evm.send(invoice["address"], 10**16)
+    await town.confirm()
+    await town.round()
+    row = await bench.get(invoice)
+    assert (row["state"], row["worth_usd"]) == ("paid_late", Decimal("40.00"))
+    assert row["granted_until"] is not None
+
+
+async def test_a_period_that_was_stretched_by_a_change_of_plan_is_taken_back_as_stretched(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    before = town.evm.snapshot()
+    await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    await town.confirm()
+    audit = Audit(bench.door, clock=bench.clock, new_id=new_id)
+    plans = Plans([PRO, TEAM])
+    changes = Changes(
+        bench.subscriptions, bench.subscription_store, plans, door=bench.door, audit=audit, clock=bench.clock
+    )
+    for plan in ("team", "pro", "team"):
+        await changes.change_plan(Actor(invoice["user_id"]), plan, None)
+    town.evm.revert(before)
+    town.evm.mine()
+    await town.round()
+    bench.clock.advance(3601)
+    await bench.round()
+    assert await bench.state(invoice) == "invalid"
+    subscription = await bench.subscription(invoice["user_id"])
+    assert subscription is not None
+    assert subscription["status"] == "expired"
 
 
 async def test_on_a_shared_address_the_exact_amount_says_whose_a_payment_is(town: Town):
