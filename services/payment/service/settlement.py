@@ -255,4 +255,4 @@ def _is_paid(verdict: Verdict, row: Row, worth_usd: Decimal | None) -> bool:
 
 def _receipt(row: Row, head: int) -> Receipt:
     confirmations = max(head - row["block_number"] + 1, 0) if row["status"] == "mined" else 0
-    return Receipt(int(row["amount"]), row["status"], row["at"], confirmations)
+    return Receipt(int(row["amount"]), row["status"], row["at"], confirmations, row["mined_at"])
