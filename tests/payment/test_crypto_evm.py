@@ -22,7 +22,7 @@ from services.payment.service.changes import Changes
 from services.payment.store.receipts import ReceiptStore
 from shared.clock import new_id
 from shared.db import Database
-from shared.errors import Transient
+from shared.errors import Conflict, Transient
 from tests.conftest import ManualClock, recorded
 from tests.fakes.evm import CHAIN_ID, EvmChain
 from tests.payment.crypto_bench import PRO, TEAM, Bench
@@ -483,6 +483,63 @@ async def test_a_period_that_was_stretched_by_a_change_of_plan_is_taken_back_as_
     subscription = await bench.subscription(invoice["user_id"])
     assert subscription is not None
     assert subscription["status"] == "expired"
+
+
+async def test_made_up_transactions_keep_no_real_one_from_being_looked_for(town: Town):
+    bench = town.bench
+    for _ in range(21):
+        invoice = await bench.invoice("USDC")
+        for _ in range(5):
+            await bench.tell(invoice, f"0x{uuid4().hex:0>64}")
+    bench.clock.advance(1)
+    invoice = await bench.invoice("ETH")
+    town.evm.tester.disable_auto_mine_transactions()
+    tx = await town.evm.send(invoice["address"], int(invoice["amount"]))
+    await bench.tell(invoice, tx)
+    await town.round()
+    await town.round()
+    assert await bench.state(invoice) == "seen"
+
+
+async def test_a_user_has_five_transactions_looked_for_at_a_time(town: Town):
+    bench, user = town.bench, uuid4()
+    one, two = await bench.invoice("USDC", user=user), await bench.invoice("USDC", user=user)
+    made_up = [f"0x{uuid4().hex:0>64}" for _ in range(6)]
+    for number, transaction in enumerate(made_up[:5]):
+        await bench.tell(one if number % 2 else two, transaction)
+    with pytest.raises(Conflict, match="looked for"):
+        await bench.tell(one, made_up[5])
+    await bench.tell(two, made_up[4])
+    await bench.tell(await bench.invoice("USDC"), made_up[5])
+    bench.clock.advance(24 * 3600 + 1)
+    await bench.round()
+    await bench.tell(one, made_up[5])
+
+
+async def test_a_transaction_is_told_only_of_an_invoice_that_still_holds_its_address(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    bench.clock.advance(8 * 86400)
+    await bench.round()
+    with pytest.raises(Conflict, match="too old"):
+        await bench.tell(await bench.get(invoice), f"0x{uuid4().hex:0>64}")
+
+
+async def test_a_transaction_that_waits_for_days_does_not_keep_the_rate(town: Town):
+    bench = town.bench
+    soon, never = await bench.invoice("ETH"), await bench.invoice("ETH")
+    town.evm.tester.disable_auto_mine_transactions()
+    for invoice in (soon, never):
+        tx = await town.evm.send(invoice["address"], int(invoice["amount"]), sender=1 if invoice is soon else 2)
+        await bench.tell(invoice, tx)
+    await town.round()
+    assert [await bench.state(one) for one in (soon, never)] == ["seen", "seen"]
+    await bench.execute(
+        f"update crypto_invoices set expires_at = expires_at - interval '25 hours' where id = '{never['id']}'"
+    )
+    await bench.execute("update crypto_receipts set at = at - interval '25 hours'")
+    await town.confirm()
+    assert [await bench.state(one) for one in (soon, never)] == ["paid", "paid_late"]
 
 
 async def test_on_a_shared_address_the_exact_amount_says_whose_a_payment_is(town: Town):
