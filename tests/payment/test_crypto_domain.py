@@ -108,6 +108,7 @@ ETHEREUM: dict[str, Any] = {
     [
         (BITCOIN, {"shared_address": EVM}),
         (BITCOIN, {"network": "testnet"}),
+        (BITCOIN, {"shared_address": P2WPKH.upper()}),
         (BITCOIN, {"chain_id": 1}),
         (BITCOIN, {"shared_address": None}),
         (BITCOIN, {"assets": [{"symbol": "WBTC", "decimals": 8, "contract": EVM}]}),

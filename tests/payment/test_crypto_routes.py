@@ -245,6 +245,10 @@ async def test_an_expired_invoice_says_so_before_a_round_has_seen_it(client: Cli
     client.clock.advance(900)
     shown = (await client("GET", f"/pay/crypto/invoices/{made['id']}", user)).json()
     assert (shown["state"], shown["actions"]) == ("expired", ["new_invoice", "tell_transaction"])
+    client.clock.advance(8 * 86400)
+    await client.round()
+    shown = (await client("GET", f"/pay/crypto/invoices/{made['id']}", user)).json()
+    assert (shown["state"], shown["actions"]) == ("expired", ["new_invoice"])
 
 
 async def test_a_transaction_is_told_and_a_bad_one_refused(client: Client):

@@ -96,9 +96,16 @@ class Chain(BaseModel):
             raise ValueError("a chain has one coin; tokens name their contract")
         if contracts and self.kind != "evm":
             raise ValueError("only a chain of kind evm has tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        contracts = (asset.contract for asset in self.assets if asset.contract is not None)
         for address in (*self.our_addresses, *contracts):
             if problem := self.address_problem(address):
                 raise ValueError(f"{address}: {problem}")
+            if self.kind == "bitcoin" and address.isupper():
+                raise ValueError(f"{address}: write it in small letters, as what reads the chain does")
         return self
 
     @model_validator(mode="after")

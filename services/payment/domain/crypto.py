@@ -187,8 +187,10 @@ NEXT: Final[Mapping[State, Next]] = {
 """For each state."""
 
 
-def next_for(state: State, *, granted: bool, expired: bool, shared: bool) -> Next:
+def next_for(state: State, *, granted: bool, expired: bool, shared: bool, held: bool) -> Next:
     """Return what the customer may do in a state; a rest cannot be paid once the rate's lock is over."""
+    if state in {"expired", "invalid"} and not held:
+        return Next(("new_invoice",), "This invoice is over. Make a new one; if you have paid, write to support.")
     if state == "paid_late" and granted:
         return Next((), "Paid, late. There is nothing more to do.")
     if state in {"paid", "paid_over"} and not granted:

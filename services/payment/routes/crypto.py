@@ -267,7 +267,8 @@ def _view(shown: Shown, chains: Mapping[str, Chain], now: datetime) -> InvoiceVi
     decimals: int = row["decimals"]
     state = "expired" if row["state"] == "new" and now >= row["expires_at"] else row["state"]
     granted = row["granted_until"] is not None
-    following = next_for(state, granted=granted, expired=now >= row["expires_at"], shared=row["shared"])
+    expired = now >= row["expires_at"]
+    following = next_for(state, granted=granted, expired=expired, shared=row["shared"], held=row["held"])
 
     def units(amount: int | Decimal) -> str:
         return f"{in_units(int(amount), decimals):f}"
