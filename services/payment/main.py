@@ -206,6 +206,8 @@ def _crypto(  # noqa: PLR0917 - parts of `build`, which would be too long with i
     missing = sorted(chains.keys() - settings.crypto_urls.keys())
     if missing or len(chains) < len(settings.crypto_chains):
         raise ValueError(f"OPENBELL_PAYMENT_CRYPTO_URLS lacks {missing}" if missing else "two chains have one name")
+    if len({chain.network_id for chain in chains.values()}) < len(chains):
+        raise ValueError("a chain stands there twice: what comes in on it would count twice")
     clock = service.clock
     fixed, store, receipts = settings.crypto_rates_usd, CryptoStore(), ReceiptStore()
     rates = FixedRates(fixed, clock) if fixed else SpotRates(settings.crypto_rates_url, clock)

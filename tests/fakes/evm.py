@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from eth_tester.exceptions import TransactionFailed
 
 _LIMIT = sys.getrecursionlimit()
 
@@ -92,7 +93,11 @@ class EvmChain:
             asked = await request.json()
             self.calls.append(asked["method"])
             ask: Any = await self.node.provider.request_func(self.node, self.node.middleware_onion)
-            answered = dict(await ask(asked["method"], asked["params"])) | {"id": asked["id"]}
+            try:
+                answered = dict(await ask(asked["method"], asked["params"]))
+            except TransactionFailed:
+                answered = {"jsonrpc": "2.0", "error": {"code": 3, "message": "execution reverted"}}
+            answered["id"] = asked["id"]
             return web.Response(text=json.dumps(answered, default=_plain), content_type="application/json")
 
         app = web.Application()

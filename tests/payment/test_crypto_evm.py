@@ -15,12 +15,17 @@ import pytest
 from services.payment.adapters.evm import Evm, over_http
 from services.payment.domain.chains import Chain
 from services.payment.domain.crypto import Block, Transfer
+from services.payment.domain.plans import Plans
 from services.payment.ports import WrongChain
+from services.payment.service.audit import Actor, Audit
+from services.payment.service.changes import Changes
 from services.payment.store.receipts import ReceiptStore
+from shared.clock import new_id
 from shared.db import Database
+from shared.errors import Conflict, Transient
 from tests.conftest import ManualClock, recorded
 from tests.fakes.evm import CHAIN_ID, EvmChain
-from tests.payment.crypto_bench import Bench
+from tests.payment.crypto_bench import PRO, TEAM, Bench
 
 USDC = 10**6
 NEEDED = 3
@@ -56,6 +61,22 @@ class Behind(Evm):
     async def transfers(self, first: int, last: int, addresses: Collection[str]) -> Sequence[Transfer]:
         del first, last, addresses
         return ()
+
+
+class TwoMinds:
+    """One address with two peers behind it: what `stale` holds is answered instead of what the chain says."""
+
+    def __init__(self, node: Any) -> None:
+        self._node, self.stale = node, dict[str, Any]()
+
+    def __getattr__(self, name: str) -> Any:
+        return self if name == "eth" else getattr(self._node.eth, name)
+
+    async def get_transaction(self, tx: Any) -> Any:
+        return self.stale["sent"] if self.stale else await self._node.eth.get_transaction(tx)
+
+    async def get_transaction_receipt(self, tx: Any) -> Any:
+        return self.stale["receipt"] if self.stale else await self._node.eth.get_transaction_receipt(tx)
 
 
 def chain_over(usdc: Any, taxed: Any, addresses: list[str], shared: str | None, **more: Any) -> Chain:
@@ -317,6 +338,53 @@ async def test_a_payment_that_a_reorganisation_moves_to_another_block_is_counted
     assert bench.books() == {"USDC": Decimal(29)}
 
 
+@pytest.mark.parametrize("asset", ["USDC", "ETH"])
+async def test_a_receipt_of_a_block_that_the_chain_has_given_up_is_not_believed(town: Town, asset: str):
+    chain = town.bench.chains[0][0]
+    node: Any = TwoMinds(town.evm.node)
+    bench = Bench(town.bench.database, town.bench.clock, [(chain, Evm(chain, lambda: node))], town.bench.usd)
+    town.bench = bench
+    invoice = await bench.invoice(asset)
+    before = town.evm.snapshot()
+    if asset == "USDC":
+        tx = await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    else:
+        tx = await town.evm.send(invoice["address"], int(invoice["amount"]))
+    await town.round()
+    eth: Any = town.evm.node.eth
+    stale = {"sent": await eth.get_transaction(tx), "receipt": await eth.get_transaction_receipt(tx)}
+    town.evm.revert(before)
+    town.evm.travel(bench.clock.now + timedelta(seconds=30))
+    town.evm.mine(2)
+    node.stale = stale
+    with pytest.raises(Transient, match="two different blocks"):
+        await town.round()
+    node.stale = {}
+    await town.round()
+    bench.clock.advance(3601)
+    town.evm.mine(8)
+    await town.round()
+    assert await bench.state(invoice) == "invalid"
+    assert sum(bench.books().values()) == 0
+
+
+async def test_a_coin_whose_receipt_is_of_another_block_is_read_again(town: Town):
+    node: Any = TwoMinds(town.evm.node)
+    reader = Evm(town.bench.chains[0][0], lambda: node)
+    before = town.evm.snapshot()
+    tx = await town.evm.send(town.ours[0], 7)
+    eth: Any = town.evm.node.eth
+    node.stale = {"receipt": await eth.get_transaction_receipt(tx)}
+    town.evm.revert(before)
+    town.evm.travel(town.evm.time + timedelta(seconds=30))
+    assert await town.evm.send(town.ours[0], 7) == tx
+    head = await reader.head()
+    with pytest.raises(Transient, match="two different blocks"):
+        await reader.transfers(head.number, head.number, town.ours)
+    node.stale = {}
+    assert [one.amount for one in await reader.transfers(head.number, head.number, town.ours)] == [7]
+
+
 async def test_a_payment_below_what_was_read_is_found_after_a_reorganisation(town: Town):
     bench = town.bench
     invoice = await bench.invoice("USDC")
@@ -351,6 +419,127 @@ async def test_a_node_of_another_chain_is_refused_and_no_invoice_is_made_there(t
         await other.invoice("USDC")
     await bench.round()
     assert await bench.invoice("USDC")
+
+
+async def test_a_token_that_counts_in_other_decimals_than_configured_stops_the_chain(town: Town):
+    eighteen = await town.evm.deploy("T", "USDC", 18, 0)
+    no_token = await town.evm.deploy("Multi")
+    async with town.evm.served() as url:
+        for contract in (eighteen.address, no_token.address, town.evm.accounts[3]):
+            token = {"symbol": "USDC", "decimals": 6, "contract": contract, "stable": True}
+            chain = chain_over(town.usdc, town.taxed, town.ours, None, assets=[token])
+            bench = Bench(town.bench.database, town.bench.clock, [(chain, Evm(chain, lambda: over_http(url)))])
+            with pytest.raises(WrongChain, match="USDC"):
+                await bench.round()
+            with pytest.raises(Exception, match="cannot be read"):
+                await bench.invoice("USDC")
+            await bench.close()
+    await town.bench.round()
+    assert await town.bench.invoice("USDC")
+
+
+async def test_what_is_added_to_a_late_payment_is_worth_something_too(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("ETH")
+    bench.clock.advance(1200)
+    town.evm.travel(bench.clock.now)
+    bench.rates._usd["ETH"] = Decimal(2000)
+    await town.evm.send(invoice["address"], 10**16)
+    await town.confirm()
+    await town.round()
+    row = await bench.get(invoice)
+    assert (row["state"], row["worth_usd"], row["granted_until"]) == ("paid_late", Decimal("20.00"), None)
+    bench.rates._usd["ETH"] = Decimal(5000)
+    await town.round()
+    assert (await bench.get(invoice))["granted_until"] is None, "a better rate alone changes nothing"
+    bench.rates._usd["ETH"] = Decimal(2000)
+    await town.evm.send(invoice["address"], 10**16)
+    await town.confirm()
+    await town.round()
+    row = await bench.get(invoice)
+    assert (row["state"], row["worth_usd"]) == ("paid_late", Decimal("40.00"))
+    assert row["granted_until"] is not None
+
+
+async def test_a_period_that_was_stretched_by_a_change_of_plan_is_taken_back_as_stretched(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    before = town.evm.snapshot()
+    await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
+    await town.confirm()
+    audit = Audit(bench.door, clock=bench.clock, new_id=new_id)
+    plans = Plans([PRO, TEAM])
+    changes = Changes(
+        bench.subscriptions, bench.subscription_store, plans, door=bench.door, audit=audit, clock=bench.clock
+    )
+    for plan in ("team", "pro", "team"):
+        await changes.change_plan(Actor(invoice["user_id"]), plan, None)
+    town.evm.revert(before)
+    town.evm.mine()
+    await town.round()
+    bench.clock.advance(3601)
+    await bench.round()
+    assert await bench.state(invoice) == "invalid"
+    subscription = await bench.subscription(invoice["user_id"])
+    assert subscription is not None
+    assert subscription["status"] == "expired"
+
+
+async def test_made_up_transactions_keep_no_real_one_from_being_looked_for(town: Town):
+    bench = town.bench
+    for _ in range(21):
+        invoice = await bench.invoice("USDC")
+        for _ in range(5):
+            await bench.tell(invoice, f"0x{uuid4().hex:0>64}")
+    bench.clock.advance(1)
+    invoice = await bench.invoice("ETH")
+    town.evm.tester.disable_auto_mine_transactions()
+    tx = await town.evm.send(invoice["address"], int(invoice["amount"]))
+    await bench.tell(invoice, tx)
+    await town.round()
+    await town.round()
+    assert await bench.state(invoice) == "seen"
+
+
+async def test_a_user_has_five_transactions_looked_for_at_a_time(town: Town):
+    bench, user = town.bench, uuid4()
+    one, two = await bench.invoice("USDC", user=user), await bench.invoice("USDC", user=user)
+    made_up = [f"0x{uuid4().hex:0>64}" for _ in range(6)]
+    for number, transaction in enumerate(made_up[:5]):
+        await bench.tell(one if number % 2 else two, transaction)
+    with pytest.raises(Conflict, match="looked for"):
+        await bench.tell(one, made_up[5])
+    await bench.tell(two, made_up[4])
+    await bench.tell(await bench.invoice("USDC"), made_up[5])
+    bench.clock.advance(24 * 3600 + 1)
+    await bench.round()
+    await bench.tell(one, made_up[5])
+
+
+async def test_a_transaction_is_told_only_of_an_invoice_that_still_holds_its_address(town: Town):
+    bench = town.bench
+    invoice = await bench.invoice("USDC")
+    bench.clock.advance(8 * 86400)
+    await bench.round()
+    with pytest.raises(Conflict, match="too old"):
+        await bench.tell(await bench.get(invoice), f"0x{uuid4().hex:0>64}")
+
+
+async def test_a_transaction_that_waits_for_days_does_not_keep_the_rate(town: Town):
+    bench = town.bench
+    soon, never = await bench.invoice("ETH"), await bench.invoice("ETH")
+    town.evm.tester.disable_auto_mine_transactions()
+    for invoice in (soon, never):
+        tx = await town.evm.send(invoice["address"], int(invoice["amount"]), sender=1 if invoice is soon else 2)
+        await bench.tell(invoice, tx)
+    await town.round()
+    assert [await bench.state(one) for one in (soon, never)] == ["seen", "seen"]
+    await bench.execute(
+        f"update crypto_invoices set expires_at = expires_at - interval '25 hours' where id = '{never['id']}'"
+    )
+    await bench.execute("update crypto_receipts set at = at - interval '25 hours'")
+    await town.confirm()
+    assert [await bench.state(one) for one in (soon, never)] == ["paid", "paid_late"]
 
 
 async def test_on_a_shared_address_the_exact_amount_says_whose_a_payment_is(town: Town):

@@ -172,6 +172,9 @@ async def test_invoices_come_newest_first_in_pages(client: Client):
         ({"amount_usd": "28.99"}, 422, "AMOUNT_REFUSED"),
         ({"amount_usd": "1e300"}, 422, "AMOUNT_REFUSED"),
         ({"amount_usd": "NaN"}, 422, "AMOUNT_REFUSED"),
+        ({"amount_usd": "sNaN"}, 422, "AMOUNT_REFUSED"),
+        ({"amount_usd": "-sNaN"}, 422, "AMOUNT_REFUSED"),
+        ({"amount_usd": "1e99999999"}, 422, "AMOUNT_REFUSED"),
         ({"amount_usd": "Infinity"}, 422, "AMOUNT_REFUSED"),
         ({"refund_address": EVM}, 422, "ADDRESS_REFUSED"),
         ({"refund_address": "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"}, 422, "ADDRESS_REFUSED"),
@@ -198,6 +201,17 @@ async def test_a_body_that_is_no_order_is_refused(client: Client):
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "VALIDATION_ERROR")
 
 
+async def test_an_amount_of_very_many_digits_is_refused_and_kept_nowhere(client: Client):
+    for body in (
+        json.dumps(ORDER | {"amount_usd": "1" * 900_000}),
+        json.dumps(ORDER)[:-1] + ', "amount_usd": ' + "1" * 41 + "}",
+    ):
+        answer = await client("POST", "/pay/crypto/invoices", uuid4(), content=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "VALIDATION_ERROR")
+        assert len(answer.content) < 1000
+    assert await client.audited() == []
+
+
 async def test_a_chain_that_was_never_read_takes_no_invoice(client: Client):
     answer = await client.order(uuid4(), chain="ethereum", asset="USDC")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "CHAIN_UNAVAILABLE")
@@ -210,7 +224,7 @@ async def test_open_invoices_are_limited(client: Client):
         assert (await client.order(user)).status_code == 201
     answer = await client.order(user)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "TOO_MANY_INVOICES")
-    for _ in range(17):
+    for _ in range(2):
         client.clock.advance(901)
         await client.round()
         assert (await client.order(user)).status_code == 201
@@ -218,6 +232,11 @@ async def test_open_invoices_are_limited(client: Client):
     await client.round()
     answer = await client.order(user)
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "RATE_LIMITED")
+    assert int(answer.headers["retry-after"]) == 7 * 86400 + 900 - 3 * 901
+    assert (await client.order(uuid4())).status_code == 201
+    client.clock.advance(7 * 86400)
+    await client.round()
+    assert (await client.order(user)).status_code == 201
 
 
 async def test_an_expired_invoice_says_so_before_a_round_has_seen_it(client: Client):
@@ -226,6 +245,10 @@ async def test_an_expired_invoice_says_so_before_a_round_has_seen_it(client: Cli
     client.clock.advance(900)
     shown = (await client("GET", f"/pay/crypto/invoices/{made['id']}", user)).json()
     assert (shown["state"], shown["actions"]) == ("expired", ["new_invoice", "tell_transaction"])
+    client.clock.advance(8 * 86400)
+    await client.round()
+    shown = (await client("GET", f"/pay/crypto/invoices/{made['id']}", user)).json()
+    assert (shown["state"], shown["actions"]) == ("expired", ["new_invoice"])
 
 
 async def test_a_transaction_is_told_and_a_bad_one_refused(client: Client):
@@ -316,6 +339,8 @@ async def test_a_nodes_address_is_in_no_error_and_no_log(client: Client, caplog:
     [
         ([BITCOIN], {}),
         ([BITCOIN, BITCOIN], {"bitcoin": f"http://x/{KEY}"}),
+        ([BITCOIN, BITCOIN | {"name": "again"}], {"bitcoin": f"http://x/{KEY}", "again": f"http://x/{KEY}"}),
+        ([ETHEREUM, ETHEREUM | {"name": "again"}], {"ethereum": f"http://x/{KEY}", "again": f"http://x/{KEY}"}),
         ([{"name": "x"}], {"x": f"http://x/{KEY}"}),
     ],
 )

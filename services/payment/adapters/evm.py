@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from prometheus_client import Counter
 
-from services.payment.domain.chains import Chain
+from services.payment.domain.chains import Asset, Chain
 from services.payment.domain.crypto import BY_BALANCE, PLAIN, Block, Transfer
 from services.payment.ports import WrongChain
 from shared.errors import Transient
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 TRANSFER: Final = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
 """keccak256("Transfer(address,address,uint256)")"""
+DECIMALS: Final = "0x313ce567"
+"""The call decimals()."""
 
 UNRECONCILED: Final = Counter(
     "openbell_payment_unreconciled_total", "Ranges of blocks whose balances a node did not tell", ["chain"]
@@ -61,14 +63,20 @@ class Evm:
         self._connect = connect
         self._node: AsyncWeb3[Any] | None = None
         self._tokens = {asset.contract.lower(): asset for asset in chain.assets if asset.contract}
+        self._unasked = set(self._tokens.values())
         self._coin = next((asset for asset in chain.assets if asset.contract is None), None)
 
     async def check(self) -> None:
-        """Raise WrongChain unless the node's chain id is the configured one."""
+        """Raise WrongChain unless the chain id and, the first time, the decimals of the tokens are as configured."""
         async with self._asked() as node:
             answered = await node.eth.chain_id
         if answered != self._chain.chain_id:
             raise WrongChain(f"{self._chain.name}: the node's chain id is {answered}, not {self._chain.chain_id}")
+        for asset in sorted(self._unasked, key=lambda asset: asset.symbol):
+            told = await self._decimals(asset)
+            if told != asset.decimals:
+                raise WrongChain(f"{self._chain.name}: {asset.symbol} has {told} decimals, not {asset.decimals}")
+            self._unasked.remove(asset)
 
     async def head(self) -> Block:
         """Return the newest block."""
@@ -114,6 +122,7 @@ class Evm:
             if receipt["status"] != 1:
                 return []
             block = _block(await node.eth.get_block(receipt["blockNumber"]))
+            self._same(receipt, block)
             found = self._plain(sent, block, ours)
             return found + [one for log in receipt["logs"] if (one := self._token(log, block, ours)) is not None]
 
@@ -122,6 +131,17 @@ class Evm:
         node, self._node = self._node, None
         if node is not None:
             await node.provider.disconnect()
+
+    async def _decimals(self, asset: Asset) -> int | None:
+        """Return what a token's contract says; None when nothing there says it."""
+        from web3.exceptions import ContractLogicError  # noqa: PLC0415 - memory
+
+        async with self._asked() as node:
+            try:
+                told = bytes(await node.eth.call(cast("Any", {"to": asset.contract, "data": DECIMALS})))
+            except ContractLogicError:
+                return None
+        return int.from_bytes(told) if len(told) == _WORD else None
 
     async def _token_transfers(
         self, node: "AsyncWeb3[Any]", first: int, last: int, ours: dict[str, str]
@@ -171,6 +191,7 @@ class Evm:
                 if sender not in ours and (to not in ours or not tx["value"]):
                     continue
                 receipt = await node.eth.get_transaction_receipt(tx["hash"])
+                self._same(receipt, blocks[-1])
                 moved: int = tx["value"] if receipt["status"] == 1 else 0
                 if sender in ours:
                     spent = moved + receipt["gasUsed"] * receipt["effectiveGasPrice"]
@@ -210,6 +231,11 @@ class Evm:
         except Web3RPCError:
             UNRECONCILED.labels(self._chain.name).inc()
         return found
+
+    def _same(self, receipt: Any, block: Block) -> None:
+        """Raise Transient unless a receipt is of this very block: peers behind one address may be on two forks."""
+        if _hex(receipt["blockHash"]) != block.hash:
+            raise Transient(f"{self._chain.name}: the node tells of two different blocks {block.number}")
 
     def _plain(self, tx: Any, block: Block | None, ours: dict[str, str]) -> list[Transfer]:
         to = ours.get(str(tx.get("to") or "").lower())

@@ -42,6 +42,9 @@ _DEPTHS: Final[dict[Kind, tuple[Depth, ...]]] = {
 _FINAL_BLOCKS: Final[dict[Kind, int]] = {"bitcoin": 12, "evm": 64}
 _RESCAN_BLOCKS: Final[dict[Kind, int]] = {"bitcoin": 6, "evm": 3}
 
+_COIN_DECIMALS: Final[dict[Kind, int]] = {"bitcoin": 8, "evm": 18}
+"""Esplora tells satoshi; nodes tell wei."""
+
 
 class Asset(BaseModel):
     """What is paid with: the chain's coin, or a token by its contract. A stablecoin counts as one USD."""
@@ -85,14 +88,24 @@ class Chain(BaseModel):
             raise ValueError("an address stands there twice")
         if len({asset.symbol for asset in self.assets}) < len(self.assets):
             raise ValueError("an asset stands there twice")
+        coins = [asset for asset in self.assets if asset.contract is None]
+        if any(coin.decimals != _COIN_DECIMALS[self.kind] for coin in coins):
+            raise ValueError(f"the coin of a chain of kind {self.kind} has {_COIN_DECIMALS[self.kind]} decimals")
         contracts = [asset.contract for asset in self.assets if asset.contract is not None]
-        if len(self.assets) - len(contracts) > 1:
+        if len(coins) > 1:
             raise ValueError("a chain has one coin; tokens name their contract")
         if contracts and self.kind != "evm":
             raise ValueError("only a chain of kind evm has tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        contracts = (asset.contract for asset in self.assets if asset.contract is not None)
         for address in (*self.our_addresses, *contracts):
             if problem := self.address_problem(address):
                 raise ValueError(f"{address}: {problem}")
+            if self.kind == "bitcoin" and address.isupper():
+                raise ValueError(f"{address}: write it in small letters, as what reads the chain does")
         return self
 
     @model_validator(mode="after")
@@ -104,6 +117,11 @@ class Chain(BaseModel):
         if self.finality < max(depth.blocks for depth in self.depths):
             raise ValueError("final_blocks is less than the confirmations that a payment needs")
         return self
+
+    @property
+    def network_id(self) -> int | str:
+        """Which chain it is, whatever it is called here."""
+        return self.network if self.chain_id is None else self.chain_id
 
     @property
     def our_addresses(self) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ LOST: Final = timedelta(hours=1)
 """How long a transaction that dropped out of the chain may take to come back."""
 LOOK_FOR: Final = timedelta(hours=24)
 """How long a transaction that a customer tells of is looked for."""
+SIGHTING: Final = timedelta(hours=24)
+"""How long after the rate's lock a transaction that was seen in time may come into a block."""
 LATE_WORTH: Final = Decimal("0.99")
 """A late payment counts when it is worth this share of the price at the rate of when it was confirmed."""
 MOST_DIGITS: Final = 30
@@ -73,12 +75,13 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What is known now of something that came. `confirmations` is 0 unless it is mined."""
+    """What is known now of something that came: when its block was made, and how deep that lies."""
 
     amount: int
     status: ReceiptStatus
     at: datetime
     confirmations: int = 0
+    mined_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ def judge(*, amount: int, expires_at: datetime, needed: int, receipts: Sequence[
 
     state: State
     if confirmed >= amount:
-        in_time = sum(one.amount for one in deep if one.at <= expires_at)
+        in_time = sum(one.amount for one in deep if _in_time(one, expires_at))
         state = "paid_late" if in_time < amount else "paid_over" if confirmed > amount else "paid"
     elif len(deep) < len(live):
         mined = [one.amount for one in live if one.status == "mined"]
@@ -110,6 +113,11 @@ def judge(*, amount: int, expires_at: datetime, needed: int, receipts: Sequence[
     else:
         state = "new" if now < expires_at else "expired"
     return Verdict(state, received, confirmed)
+
+
+def _in_time(one: Receipt, expires_at: datetime) -> bool:
+    """Whoever lets a transaction wait for days would choose the better of two rates."""
+    return one.at <= expires_at and (one.mined_at is None or one.mined_at <= expires_at + SIGHTING)
 
 
 def base_units(price_usd: Decimal, rate_usd: Decimal, asset: Asset) -> int:
@@ -179,8 +187,10 @@ NEXT: Final[Mapping[State, Next]] = {
 """For each state."""
 
 
-def next_for(state: State, *, granted: bool, expired: bool, shared: bool) -> Next:
+def next_for(state: State, *, granted: bool, expired: bool, shared: bool, held: bool) -> Next:
     """Return what the customer may do in a state; a rest cannot be paid once the rate's lock is over."""
+    if state in {"expired", "invalid"} and not held:
+        return Next(("new_invoice",), "This invoice is over. Make a new one; if you have paid, write to support.")
     if state == "paid_late" and granted:
         return Next((), "Paid, late. There is nothing more to do.")
     if state in {"paid", "paid_over"} and not granted:

@@ -7,14 +7,14 @@ refused is audited as well.
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
 from litestar import Request, Response, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody, QueryParameter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from services.payment.domain.chains import Chain
 from services.payment.domain.crypto import LOCK, in_units, next_for
@@ -29,6 +29,8 @@ from shared.messaging.door import Done, Door
 
 HttpRequest = Request[Any, Any, Any]
 
+MOST_WRITTEN: Final = 40
+
 
 class NewInvoice(BaseModel):
     """What to pay for, and with what. `amount_usd` guards against a changed price; `refund_address` is yours."""
@@ -40,6 +42,13 @@ class NewInvoice(BaseModel):
     asset: str = Field(max_length=64)
     amount_usd: Decimal | None = Field(default=None, allow_inf_nan=True)
     refund_address: str | None = Field(default=None, max_length=200)
+
+    @field_validator("amount_usd", mode="before")
+    @classmethod
+    def _short(cls, number: object) -> object:
+        if len(str(number)) > MOST_WRITTEN:
+            raise ValueError(f"a number has at most {MOST_WRITTEN} characters")
+        return number
 
 
 class Told(BaseModel):
@@ -258,7 +267,8 @@ def _view(shown: Shown, chains: Mapping[str, Chain], now: datetime) -> InvoiceVi
     decimals: int = row["decimals"]
     state = "expired" if row["state"] == "new" and now >= row["expires_at"] else row["state"]
     granted = row["granted_until"] is not None
-    following = next_for(state, granted=granted, expired=now >= row["expires_at"], shared=row["shared"])
+    expired = now >= row["expires_at"]
+    following = next_for(state, granted=granted, expired=expired, shared=row["shared"], held=row["held"])
 
     def units(amount: int | Decimal) -> str:
         return f"{in_units(int(amount), decimals):f}"

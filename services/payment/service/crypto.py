@@ -27,11 +27,15 @@ from shared.errors import Conflict, Invalid, NotFound, RateLimited, Transient
 from shared.messaging.door import Done
 
 MOST_OPEN: Final = 3
-MOST_A_DAY: Final = 20
+MOST_HELD: Final = 5
+"""Of one user's invoices that gave nothing: each keeps an address, or an amount, from everybody else for a week."""
+MOST_TOLD: Final = 20
+"""For one invoice."""
+MOST_WAITING: Final = 5
+"""Transactions that one user has looked for at a time."""
 STALE: Final = timedelta(minutes=5)
 LEAST_RATE: Final = Decimal("1e-9")
 HIGHEST_RATE: Final = Decimal("1e9")
-DAY: Final = timedelta(days=1)
 
 
 class UnknownChain(Invalid):
@@ -155,7 +159,10 @@ class CryptoInvoices:
         if asset is None:
             known = sorted(asset.symbol for asset in chain.assets)
             raise UnknownCurrency(asset=order.asset, chain=chain.name, assets=known)
-        if order.amount_usd is not None and order.amount_usd != plan.price_usd:
+        asked = order.amount_usd
+        if asked is not None and (
+            not asked.is_finite() or asked != plan.price_usd
+        ):  # a signalling NaN cannot be compared
             raise AmountRefused(price_usd=str(plan.price_usd), plan=plan.name)
         if order.refund_address is not None and (problem := chain.address_problem(order.refund_address)):
             raise AddressRefused(problem, chain=chain.name)
@@ -214,14 +221,18 @@ class CryptoInvoices:
         return Done(row, [self._audit.of(actor, "create.crypto_invoice", str(row["id"]), **told)])
 
     async def tell(self, actor: Actor, invoice: Row, transaction: str, tx: Tx) -> Done[None]:
-        """Note a transaction to be looked for. Raises TransactionRefused, NotConfigured."""
+        """Note a transaction to be looked for. Raises TransactionRefused, NotConfigured, Conflict."""
         chain = self.chains.get(invoice["chain"])
         if chain is None:
             raise NotConfigured("this chain is not offered any more", chain=invoice["chain"])
         written = chain.transaction(transaction)
         if written is None:
             raise TransactionRefused(chain=chain.name)
-        if len(await self._store.told_of(tx, invoice["id"])) >= MOST_A_DAY:
+        if not invoice["held"]:
+            raise Conflict("this invoice is too old to look for its payment; write to support")
+        if await self._store.waiting_of(tx, invoice["user_id"], written) >= MOST_WAITING:
+            raise Conflict("several transactions of yours are being looked for; wait until that has ended")
+        if len(await self._store.told_of(tx, invoice["id"])) >= MOST_TOLD:
             raise Conflict("you have told of too many transactions for this invoice; write to support")
         await self._store.tell(tx, chain.name, written, invoice["id"], self._clock())
         return Done(None, [self._audit.of(actor, "tell.crypto_transaction", str(invoice["id"]), transaction=written)])
@@ -277,12 +288,12 @@ class CryptoInvoices:
         return row["id"]
 
     async def _bounded(self, tx: Tx, user_id: UUID, now: datetime) -> None:
-        counts = await self._store.counts(tx, user_id, now - DAY, now)
+        counts = await self._store.counts(tx, user_id, now)
         if counts["open"] >= MOST_OPEN:
             raise TooManyInvoices
-        if counts["lately"] >= MOST_A_DAY:
-            wait = counts["first_at"] + DAY - now
-            raise RateLimited("too many invoices in one day", retry_after_s=wait.total_seconds())
+        if counts["held"] >= MOST_HELD:
+            wait = max((counts["free_at"] - now).total_seconds(), 1.0)
+            raise RateLimited("several of your invoices were not paid and still hold an address", retry_after_s=wait)
 
     async def _place(self, tx: Tx, chain: Chain, asset: Asset, amount: int) -> tuple[str, int]:
         """Return an address of the invoice's own, or the shared one with an amount of its own."""

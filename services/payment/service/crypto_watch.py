@@ -119,8 +119,8 @@ class CryptoWatch:
                 await self._receipts.note(tx, self.name, transfer, now, _SKEW[self._chain.kind])
 
     async def _look_for_told(self) -> None:
-        async with self._door.read() as tx:
-            told = await self._store.told(tx, self.name)
+        async with self._door.transaction() as tx:
+            told = await self._store.take_told(tx, self.name, self._clock())
         ours = await self._ours()
         for row in told:
             found = await self._reader.transaction(row["tx"], ours)

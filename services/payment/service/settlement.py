@@ -7,7 +7,7 @@ come back) the grant stays; it is taken back when the doubt ends badly.
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -18,6 +18,7 @@ from services.payment.domain.crypto import IN_DOUBT, LATE_WORTH, WHOLE, Receipt,
 from services.payment.domain.money import MOST
 from services.payment.domain.periods import anchor_of, period_after
 from services.payment.domain.plans import Plans
+from services.payment.domain.proration import moved_end
 from services.payment.domain.subscriptions import State
 from services.payment.service.subscriptions import AlreadySubscribed, Subscriptions, once
 from services.payment.store.crypto import CryptoStore
@@ -96,6 +97,8 @@ class Settlement:
         )
         events = await self._book(tx, row, list(zip(found, receipts, strict=True)), now)
         grant: dict[str, Any] = {name: row[name] for name in ("worth_usd", *_GRANT)}
+        if row["granted_until"] is None and verdict.confirmed != row["confirmed"]:
+            grant["worth_usd"] = None  # it was of another sum
         if verdict.state == "paid_late" and grant["worth_usd"] is None and row["asset"] in worth:
             units = in_units(verdict.confirmed, row["decimals"])
             grant["worth_usd"] = usd_worth(units, worth[row["asset"]])
@@ -190,17 +193,25 @@ class Settlement:
 
     async def _take_back(self, tx: Tx, row: Row, grant: dict[str, Any], now: datetime) -> list[Event]:
         """Take the granted period back: what was given later moves forward by as much."""
-        subscription_id, given = row["subscription_id"], row["granted_until"] - row["granted_from"]
+        subscription_id = row["subscription_id"]
         grant |= {"subscription_id": None, "granted_from": None, "granted_until": None, "worth_usd": None}
         open_row = await self._subscription_store.open(tx, row["user_id"])
         if open_row is None or open_row["id"] != subscription_id or open_row["current_period_end"] is None:
             return []
-        state = state_of(open_row)
+        state, given = state_of(open_row), self._given(row, open_row["plan"])
         end = open_row["current_period_end"] - given
         grace = None if state.grace_until is None else state.grace_until - given
         status = state.status if end > now else "expired"
         state = replace(state, period_end=end, grace_until=grace, status=status)
         return await self._subscriptions.become(tx, row["user_id"], state, subscription_id)
+
+    def _given(self, row: Row, plan: str) -> timedelta:
+        """Return how long an invoice's period is at the price of the plan that the subscription has by now."""
+        old, new = self._plans.get(row["plan"]), self._plans.get(plan)
+        until = row["granted_until"]
+        if old is not None and new is not None:
+            until = moved_end(row["granted_from"], until, old, new)
+        return until - row["granted_from"]
 
     async def _tell_received(self, tx: Tx, row: Row, verdict: Verdict, now: datetime) -> Sequence[Event]:
         received = PaymentReceived(
@@ -245,4 +256,4 @@ def _is_paid(verdict: Verdict, row: Row, worth_usd: Decimal | None) -> bool:
 
 def _receipt(row: Row, head: int) -> Receipt:
     confirmations = max(head - row["block_number"] + 1, 0) if row["status"] == "mined" else 0
-    return Receipt(int(row["amount"]), row["status"], row["at"], confirmations)
+    return Receipt(int(row["amount"]), row["status"], row["at"], confirmations, row["mined_at"])

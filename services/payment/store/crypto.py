@@ -27,8 +27,8 @@ _PAGE: Final = text("""
     order by created_at desc, id desc limit :most""")
 _COUNTS: Final = text("""
     select count(*) filter (where state in ('new', 'seen', 'confirming') and expires_at > :now) as open,
-           count(*) as lately, min(created_at) as first_at
-    from crypto_invoices where user_id = :user_id and created_at > :since""")
+           count(*) as held, min(held_until) as free_at
+    from crypto_invoices where user_id = :user_id and held and granted_until is null""")
 _HELD: Final = text("select address from crypto_invoices where chain = :chain and held and not shared")
 _TAKEN: Final = text("""
     select amount from crypto_invoices
@@ -57,9 +57,16 @@ _LATE: Final = text("""
       and state in ('seen', 'confirming', 'paid_partial', 'paid_late')""")
 _TELL: Final = text("""
     insert into crypto_told (chain, tx, invoice_id, told_at) values (:chain, :tx, :invoice_id, :now)
-    on conflict (chain, tx, invoice_id) do update set told_at = excluded.told_at, result = 'waiting'
+    on conflict (chain, tx, invoice_id) do update set told_at = excluded.told_at, looked_at = null, result = 'waiting'
         where crypto_told.result <> 'waiting'""")
-_TOLD: Final = text("select * from crypto_told where chain = :chain and result = 'waiting' order by told_at limit 100")
+_TAKE_TOLD: Final = text("""
+    update crypto_told set looked_at = :now where (chain, tx, invoice_id) in (
+        select chain, tx, invoice_id from crypto_told where chain = :chain and result = 'waiting'
+        order by looked_at nulls first, told_at limit 100)
+    returning *""")
+_WAITING_OF: Final = text("""
+    select count(*) as told from crypto_told join crypto_invoices on crypto_invoices.id = crypto_told.invoice_id
+    where user_id = :user_id and result = 'waiting' and tx <> :tx""")
 _TOLD_OF: Final = text("select tx, told_at, result from crypto_told where invoice_id = :id order by told_at, tx")
 _ANSWER_TOLD: Final = text("""
     update crypto_told set result = :result where chain = :chain and tx = :tx and result = 'waiting'""")
@@ -98,9 +105,9 @@ class CryptoStore:
         at, last = before or (None, None)
         return await tx.fetch(_PAGE, user_id=user_id, most=most, before_at=at, before_id=last)
 
-    async def counts(self, tx: Tx, user_id: UUID, since: datetime, now: datetime) -> Row:
-        """Return how many invoices a user has open, how many were made lately, and when the first of those."""
-        row = await tx.fetchrow(_COUNTS, user_id=user_id, since=since, now=now)
+    async def counts(self, tx: Tx, user_id: UUID, now: datetime) -> Row:
+        """Return how many invoices that gave nothing a user has open, how many hold an address, and until when one."""
+        row = await tx.fetchrow(_COUNTS, user_id=user_id, now=now)
         assert row is not None  # noqa: S101 - an aggregate always has its row
         return row
 
@@ -147,9 +154,15 @@ class CryptoStore:
         """Note a transaction that a customer tells of, to be looked for."""
         await tx.execute(_TELL, chain=chain, tx=transaction, invoice_id=invoice_id, now=now)
 
-    async def told(self, tx: Tx, chain: str) -> list[Row]:
-        """Return the transactions that are looked for."""
-        return await tx.fetch(_TOLD, chain=chain)
+    async def take_told(self, tx: Tx, chain: str, now: datetime) -> list[Row]:
+        """Return transactions to look for now: of those that wait, the ones that were not looked for the longest."""
+        return await tx.fetch(_TAKE_TOLD, chain=chain, now=now)
+
+    async def waiting_of(self, tx: Tx, user_id: UUID, besides: str) -> int:
+        """Return how many transactions are looked for that a user has told of, besides one."""
+        row = await tx.fetchrow(_WAITING_OF, user_id=user_id, tx=besides)
+        assert row is not None  # noqa: S101 - an aggregate always has its row
+        return row["told"]
 
     async def told_of(self, tx: Tx, invoice_id: UUID) -> list[Row]:
         """Return the transactions that a customer told of, and what came of each."""

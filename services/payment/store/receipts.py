@@ -12,12 +12,13 @@ from shared.db import Row, Tx
 
 _NOTE: Final = text("""
     insert into crypto_receipts as known (chain, tx, idx, asset, address, amount, sender, status, block_number,
-        block_hash, at, created_at, updated_at)
+        block_hash, mined_at, at, created_at, updated_at)
     values (:chain, :tx, :idx, :asset, :address, :amount, cast(:sender as text), :status, cast(:number as bigint),
-        cast(:hash as text), :at, :now, :now)
+        cast(:hash as text), cast(:mined_at as timestamptz), :at, :now, :now)
     on conflict (chain, tx, idx) do update set amount = excluded.amount, asset = excluded.asset,
         address = excluded.address, status = excluded.status, block_number = excluded.block_number,
-        block_hash = excluded.block_hash, at = least(known.at, excluded.at), lost_at = null, settled = false,
+        block_hash = excluded.block_hash, mined_at = excluded.mined_at,
+        at = least(known.at, excluded.at), lost_at = null, settled = false,
         final = false, updated_at = excluded.updated_at,
         invoice_id = case when (known.address, known.asset, known.amount)
             = (excluded.address, excluded.asset, excluded.amount) or known.booked is not null
@@ -36,7 +37,7 @@ _OPEN: Final = text("""
     where chain = :chain and not final and status <> 'dropped' order by block_number nulls last, tx, idx""")
 _LOSE: Final = text("""
     update crypto_receipts set status = :status, lost_at = coalesce(lost_at, :now), block_number = null,
-        block_hash = null, settled = false, final = :status = 'dropped', updated_at = :now
+        block_hash = null, mined_at = null, settled = false, final = :status = 'dropped', updated_at = :now
     where chain = :chain and tx = :tx and idx = :idx""")
 _FINAL: Final = text("update crypto_receipts set final = true where chain = :chain and tx = :tx and idx = :idx")
 _OF: Final = text("select * from crypto_receipts where invoice_id = :id order by created_at, tx, idx for update")
@@ -78,6 +79,7 @@ class ReceiptStore:
             status="mined" if block else "seen",
             number=block.number if block else None,
             hash=block.hash if block else None,
+            mined_at=block.time if block else None,
             at=min(now, block.time) if block else now,
             now=now,
         )
