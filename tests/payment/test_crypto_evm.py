@@ -18,7 +18,9 @@ from services.payment.domain.crypto import Block, Transfer
 from services.payment.domain.plans import Plans
 from services.payment.ports import WrongChain
 from services.payment.service.audit import Actor, Audit
+from services.payment.service.catalogue import Catalogue
 from services.payment.service.changes import Changes
+from services.payment.store.mirror import MirrorStore
 from services.payment.store.receipts import ReceiptStore
 from shared.clock import new_id
 from shared.db import Database
@@ -468,9 +470,9 @@ async def test_a_period_that_was_stretched_by_a_change_of_plan_is_taken_back_as_
     await town.evm.call(town.usdc, "transfer", invoice["address"], 29 * USDC)
     await town.confirm()
     audit = Audit(bench.door, clock=bench.clock, new_id=new_id)
-    plans = Plans([PRO, TEAM])
+    catalogue = Catalogue(Plans([PRO, TEAM]), MirrorStore())
     changes = Changes(
-        bench.subscriptions, bench.subscription_store, plans, door=bench.door, audit=audit, clock=bench.clock
+        bench.subscriptions, bench.subscription_store, catalogue, door=bench.door, audit=audit, clock=bench.clock
     )
     for plan in ("team", "pro", "team"):
         await changes.change_plan(Actor(invoice["user_id"]), plan, None)
