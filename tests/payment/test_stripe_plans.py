@@ -1,12 +1,14 @@
 """Plans that Stripe's prices name: bought, followed, taken off sale; and prices that cannot be plans."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
 from services.payment.domain.plans import Plan, Plans, Priced, names_plan, priced
+from services.payment.domain.stripe import state_of
 from shared.contracts.api import UserSignedUp
 from tests.fakes.stripe import FakeStripe
 from tests.payment.inprocess import InProcess, asked, follow, have, started
@@ -159,6 +161,20 @@ def test_a_plan_of_the_settings_wins_over_a_price_of_its_name() -> None:
     plans = Plans([ours()]).beside([stripes("gold", "price_pro"), stripes("gold", "price_gold", created=0)])
     assert plans.of_price("price_pro") == ours(), "a price that the settings name stays with its plan"
     assert plans["gold"].stripe_price == "price_gold"
+
+
+def test_a_price_says_what_is_bought_before_the_subscription_says_what_was() -> None:
+    plans = Plans([ours("pro", None), ours("max", None)])
+
+    def plan(price: dict[str, Any], **metadata: str) -> str:
+        said = {"id": "sub_1", "status": "active", "metadata": metadata, "items": {"data": [{"price": price}]}}
+        state = state_of(said, plans, timedelta(days=7), datetime(2026, 11, 22, tzinfo=UTC))
+        assert state is not None
+        return state.plan
+
+    assert plan({"id": "price_1", "lookup_key": "pro"}, plan="max") == "pro"  # changed in Stripe's portal
+    assert plan({"id": "price_1", "lookup_key": None}, plan="max") == "max"
+    assert plan({"id": "price_1"}) == "price_1"
 
 
 def test_the_newest_price_that_can_be_bought_is_sold_and_older_ones_stay_known() -> None:

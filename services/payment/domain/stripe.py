@@ -209,12 +209,12 @@ def _item(subscription: Object, plans: Plans) -> Object:
 
 
 def _plan(subscription: Object, item: Object, plans: Plans) -> str:
-    """Return the plan's name: by its price, by what we wrote on the subscription, by the price's own names."""
+    """Return the plan's name: by its price, by the price's own name, by what we wrote when the subscription began."""
     price = _mapping(item.get("price"))
     priced = plans.of_price(reference(item.get("price")) or "")
     if priced is not None:
         return priced.name
-    for name in (_mapping(subscription.get("metadata")).get("plan"), price.get("lookup_key")):
+    for name in (price.get("lookup_key"), _mapping(subscription.get("metadata")).get("plan")):
         if isinstance(name, str) and name in plans:
             return name
     return reference(item.get("price")) or "unknown"
