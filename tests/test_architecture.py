@@ -227,6 +227,13 @@ def test_every_setting_stands_in_the_example_with_its_default(tmp_path: Path, mo
         assert unset == {f"{cls.model_config.get('env_prefix', '')}{name}".upper() for name in nothing}
 
 
+def test_nothing_that_a_stand_in_loads_lets_nested_data_end_the_process():
+    code = (
+        "import sys; before = sys.getrecursionlimit(); import tests.fakes.evm; print(sys.getrecursionlimit() - before)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True).stdout == b"0\n"
+
+
 # Routes
 
 

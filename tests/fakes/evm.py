@@ -18,11 +18,11 @@ from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from eth_tester.exceptions import TransactionFailed
 
 _LIMIT = sys.getrecursionlimit()
 
-from web3 import AsyncWeb3  # noqa: E402 - between two looks at the limit
+from eth_tester.exceptions import TransactionFailed  # noqa: E402 - between two looks at the limit
+from web3 import AsyncWeb3  # noqa: E402 - same
 from web3.providers.eth_tester import AsyncEthereumTesterProvider  # noqa: E402 - same
 
 CHAIN_ID = 131277322940537
