@@ -36,6 +36,7 @@ from services.broker.domain.orders import (
 Move = State | Literal["works", "same"]
 
 _EXACT: Final = Context(prec=60)
+_PRICE: Final = Decimal("1e-18")
 _UNSENT: Final[frozenset[State]] = frozenset({"new", "pending_submit"})
 _OURS: Final[frozenset[Kind]] = frozenset(OURS)
 _TELLS_NOTHING: Final[frozenset[Kind]] = frozenset((*OURS, "not_found", "cancel_rejected", "replace_rejected"))
@@ -163,7 +164,7 @@ def _provisional(order: Order, told: Cumulative) -> Fill | None:
         return None
     value = told.quantity * told.average_price - sum((one.quantity * one.price for one in known), ZERO)
     # An execution that the total does not include yet would leave nonsense: then the average is the better guess.
-    price = value / missing if value > 0 else told.average_price
+    price = (value / missing).quantize(_PRICE) if value > 0 else told.average_price
     leg = order.terms.legs[told.leg]
     fill_id = f"{order.id}/{told.leg}/cumulative/{quantity.normalize():f}-{told.quantity.normalize():f}"
     return Fill(fill_id, order.id, leg.instrument, leg.side, missing, price, told.at, provisional=True)
