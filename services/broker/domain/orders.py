@@ -24,6 +24,7 @@ Side = Literal["buy", "sell"]
 OrderType = Literal["market", "limit", "stop", "stop_limit", "trailing_stop"]
 TimeInForce = Literal["day", "gtc", "ioc", "fok", "opg", "cls"]
 OrderClass = Literal["simple", "bracket", "oco", "multi_leg"]
+Strategy = Literal["vertical", "calendar", "straddle", "strangle"]
 State = Literal[
     "new",
     "pending_submit",
@@ -94,6 +95,7 @@ class Terms:
     trail_amount: Decimal | None = None
     trail_percent: Decimal | None = None
     order_class: OrderClass = "simple"
+    strategy: Strategy | None = None  # what several legs are meant to be, so that they can be held to it
     exits: Exits | None = None
     extended_hours: bool = False
 
