@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from services.broker.domain.instruments import Instrument, instrument
@@ -24,6 +25,7 @@ from services.broker.domain.orders import (
 
 T0 = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
 ACCOUNT = UUID(int=7)
+UNHURRIED = settings(deadline=None)  # a loaded machine is no finding
 AAPL = instrument("AAPL")
 CALL = instrument("AAPL261218C00200000")
 

@@ -14,7 +14,7 @@ from services.broker.domain.checks import Capabilities, Refusal, TradeRules, che
 from services.broker.domain.instruments import instrument
 from services.broker.domain.orders import Exits, Leg, Terms
 from services.broker.domain.risk import Limits, Quote, Recent, Snapshot, assess, mode
-from tests.broker.samples import AAPL, CALL, T0, at, terms
+from tests.broker.samples import AAPL, CALL, T0, UNHURRIED, at, terms
 
 CENTS = TradeRules(((Decimal(0), Decimal("0.0001")), (Decimal(1), Decimal("0.01"))), Decimal("0.001"), Decimal("0.01"))
 NICKELS = TradeRules(((Decimal(0), Decimal("0.05")),), Decimal(1), Decimal(1))
@@ -154,6 +154,7 @@ def test_what_a_venue_does_not_take_is_refused():
 anything = st.none() | st.decimals(allow_nan=True, allow_infinity=True)
 
 
+@UNHURRIED
 @given(
     quantity=anything,
     notional=anything,
@@ -291,6 +292,7 @@ def test_a_snapshot_that_nobody_filled_in_lets_nothing_pass():
     assert {one.code for one in assess(terms(), LIMITS, bare)} == {"HALTED", "USER_HALTED", "PLAN_REQUIRED"}
 
 
+@UNHURRIED
 @given(account=st.text(max_size=6) | st.sampled_from(["live", "paper"]), deployment=st.text(max_size=6))
 def test_nothing_is_live_unless_both_flags_say_exactly_so(account: str, deployment: str):
     assert mode("live", "live") == "live"
@@ -300,6 +302,7 @@ def test_nothing_is_live_unless_both_flags_say_exactly_so(account: str, deployme
         assert mode("live", near) != mode("live", "live") != mode(near, "live")
 
 
+@UNHURRIED
 @given(quantity=st.integers(1, 400), more=st.integers(1, 400), power=st.integers(0, 5000))
 def test_a_larger_order_is_never_easier(quantity: int, more: int, power: int):
     money = {"buying_power": Decimal(power), "now": T0 + timedelta(seconds=1)}

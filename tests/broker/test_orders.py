@@ -29,6 +29,7 @@ from services.broker.domain.orders import (
 from tests.broker.samples import (
     AAPL,
     CALL,
+    UNHURRIED,
     any_report,
     execution,
     executions,
@@ -54,6 +55,10 @@ def illegal(facts: tuple[Fact, ...]) -> list[tuple[str, str]]:
 
 def looked_up(kind: VenueKind, **more: Any) -> Report:
     return Report(kind, looked_up=True, **more)
+
+
+def told_with_a_fill(kind: VenueKind) -> Report:
+    return Report(kind, (execution("a", 40),))
 
 
 # States
@@ -98,6 +103,7 @@ def looked_up(kind: VenueKind, **more: Any) -> Report:
         ((*SENT, "outcome_unknown", looked_up("not_found"), "refused"), "rejected"),
         ((*SENT, "outcome_unknown", looked_up("not_found"), "accepted"), "accepted"),
         ((*SENT, "outcome_unknown", "accepted", looked_up("not_found")), "unknown"),
+        ((*SENT, "outcome_unknown", told_with_a_fill("cancel_rejected"), looked_up("not_found")), "unknown"),
         ((*WORKS, looked_up("not_found")), "unknown"),
     ],
 )
@@ -152,6 +158,7 @@ def test_every_report_that_a_state_does_not_allow_is_told_and_changes_no_state()
                 assert step.order.state == state
 
 
+@UNHURRIED
 @given(told=st.lists(any_report(), max_size=12))
 def test_only_fills_leave_a_state_that_is_over_and_only_a_look_up_leaves_unknown(told: list[Report]):
     now = order(50)
@@ -168,6 +175,7 @@ def test_only_fills_leave_a_state_that_is_over_and_only_a_look_up_leaves_unknown
         now = step.order
 
 
+@UNHURRIED
 @given(told=st.lists(any_report(), max_size=12))
 def test_an_order_is_sent_again_only_after_a_look_up_did_not_find_it_or_it_never_left(told: list[Report]):
     """The one state from which it is sent is `new`."""
@@ -186,6 +194,7 @@ def test_an_order_is_sent_again_only_after_a_look_up_did_not_find_it_or_it_never
 # Fills
 
 
+@UNHURRIED
 @given(done=executions(), data=st.data())
 def test_executions_and_totals_in_any_order_and_number_leave_the_executions(done: list[Any], data: st.DataObject):
     single = [Report("fill", (one,)) for one in done]
@@ -206,6 +215,7 @@ def test_executions_and_totals_in_any_order_and_number_leave_the_executions(done
     assert codes(step.facts) == illegal(step.facts) == []
 
 
+@UNHURRIED
 @given(done=executions(legs=2), data=st.data())
 def test_the_same_reports_in_another_order_leave_the_same_fills(done: list[Any], data: st.DataObject):
     """Losses too: some executions are never told, and the totals stand for them."""
@@ -220,6 +230,7 @@ def test_the_same_reports_in_another_order_leave_the_same_fills(done: list[Any],
     assert filled(one.order) == filled(other.order)
 
 
+@UNHURRIED
 @given(told=st.lists(any_report(), max_size=12))
 def test_the_facts_of_fills_add_up_to_the_fills_that_count(told: list[Report]):
     now, standing = order(50), dict[str, Any]()

@@ -30,6 +30,7 @@ from tests.broker.samples import (
     AAPL,
     ACCOUNT,
     CALL,
+    UNHURRIED,
     at,
     execution,
     executions,
@@ -88,6 +89,7 @@ def histories(draw: st.DrawFn) -> tuple[Position, list[PositionFact]]:
     return position, facts
 
 
+@UNHURRIED
 @given(history=histories(), price=prices)
 def test_what_is_made_and_what_is_held_equal_the_cash_and_the_value(history: tuple[Position, Any], price: Decimal):
     position, _ = history
@@ -97,6 +99,7 @@ def test_what_is_made_and_what_is_held_equal_the_cash_and_the_value(history: tup
             assert position.realised(way) - position.fees + position.unrealised(price, way) == total
 
 
+@UNHURRIED
 @given(history=histories(), data=st.data())
 def test_the_same_facts_in_any_order_and_number_rebuild_the_same_position(history: Any, data: st.DataObject):
     position, facts = history
@@ -105,6 +108,7 @@ def test_the_same_facts_in_any_order_and_number_rebuild_the_same_position(histor
     assert book.get(position.instrument.key, position) == position
 
 
+@UNHURRIED
 @given(history=histories())
 def test_what_is_closed_wholly_leaves_nothing(history: tuple[Position, Any]):
     position, _ = history
@@ -115,6 +119,7 @@ def test_what_is_closed_wholly_leaves_nothing(history: tuple[Position, Any]):
         assert position.realised("fifo") == position.realised("average") == position.cash + position.fees
 
 
+@UNHURRIED
 @given(history=histories())
 def test_lots_all_go_the_same_way_and_have_something_left(history: tuple[Position, Any]):
     position, _ = history
@@ -125,6 +130,7 @@ def test_lots_all_go_the_same_way_and_have_something_left(history: tuple[Positio
 moves = st.lists(st.tuples(st.integers(-9, 9).filter(bool), st.integers(1, 50)), max_size=12)
 
 
+@UNHURRIED
 @given(moves=moves)
 def test_fifo_is_what_a_queue_of_single_shares_says(moves: list[tuple[int, int]]):
     queue, sign, made = deque[int](), 1, 0
@@ -141,6 +147,7 @@ def test_fifo_is_what_a_queue_of_single_shares_says(moves: list[tuple[int, int]]
     assert position.cost("fifo") == sum(queue) * sign
 
 
+@UNHURRIED
 @given(moves=moves)
 def test_average_cost_is_what_fractions_say(moves: list[tuple[int, int]]):
     held, average, made = 0, Fraction(0), Fraction(0)
@@ -157,6 +164,7 @@ def test_average_cost_is_what_fractions_say(moves: list[tuple[int, int]]):
     assert abs(Fraction(position.cost("average")) - held * average) < Fraction(1, 10**9)
 
 
+@UNHURRIED
 @given(done=executions(most=5), data=st.data(), side=st.sampled_from(["buy", "sell"]))
 def test_whatever_way_fills_are_told_the_position_is_the_same(done: list[Any], data: st.DataObject, side: Side):
     order = Order(ORDER, ACCOUNT, "paper", terms(10**6, side))

@@ -250,7 +250,7 @@ def _moved_by_fills(before: Order, after: Order) -> tuple[Order, list[Fact]]:
 
 def _moved_by_report(order: Order, report: Report) -> tuple[Order, list[Fact]]:
     kind = report.kind
-    seen = order.seen or kind not in _TELLS_NOTHING
+    seen = order.seen or kind not in _TELLS_NOTHING or _any_filled(order)
     order = replace(order, seen=seen, venue_order_id=order.venue_order_id or report.venue_order_id)
     if order.state == "unknown" and kind not in _OURS and not report.looked_up:
         return order, []
