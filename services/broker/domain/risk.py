@@ -1,0 +1,222 @@
+"""Whether an order may go out now: a pure function over a snapshot of the account, the market and the switches.
+
+All refusals are returned, not only the first. What is asked first is the mode: nothing is live unless both the account
+and the deployment say exactly "live".
+
+What would surprise you: buying power is counted by a plain and careful rule (see `needed_cash`), not by the venue's
+margin engine, which has the last word. An order that only closes what is held needs none and passes the size limits.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Context, Decimal, localcontext
+from typing import Final, Literal
+
+from services.broker.domain.checks import Refusal
+from services.broker.domain.instruments import Crypto, Option
+from services.broker.domain.orders import ZERO, Leg, Side, Terms
+
+Mode = Literal["paper", "live"]
+Session = Literal["open", "extended", "closed"]
+
+_EXACT: Final = Context(prec=60)
+_MINUTE: Final = timedelta(minutes=1)
+_WAITING_TIMES: Final = frozenset({"day", "gtc", "opg", "cls"})
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The last quote."""
+
+    bid: Decimal
+    ask: Decimal
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one account may do; money in the quote currency, shares of one (0.05 is 5 %)."""
+
+    max_order_value: Decimal
+    max_position_value: Decimal
+    max_orders_a_minute: int
+    collar: Decimal = Decimal("0.05")  # how much worse for us than the market a limit may be
+    far: Decimal = Decimal("0.5")  # how much better; beyond it is taken for a slip of the hand
+    least_allowance: Decimal = Decimal("0.05")  # collars of cheap options are not narrower than this
+    quote_age: timedelta = timedelta(seconds=60)
+    duplicate_window: timedelta = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """An order of the account that was taken lately."""
+
+    at: datetime
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is known when an order is checked. Quantities by the instrument's key, above zero long or bought."""
+
+    now: datetime
+    buying_power: Decimal
+    session: Session  # of the order's exchange; crypto is always open
+    quotes: Mapping[str, Quote]
+    held: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])
+    buying: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])  # what working orders still may buy
+    selling: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])  # and sell, above zero too
+    recent: tuple[Recent, ...] = ()  # of the last minute and of the duplicate window
+    entitled: bool = False
+    halted_user: bool = True  # what nobody has looked up stays closed
+    halted_all: bool = True
+
+
+def mode(account: str, deployment: str) -> Mode | Refusal:
+    """Return where orders go. Live needs both flags to read exactly "live"; what is neither word is refused."""
+    if account == "paper":
+        return "paper"
+    if account == "live" and deployment == "live":
+        return "live"
+    if account == "live":
+        return Refusal("LIVE_NOT_ENABLED", "this deployment does not trade live: use a paper account")
+    return Refusal("MODE_UNKNOWN", "an account is paper or live: set it")
+
+
+def assess(terms: Terms, limits: Limits, seen: Snapshot) -> tuple[Refusal, ...]:
+    """Return all that stands against sending the order now. The terms have passed `checks.check`."""
+    with localcontext(_EXACT):
+        return (*_switches(seen), *_pace(terms, limits, seen), *_hours(terms, seen), *_market(terms, limits, seen))
+
+
+def needed_cash(terms: Terms, seen: Snapshot, net: Decimal) -> Decimal:
+    """Return the buying power that an order takes, where one unit of it costs `net` at worst (below zero: is received).
+
+    One leg: what opens, bought or sold short, is covered wholly; a short option by its strike. Several legs: what is
+    paid, and for a vertical that pays us its width less that.
+    """
+    if terms.notional is not None:
+        return terms.notional if terms.legs[0].side == "buy" else ZERO
+    quantity = terms.quantity or ZERO
+    if len(terms.legs) == 1:
+        leg = terms.legs[0]
+        each = abs(net)
+        if leg.side == "sell" and isinstance(leg.instrument, Option):
+            each = max(each, leg.instrument.strike)
+        return _opening(leg, quantity, seen) * each * leg.instrument.multiplier
+    options = [leg.instrument for leg in terms.legs if isinstance(leg.instrument, Option)]
+    width = ZERO
+    if terms.strategy == "vertical" and net < 0:
+        width = abs(options[0].strike - options[1].strike)
+    return max(net + width, ZERO) * quantity * _multiplier(terms)
+
+
+def _switches(seen: Snapshot) -> Iterator[Refusal]:
+    if seen.halted_all:
+        yield Refusal("HALTED", "trading is halted for everybody: wait until it is resumed")
+    if seen.halted_user:
+        yield Refusal("USER_HALTED", "trading is halted for this user: resume it first")
+    if not seen.entitled:
+        yield Refusal("PLAN_REQUIRED", "the plan does not include trading: choose one that does")
+
+
+def _pace(terms: Terms, limits: Limits, seen: Snapshot) -> Iterator[Refusal]:
+    lately = sum(seen.now - one.at < _MINUTE for one in seen.recent)
+    if lately >= limits.max_orders_a_minute:
+        yield Refusal("TOO_MANY_ORDERS", f"{limits.max_orders_a_minute} orders a minute are allowed: wait")
+    window = limits.duplicate_window
+    if any(one.terms == terms and seen.now - one.at < window for one in seen.recent):
+        yield Refusal("DUPLICATE_ORDER", f"the same order came within {window.total_seconds():g} s: wait or change it")
+
+
+def _hours(terms: Terms, seen: Snapshot) -> Iterator[Refusal]:
+    if seen.session == "open" or all(isinstance(leg.instrument, Crypto) for leg in terms.legs):
+        return
+    if seen.session == "extended" and terms.extended_hours:
+        return
+    if terms.time_in_force not in _WAITING_TIMES:
+        yield Refusal("MARKET_CLOSED", f"a {terms.time_in_force} order cannot wait for the opening: use day or gtc")
+    elif terms.type == "market" and terms.time_in_force not in {"opg", "cls"}:
+        yield Refusal("MARKET_CLOSED", "a market order does not wait for an unknown price: give a limit, or use opg")
+
+
+def _market(terms: Terms, limits: Limits, seen: Snapshot) -> Iterator[Refusal]:
+    missing = [leg.instrument.key for leg in terms.legs if not _fresh(leg, limits, seen)]
+    if missing:
+        yield Refusal("NO_QUOTE", f"there is no fresh quote of {', '.join(missing)}: try again when there is")
+        return
+    natural = sum((_sign(leg.side) * leg.ratio * _worst(leg, seen) for leg in terms.legs), ZERO)
+    limit = _net_limit(terms)
+    if terms.stop is not None:  # it trades when the market is there
+        natural = _sign(terms.legs[0].side) * terms.stop
+    if limit is not None:
+        yield from _collar(limit, natural, limits)
+    net = limit if limit is not None else natural
+    yield from _sizes(terms, limits, seen, net)
+    needed = needed_cash(terms, seen, net)
+    if needed > seen.buying_power:
+        yield Refusal("BUYING_POWER", f"the order needs {needed:f}, {seen.buying_power:f} is there: make it smaller")
+
+
+def _collar(limit: Decimal, natural: Decimal, limits: Limits) -> Iterator[Refusal]:
+    dearer = max(abs(natural) * limits.collar, limits.least_allowance)
+    cheaper = max(abs(natural) * limits.far, limits.least_allowance)
+    if limit > natural + dearer:
+        yield Refusal("PRICE_COLLAR", f"the limit is more than {dearer:f} worse than the market ({abs(natural):f})")
+    if limit < natural - cheaper:
+        yield Refusal("PRICE_FAR", f"the limit is more than {cheaper:f} better than the market ({abs(natural):f})")
+
+
+def _sizes(terms: Terms, limits: Limits, seen: Snapshot, net: Decimal) -> Iterator[Refusal]:
+    opens = terms.notional is not None or any(_opening(leg, _of_leg(terms, leg), seen) > 0 for leg in terms.legs)
+    if not opens:
+        return
+    value = terms.notional or abs(net) * (terms.quantity or ZERO) * _multiplier(terms)
+    if value > limits.max_order_value:
+        yield Refusal("ORDER_TOO_LARGE", f"the order is worth {value:f}, {limits.max_order_value:f} is allowed")
+    for leg in terms.legs:
+        price, key = _worst(leg, seen), leg.instrument.key
+        adds = _of_leg(terms, leg) if terms.notional is None else terms.notional / price
+        working = (seen.buying if leg.side == "buy" else seen.selling).get(key, ZERO)
+        after = abs(seen.held.get(key, ZERO) + _sign(leg.side) * (adds + working)) * price * leg.instrument.multiplier
+        if after > limits.max_position_value:
+            yield Refusal(
+                "POSITION_TOO_LARGE", f"{key} would be worth {after:f}, {limits.max_position_value:f} is allowed"
+            )
+
+
+def _fresh(leg: Leg, limits: Limits, seen: Snapshot) -> bool:
+    quote = seen.quotes.get(leg.instrument.key)
+    return quote is not None and seen.now - quote.at <= limits.quote_age and _worst(leg, seen) > 0
+
+
+def _worst(leg: Leg, seen: Snapshot) -> Decimal:
+    """Return the price at which a leg trades at once. What has no bid is still sold for next to nothing."""
+    quote = seen.quotes[leg.instrument.key]
+    return quote.ask if leg.side == "buy" else quote.bid or quote.ask
+
+
+def _net_limit(terms: Terms) -> Decimal | None:
+    leg, *others = terms.legs
+    return terms.limit if others or terms.limit is None else _sign(leg.side) * terms.limit
+
+
+def _opening(leg: Leg, quantity: Decimal, seen: Snapshot) -> Decimal:
+    """Return how much of a leg opens, where working orders of the same side close first."""
+    held = seen.held.get(leg.instrument.key, ZERO) * -_sign(leg.side)
+    working = (seen.buying if leg.side == "buy" else seen.selling).get(leg.instrument.key, ZERO)
+    return max(quantity - max(held - working, ZERO), ZERO)
+
+
+def _of_leg(terms: Terms, leg: Leg) -> Decimal:
+    return (terms.quantity or ZERO) * leg.ratio
+
+
+def _multiplier(terms: Terms) -> Decimal:
+    """Return what one unit of the net price counts: a hundredfold as soon as an option is in it."""
+    return max(leg.instrument.multiplier for leg in terms.legs)
+
+
+def _sign(side: Side) -> int:
+    return 1 if side == "buy" else -1
