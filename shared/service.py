@@ -98,6 +98,14 @@ class HasHealth(Protocol):
         ...
 
 
+class Closable(Protocol):
+    """What has connections."""
+
+    async def close(self) -> None:
+        """Give them up."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """What `build` gets: settings, a clock, chance, and this replica's name."""
@@ -145,6 +153,7 @@ class Service:
         self.operations = self._operations(env)
         self._env = env
         self._runners: list[Runner] = []
+        self._closing: list[Closable] = []
         self._jobs = [
             Job("inbox-days", "17 * * * *", self._roll_inbox),
             Job("failed-jobs-retention", "27 4 * * *", self._forget_failed),
@@ -187,6 +196,10 @@ class Service:
     def work(self, runner: Runner) -> None:
         """Run a worker."""
         self._runners.append(runner)
+
+    def closes(self, *closable: Closable) -> None:
+        """Close these at the end, when no job, worker or request is left that would open them again."""
+        self._closing.extend(closable)
 
     def schedule(self, job: Job) -> None:
         """Run a job by the clock."""
@@ -272,12 +285,18 @@ class Service:
             _log.error("service_stopped_late", extra={"service": self.name, "runners": names})
 
     async def stop(self) -> None:
-        """Drain, if nobody did; then close the pool."""
+        """Drain, if nobody did; then close what is open."""
         await self.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.budget.close_s):
-                await self.db.close()
+                await self.close()
         _log.info("service_stopped", extra={"service": self.name})
+
+    async def close(self) -> None:
+        """Close the connections, the pool last."""
+        for one in self._closing:
+            await one.close()
+        await self.db.close()
 
     async def readiness(self) -> dict[str, tuple[bool, str]]:
         """Return name -> (ok, detail) for the database, the schema, Kafka's consumers, the relay and all workers."""

@@ -36,11 +36,12 @@ def build(env: Environment) -> Service:
     workers: list[Worker] = []
     offered = _senders(settings)
     for channel, (sender, concurrency) in offered.items():
+        service.closes(sender)
         for work in (
             Delivery(channel, sender, store, notices, service.door).work(concurrency),
             NoticeDelivery(channel, sender, notices, store, service.door).work(),
         ):
-            workers.append(Worker(work, service.door, service.clock, draw=env.random.random, close=sender.close))
+            workers.append(Worker(work, service.door, service.clock, draw=env.random.random))
             service.work(workers[-1])
     if "email" in offered:
         asking = Confirmation(

@@ -123,10 +123,10 @@ def build(env: Environment) -> Service:
     webhooks = StripeWebhooks(secrets) if secrets else None
     intake = Intake(webhooks, WebhookStore(), service.door, service.clock)
 
-    stripe = _stripe(settings, env)
+    stripe = _stripe(settings, env, service)
     if stripe is not None:
         work = Refreshing(stripe, refresh, service.door).work(settings.stripe_concurrency)
-        workers.append(Worker(work, service.door, service.clock, draw=env.random.random, close=stripe.close))
+        workers.append(Worker(work, service.door, service.clock, draw=env.random.random))
         service.work(workers[0])
         service.schedule(sweeps(Sweep(stripe, intake, refresh, mirror, door=service.door, clock=service.clock)))
         service.work(SweepAtStart(lambda job: service.scheduler.run_now(job)))  # noqa: PLW0108 - made when all are named
@@ -169,7 +169,7 @@ def build(env: Environment) -> Service:
 
 def _calls(settings: PaymentSettings, env: Environment, service: Service, refresh: Refresh) -> Calls | None:
     """Return what writes at Stripe, with its worker and connections of its own; None where there is no key."""
-    stripe = _stripe(settings, env)
+    stripe = _stripe(settings, env, service)
     if stripe is None:
         return None
 
@@ -178,19 +178,21 @@ def _calls(settings: PaymentSettings, env: Environment, service: Service, refres
             await refresh.want(tx, [(kind, object_id)])
 
     calls = Calls(stripe, CallStore(), service.door, mark=mark, clock=service.clock, new_id=new_id)
-    worker = Worker(calls.work(), service.door, service.clock, draw=env.random.random, close=stripe.close)
+    worker = Worker(calls.work(), service.door, service.clock, draw=env.random.random)
     calls.wake = worker.wake
     service.work(worker)
     return calls
 
 
-def _stripe(settings: PaymentSettings, env: Environment) -> StripeApi | None:
-    """Return Stripe's API, None where there is no key."""
+def _stripe(settings: PaymentSettings, env: Environment, service: Service) -> StripeApi | None:
+    """Return Stripe's API over connections of its own, None where there is no key."""
     if settings.stripe_key is None:
         return None
     key = settings.stripe_key.get_secret_value()
     check_key(key, env.settings.environment)
-    return StripeApi(key, base=settings.stripe_base, timeout_s=settings.stripe_timeout_s)
+    api = StripeApi(key, base=settings.stripe_base, timeout_s=settings.stripe_timeout_s)
+    service.closes(api)
+    return api
 
 
 def _crypto(  # noqa: PLR0917 - parts of `build`, which would be too long with it
@@ -248,8 +250,7 @@ def _crypto(  # noqa: PLR0917 - parts of `build`, which would be too long with i
     ]
     for watch in watches:
         service.schedule(crypto_workers.rounds(watch))
-    if watches:
-        service.work(crypto_workers.Connections(*watches, rates))
+    service.closes(*watches, rates)
     service.serve([*crypto_routes.handlers(invoices, audit, service.door)])
 
 

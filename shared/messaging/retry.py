@@ -144,13 +144,17 @@ class Retries:
         )
 
     def _ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
-        del self._running[lane]
         if task.cancelled():
-            return
-        if (error := task.exception()) is not None:
+            del self._running[lane]
+        elif (error := task.exception()) is not None:
             _log.error("retries_broken", exc_info=error, extra=self._about)
+            asyncio.get_running_loop().call_later(self.idle_s, self._free, lane)  # it would break again at once
         else:
-            self._wake()  # what broke runs again with the next turn, not at once
+            self._free(lane)
+
+    def _free(self, lane: Lane) -> None:
+        del self._running[lane]
+        self._wake()
 
     async def _run_lane(self, rows: Sequence[Row], *, probe: bool) -> None:
         """Run a lane's due rows, and then, deeper with each round, what waits behind them."""

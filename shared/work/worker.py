@@ -86,10 +86,7 @@ def choose(rows: Sequence[Row], free: int) -> list[Row]:
 
 
 class Worker:
-    """Performs one kind of work. `run()` until cancelled; `wake()` after a commit that wrote rows.
-
-    `close` gives up the connections that the work is done over; it is called when `run` ends, and more may come.
-    """
+    """Performs one kind of work. `run()` until cancelled; `wake()` after a commit that wrote rows."""
 
     def __init__(
         self,
@@ -99,7 +96,6 @@ class Worker:
         *,
         draw: Callable[[], float] = random.random,
         new_token: Callable[[], UUID] = uuid4,
-        close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         if (work.on_unknown == "look_up") != (work.look_up is not None):
             raise ValueError(f"{work.kind}: on_unknown='look_up' and a look_up function go together")
@@ -110,7 +106,6 @@ class Worker:
         self._clock = clock
         self._draw = draw
         self._new_token = new_token
-        self._close = close
         self._wake = asyncio.Event()
         self._flights: dict[UUID, tuple[UUID, asyncio.Task[None]]] = {}
         self._keep_at: datetime | None = None
@@ -165,8 +160,6 @@ class Worker:
                         await self._wake.wait()
         finally:
             await self.stop()
-            if self._close is not None:
-                await self._close()
 
     async def stop(self) -> None:
         """Claim no more, give back what has not started, wait for what has; cut it off after `stop_s`."""

@@ -22,7 +22,7 @@ from tests.fakes.discord import Answer, FakeDiscord
 async def delivering(bench: Bench, server: FakeDiscord) -> AsyncGenerator[None]:
     sender = Discord()
     work = Delivery("discord", sender, bench.store, bench.notices, bench.door).work(8)
-    worker = Worker(work, bench.door, utc_now, draw=lambda: 0.0, close=sender.close)
+    worker = Worker(work, bench.door, utc_now, draw=lambda: 0.0)
     bench.alerts = Alerts(
         bench.store,
         bench.audience,
@@ -39,6 +39,7 @@ async def delivering(bench: Bench, server: FakeDiscord) -> AsyncGenerator[None]:
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+        await sender.close()
 
 
 @pytest.fixture

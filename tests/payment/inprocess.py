@@ -119,10 +119,7 @@ class InProcess:
         """Close what is open."""
         for adapter in self.asked:
             await adapter.close()
-        for worker in self.workers:
-            if worker._close is not None:
-                await worker._close()
-        await self.service.db.close()
+        await self.service.close()
 
     async def post(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
         """Call the webhook route."""

@@ -87,11 +87,7 @@ async def served(database_url: str, monkeypatch: pytest.MonkeyPatch, *chains: di
         transport = httpx.ASGITransport(app=cast("Any", service.app))
         async with httpx.AsyncClient(transport=transport, base_url="http://payment") as http:
             yield Client(service, http, clock, esplora)
-        for runner in service._runners:
-            if runner.name == "crypto-connections":
-                for one in cast("Any", runner)._closable:
-                    await one.close()
-        await service.db.close()
+        await service.close()
 
 
 @pytest.fixture
