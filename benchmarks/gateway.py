@@ -28,6 +28,7 @@ from services.api.service import By, Keys, Users
 from services.api.settings import ApiSettings
 from shared import migrate
 from shared.clock import new_id
+from shared.lean import collect_rarely
 from shared.process import http_server
 from shared.service import Environment, Service
 from shared.settings import SharedSettings
@@ -125,6 +126,7 @@ async def _load(port: int, users: list[tuple[UUID, str]], seconds: float) -> Fig
 async def _serve() -> None:
 
     gateway = build(Environment())
+    collect_rarely()  # as a service's process does
     server = http_server(gateway.app, "127.0.0.1", 0)
     serving = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - uvicorn offers nothing to wait for

@@ -36,6 +36,7 @@ from benchmarks.stack import row, servers, service, until
 from deploy.local.stack import Stack
 from services.payment.main import build
 from shared import migrate
+from shared.lean import collect_rarely
 from shared.process import http_server
 from shared.service import Environment, Service
 from shared.settings import SharedSettings
@@ -186,6 +187,7 @@ def _request(fake: FakeStripe, event: dict[str, Any]) -> bytes:
 
 
 async def _serve(app: Litestar) -> None:
+    collect_rarely()  # as a service's process does
     server = http_server(app, "127.0.0.1", 0)
     serving = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - uvicorn offers nothing to wait for

@@ -1,7 +1,7 @@
 """Webhooks come in: each event is kept once, as it came, and told.
 
-What would surprise you: webhooks that meet share a transaction. One that comes alone is written at once; while a
-transaction is under way, the others gather and are written by the next one. So a burst costs a few commits.
+What would surprise you: webhooks that meet share a transaction. One that comes alone is written at once; while two
+transactions are under way, the others gather and are written by the next one. So a burst costs a few commits.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from shared.messaging.door import Done, Door
 _log = logging.getLogger(__name__)
 
 TOGETHER: Final = 200
+WRITERS: Final = 2  # one waits for Postgres while the other is written and answered
 
 RECEIVED: Final = Counter(
     "openbell_payment_webhooks_total", "Webhooks that came, by what became of them", ["outcome"]
@@ -45,7 +46,7 @@ class Intake:
         self._door = door
         self._clock = clock
         self._waiting: list[_Waiting] = []
-        self._writing: asyncio.Task[None] | None = None
+        self._writing: set[asyncio.Task[None]] = set()
 
     async def take(self, body: bytes, signature: str | None) -> bool:
         """Keep one webhook and tell of it; return whether it was new.
@@ -81,13 +82,14 @@ class Intake:
         return await future
 
     def _send(self) -> None:
-        if self._waiting and self._writing is None:
+        if self._waiting and len(self._writing) < WRITERS:
             batch, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
-            self._writing = asyncio.ensure_future(self._write(batch))
-            self._writing.add_done_callback(self._written)
+            writing = asyncio.ensure_future(self._write(batch))
+            self._writing.add(writing)
+            writing.add_done_callback(self._written)
 
-    def _written(self, _: asyncio.Task[None]) -> None:
-        self._writing = None
+    def _written(self, writing: asyncio.Task[None]) -> None:
+        self._writing.discard(writing)
         self._send()
 
     async def _write(self, batch: Sequence[_Waiting]) -> None:
