@@ -1,12 +1,16 @@
 """What tests of payment share."""
 
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
 
 import asyncpg
 import pytest
 
-from tests.conftest import _with_database
+from shared.db import Database
+from tests.conftest import ManualClock, _with_database
+from tests.fakes.stripe import FakeStripe
+from tests.payment.buying import Shop
 
 
 @pytest.fixture
@@ -18,3 +22,12 @@ async def other_database_url(postgres: str, template: str) -> AsyncGenerator[str
     yield _with_database(postgres, name)
     await admin.execute(f"drop database {name} with (force)")
     await admin.close()
+
+
+@pytest.fixture
+async def shop(open_database: Callable[[str], Database]) -> AsyncGenerator[Shop]:
+    """The shop at work, in front of an account of its own."""
+    with FakeStripe() as fake:
+        clock = ManualClock(datetime.fromtimestamp(fake.now, UTC))
+        async with Shop(open_database("payment"), fake, clock).open() as shop:
+            yield shop

@@ -27,17 +27,8 @@ from shared.identity import HEADER, Identity, Signer
 from shared.service import Environment
 from shared.settings import SharedSettings
 from tests.conftest import ManualClock, eventually
-from tests.fakes.stripe import FakeStripe, Fault
+from tests.fakes.stripe import Fault
 from tests.payment.buying import Shop
-
-
-@pytest.fixture
-async def shop(open_database: Callable[[str], Database]) -> AsyncIterator[Shop]:
-    with FakeStripe() as fake:
-        clock = ManualClock(datetime.fromtimestamp(fake.now, UTC))
-        async with Shop(open_database("payment"), fake, clock).open() as shop:
-            yield shop
-
 
 # At Stripe
 

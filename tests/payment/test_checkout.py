@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -19,17 +19,9 @@ from services.payment.service.subscriptions import AlreadySubscribed
 from shared.contracts.base import Event
 from shared.db import Database, Tx
 from shared.errors import Forbidden, NotFound
-from tests.conftest import ManualClock, eventually
-from tests.fakes.stripe import FakeStripe, Fault
+from tests.conftest import eventually
+from tests.fakes.stripe import Fault
 from tests.payment.buying import OURS, Shop
-
-
-@pytest.fixture
-async def shop(open_database: Callable[[str], Database]) -> AsyncIterator[Shop]:
-    with FakeStripe() as fake:
-        clock = ManualClock(datetime.fromtimestamp(fake.now, UTC))
-        async with Shop(open_database("payment"), fake, clock).open() as shop:
-            yield shop
 
 
 async def test_a_checkout_sells_the_plan_to_the_user_with_its_trial(shop: Shop) -> None:

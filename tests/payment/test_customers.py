@@ -1,8 +1,7 @@
 """Every user has exactly one customer at Stripe, whatever goes wrong on the way."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from uuid import UUID, uuid4
 
 import pytest
@@ -10,18 +9,10 @@ from sqlalchemy import text
 
 from services.payment.service.customers import DOUBLED
 from shared.contracts.base import Event
-from shared.db import Database, Row, Tx
-from tests.conftest import ManualClock, eventually
-from tests.fakes.stripe import FakeStripe, Fault
+from shared.db import Row, Tx
+from tests.conftest import eventually
+from tests.fakes.stripe import Fault
 from tests.payment.buying import Shop
-
-
-@pytest.fixture
-async def shop(open_database: Callable[[str], Database]) -> AsyncIterator[Shop]:
-    with FakeStripe() as fake:
-        clock = ManualClock(datetime.fromtimestamp(fake.now, UTC))
-        async with Shop(open_database("payment"), fake, clock).open() as shop:
-            yield shop
 
 
 async def test_a_sign_up_makes_one_customer_that_bears_the_user(shop: Shop) -> None:

@@ -1,11 +1,9 @@
 """Two subscriptions of one user: which of them stays, and that none slips through."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
-
-import pytest
 
 from services.payment.domain.ledger import of_hand
 from services.payment.domain.money import price
@@ -14,18 +12,8 @@ from services.payment.ports import Json
 from services.payment.service.ledger import Ledger
 from services.payment.store.ledger import LedgerStore
 from shared.contracts.base import Event
-from shared.db import Database, Row, Tx
-from tests.conftest import ManualClock
-from tests.fakes.stripe import FakeStripe
+from shared.db import Row, Tx
 from tests.payment.buying import OURS, Shop
-
-
-@pytest.fixture
-async def shop(open_database: Callable[[str], Database]) -> AsyncIterator[Shop]:
-    with FakeStripe() as fake:
-        clock = ManualClock(datetime.fromtimestamp(fake.now, UTC))
-        async with Shop(open_database("payment"), fake, clock).open() as shop:
-            yield shop
 
 
 async def test_a_plan_granted_for_nothing_gives_way_to_the_card_that_has_just_paid(shop: Shop) -> None:
