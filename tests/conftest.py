@@ -13,6 +13,7 @@ Whether containers, child processes or a cluster stand behind them is decided in
 
 import asyncio
 import contextlib
+import gc
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from datetime import UTC, datetime, timedelta
@@ -68,6 +69,13 @@ def recorded(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"recorded data is not here: {path}")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_open() -> Generator[None]:
+    """What a module forgot to close is told here, not in whatever test the garbage collector happens to run."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -159,3 +167,11 @@ async def clean_kafka(kafka: RunningKafka) -> AsyncGenerator[RunningKafka]:
 
 def _with_database(url: str, name: str) -> str:
     return f"{url.rpartition('/')[0]}/{name}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs Kafka: the rest is the same whichever Kafka there is (`-m kafka`)."""
+    for item in items:
+        if "kafka" in getattr(item, "fixturenames", ()):
+            item.add_marker("kafka")

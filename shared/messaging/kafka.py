@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from random import choice
+from traceback import walk_tb
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -122,6 +123,7 @@ class Reader(AIOKafkaConsumer):
         self._busy_since: dict[TopicPartition, float] = {}  # what no fetch asks for
         client: Any = self._client  # between the wire and aiokafka's parser, which unpacks whatever comes
         client.send = partial(self._send, client.send)
+        _leave_nothing_open(client)
 
     async def start(self) -> None:
         """Connect, and join the group in the background."""
@@ -129,6 +131,13 @@ class Reader(AIOKafkaConsumer):
         fetcher: Any = self._fetcher
         fetcher._prefetch_backoff = _PREFETCHED_S  # noqa: SLF001 - no option of the consumer's
         fetcher._in_flight = _UnderWay(lambda: fetcher._notify(fetcher._wait_consume_future))  # noqa: SLF001
+
+    async def stop(self) -> None:
+        """Leave the group and close. Cancelled, it closes all the same."""
+        try:
+            await super().stop()
+        finally:
+            _close_all(self._client)
 
     async def _send(self, send: Any, node: Any, request: Any, **options: Any) -> Any:
         """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off: read raw."""
@@ -234,8 +243,35 @@ def _bounded(data: bytes) -> bytes:
     return data[: unpacked.readable(data) or _CUT]
 
 
+def _leave_nothing_open(client: Any) -> None:
+    """Have a client close its first connection too when it is cancelled while it asks that for the brokers."""
+    bootstrap = client.bootstrap
+
+    async def careful() -> None:
+        try:
+            await bootstrap()
+        except asyncio.CancelledError as error:
+            for frame, _ in walk_tb(error.__traceback__):  # nobody else knows that connection
+                if (connection := frame.f_locals.get("bootstrap_conn")) is not None:
+                    connection.close()
+            raise
+
+    client.bootstrap = careful
+
+
+def _close_all(client: Any) -> None:
+    for connection in list(client._conns.values()):  # noqa: SLF001 - closing in aiokafka's way may be cut short
+        connection.close()
+    if client._sync_task is not None:  # noqa: SLF001 - it would connect again
+        client._sync_task.cancel()  # noqa: SLF001
+
+
 class Writer(AIOKafkaProducer):
     """A producer that can give up, and that takes a record without key and value."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        _leave_nothing_open(self.client)
 
     async def send(  # noqa: PLR0917 - aiokafka's
         self,
@@ -279,14 +315,18 @@ class Writer(AIOKafkaProducer):
                 break
             await asyncio.wait((sending,), timeout=0.1)
             sending.cancel()
-        with contextlib.suppress(KafkaError, TimeoutError):
-            async with asyncio.timeout(2):
-                await self.stop()
+        try:
+            with contextlib.suppress(KafkaError, TimeoutError):
+                async with asyncio.timeout(2):
+                    await self.stop()
+        finally:
+            _close_all(self.client)
 
 
 async def ensure_topics(address: KafkaAddress, topics: Iterable[Topic]) -> None:
     """Create the topics that are missing. Existing ones stay as they are."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=address.bootstrap)
+    admin: Any = AIOKafkaAdminClient(bootstrap_servers=address.bootstrap)
+    _leave_nothing_open(admin._client)  # noqa: SLF001 - no other way to it
     await admin.start()
     try:
         existing = set(await admin.list_topics())

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from sqlalchemy import text
 
@@ -19,7 +19,7 @@ from shared.contracts.topics import TOPICS, Topic, dead_letter_topic
 from shared.db import Database, Row
 from shared.messaging import raw_fetch
 from shared.messaging.consumer import Consumer
-from shared.messaging.kafka import KafkaAddress
+from shared.messaging.kafka import KafkaAddress, Reader
 from shared.messaging.record import Record
 from shared.messaging.replay import know_topics
 
@@ -114,7 +114,7 @@ class Positions:
             "problem": None if lag is not None else PROBLEM if bounds is None else NO_TOPIC,
         }
 
-    async def _age(self, kafka: AIOKafkaConsumer | None, row: dict[str, Any]) -> None:
+    async def _age(self, kafka: Reader | None, row: dict[str, Any]) -> None:
         if kafka is None:
             return
         part = TopicPartition(row["topic"], row["partition"])
@@ -129,9 +129,9 @@ class Positions:
             row["lag_s"] = round(max(0.0, (self._clock() - time).total_seconds()), 3)
 
     @asynccontextmanager
-    async def _asking(self) -> AsyncGenerator[AIOKafkaConsumer | None]:
+    async def _asking(self) -> AsyncGenerator[Reader | None]:
         """Yield a connection to Kafka, or None when it does not answer."""
-        kafka = AIOKafkaConsumer(
+        kafka = Reader(
             bootstrap_servers=self._address.bootstrap,
             enable_auto_commit=False,
             isolation_level="read_committed",  # as consumers read: what they cannot have yet is no lag
@@ -149,9 +149,7 @@ class Positions:
             await kafka.stop()
 
 
-async def _bounds(
-    kafka: AIOKafkaConsumer | None, topics: Sequence[str]
-) -> dict[TopicPartition, tuple[int, int]] | None:
+async def _bounds(kafka: Reader | None, topics: Sequence[str]) -> dict[TopicPartition, tuple[int, int]] | None:
     """Return (first offset, end offset) of each partition; None when Kafka does not answer in time."""
     if kafka is None:
         return None
