@@ -30,7 +30,7 @@ class Rig(Protocol):
         """Let the venue refuse the next order."""
 
     def lose_next(self, what: Literal["request", "answer"]) -> None:
-        """Lose the next write: before the venue has it (it answers 5xx or hangs), or its answer after it took effect."""
+        """Lose the next write: before the venue has it (5xx, or it hangs), or its answer after it took effect."""
 
     def limit_next(self, times: int = 1) -> None:
         """Answer the next requests with the venue's rate limit."""
