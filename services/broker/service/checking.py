@@ -5,7 +5,7 @@ orders have taken since.
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -29,6 +29,8 @@ BEFORE_OPEN: Final = timedelta(hours=5, minutes=30)
 AFTER_CLOSE: Final = timedelta(hours=4)
 KEEP_RULES_S: Final = 3600.0
 KEEP_UNKNOWN_S: Final = 30.0
+Calendar = Callable[[], Awaitable[Sessions]]
+"""Returns the exchange's sessions; they take a while the first time."""
 _MINUTE: Final = timedelta(minutes=1)
 
 
@@ -72,14 +74,14 @@ class Checking:
         orders: OrderStore,
         books: BookStore,
         *,
-        sessions: Sessions,
+        calendar: Calendar,
         clock: Clock,
     ) -> None:
         self._deployment = deployment
         self._accounts = accounts
         self._orders = orders
         self._books = books
-        self._sessions = sessions
+        self._calendar = calendar
         self._clock = clock
 
     async def judge(
@@ -114,7 +116,7 @@ class Checking:
         return Snapshot(
             now=now,
             buying_power=max((power or ZERO) - taken, ZERO),
-            session=session_at(self._sessions, now),
+            session=session_at(await self._calendar(), now),
             quotes={key: Quote(one["bid"], one["ask"], one["at"]) for key, one in quotes.items()},
             held={key: one["quantity"] for key, one in held.items()},
             buying=buying,

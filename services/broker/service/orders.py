@@ -51,6 +51,11 @@ class Orders:
         if order.state == "pending_cancel" and stored.order.state != "pending_cancel":
             await self.store.send(tx, self._new_id(), order.id, "cancel", self._clock())
             tx.after_commit(self.wake)
+        if any(isinstance(fact, Anomaly) and fact.code == "FILLS_MISSING" for fact in facts) or (
+            not report.looked_up and any(fill.provisional for fill in booked)
+        ):
+            await self.store.send(tx, self._new_id(), order.id, "look_up", self._clock())
+            tx.after_commit(self.wake)
         if order.state == "canceled" and not order.submits:
             await self.store.unsend(tx, order.id)
         events: list[Event] = []

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import text
 
 from services.broker.ports import Account, Balance
+from shared.contracts.payment import SubscriptionChanged
 from shared.db import Row, Tx
 
 ALL: Final = "all"
@@ -31,8 +31,10 @@ _HALT: Final = text("""
 _RESUME: Final = text("delete from halts where who = :who")
 _HALTS: Final = text("select * from halts where who = any(:who)")
 _ENTITLE: Final = text("""
-    insert into entitlements as known (user_id, names, until, version) values (:user_id, :names, :until, :version)
-    on conflict (user_id) do update set names = excluded.names, until = excluded.until, version = excluded.version
+    insert into entitlements as known (user_id, subscription_id, names, until, version)
+    values (:user_id, :subscription_id, :names, :until, :version)
+    on conflict (user_id, subscription_id) do update
+        set names = excluded.names, until = excluded.until, version = excluded.version
     where known.version < excluded.version""")
 _ENTITLED: Final = text("""
     select exists(select from entitlements
@@ -100,9 +102,16 @@ class AccountStore:
         """Return what halts a user, by whom it halts."""
         return {row["who"]: row for row in await tx.fetch(_HALTS, who=[ALL, str(user_id)])}
 
-    async def entitle(self, tx: Tx, user_id: UUID, names: Sequence[str], until: datetime | None, version: int) -> None:
-        """Keep what a user's plan gives; an older version changes nothing."""
-        await tx.execute(_ENTITLE, user_id=user_id, names=list(names), until=until, version=version)
+    async def entitle(self, tx: Tx, told: SubscriptionChanged) -> None:
+        """Keep what a subscription gives; an older version changes nothing."""
+        await tx.execute(
+            _ENTITLE,
+            user_id=told.user_id,
+            subscription_id=told.subscription_id,
+            names=list(told.entitlements),
+            until=told.entitled_until,
+            version=told.version,
+        )
 
     async def entitled(self, tx: Tx, user_id: UUID, name: str, now: datetime) -> bool:
         """Whether a user's plan gives this now."""
@@ -112,8 +121,3 @@ class AccountStore:
 def account_of(row: Row) -> Account:
     """Return an account's row as the venues know it."""
     return Account(row["id"], row["user_id"], row["venue"], row["mode"], row["reference"])
-
-
-def money(row: Row) -> tuple[Decimal | None, datetime | None]:
-    """Return the buying power that the venue told last, and when."""
-    return row["buying_power"], row["balance_at"]

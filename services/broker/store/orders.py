@@ -25,6 +25,7 @@ _ADD: Final = text("""
     on conflict (id) do nothing""")
 _GET: Final = text("select * from orders where id = :id")
 _LOCK: Final = text("select * from orders where id = :id for no key update")
+_LOCK_ALL: Final = text("select * from orders where id = any(:ids) order by id for no key update")
 _SAVE: Final = text("""
     update orders set state = :state, terms = cast(:terms as jsonb), submits = :submits, seen = :seen,
         said_filled = :said_filled, cancel_wanted = :cancel_wanted, venue_order_id = :venue_order_id,
@@ -136,6 +137,11 @@ class OrderStore:
         """Return an order that nobody else changes until the commit."""
         row = await tx.fetchrow(_LOCK, id=order_id)
         return None if row is None else stored(row)
+
+    async def lock_all(self, tx: Tx, order_ids: Collection[UUID]) -> dict[UUID, Stored]:
+        """Return orders that nobody else changes until the commit."""
+        rows = await tx.fetch(_LOCK_ALL, ids=list(order_ids))
+        return {row["id"]: stored(row) for row in rows}
 
     async def save(self, tx: Tx, order: Order, at: datetime) -> int:
         """Write an order as it is now; return its version."""
