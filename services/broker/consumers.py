@@ -7,12 +7,12 @@ from shared.contracts.api import UserSignedUp
 from shared.contracts.broker import CancelRequested, CloseRequested, OrderRequested, ReplaceRequested
 from shared.contracts.data import QuoteTaken
 from shared.contracts.payment import SubscriptionChanged
-from shared.messaging.consumer import Consumer
+from shared.messaging.consumer import Consumer, Policy
 
 
 def tables(commands: Commands, quotes: Quotes, accounts: Accounts) -> tuple[Consumer, ...]:
     """Return the service's consumers."""
-    asked = Consumer("broker.commands")
+    asked = Consumer("broker.commands", Policy(delays_s=(1.0, 2.0, 5.0), hold=True))
     asked.on(OrderRequested, commands.place)
     asked.on(ReplaceRequested, commands.replace)
     asked.on(CancelRequested, commands.cancel)

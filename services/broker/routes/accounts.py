@@ -139,9 +139,9 @@ def handlers(accounts: Accounts, store: AccountStore, books: BookStore, door: Do
         await door.run(lambda tx: accounts.halt(identity.user_id, data.reason, tx, everyone=everyone))
 
     @delete("/broker/halt", caller=Caller.USER)
-    async def resume(identity: Who, scope: Annotated[Literal["me", "all"], QueryParameter()] = "me") -> None:
+    async def resume(identity: Who, whom: Annotated[Literal["me", "all"], QueryParameter(name="scope")] = "me") -> None:
         """Trade again."""
-        everyone = _scope(identity.is_admin, scope)
+        everyone = _scope(identity.is_admin, whom)
         await door.run(lambda tx: accounts.resume(identity.user_id, tx, everyone=everyone))
 
     @get("/broker/halt", caller=Caller.USER)
