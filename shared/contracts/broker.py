@@ -39,7 +39,7 @@ class LegTerms(BaseModel):
     side: Side
     ratio: int = Field(default=1, ge=1, le=100)
     opens: bool | None = None
-    underlying: Annotated[str, Field(max_length=32)] | None = None
+    underlying: str | None = None
 
 
 class OrderTerms(BaseModel):
