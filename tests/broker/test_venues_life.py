@@ -93,6 +93,7 @@ async def test_a_cancel_of_a_filled_order_tells_that_it_is_filled(trader: Trader
     await trader.cancel(order)  # we have not heard of the fill
     await trader.settles(order, "filled")
     assert trader.filled(order) == 10
+    assert not trader.anomalies()  # it was never told to be canceled
 
 
 @case("V33")
