@@ -149,6 +149,8 @@ async def test_a_replacement_takes_the_place_of_a_working_order(trader: Trader):
     by = await trader.replace(order, trader.terms(limit=Decimal(98)))
     await trader.settles(order, "replaced")
     assert trader.orders[order].replaced_by == by
+    report = await trader.rig.venue.look_up(trader.orders[order])
+    assert report.kind == "replaced"  # the venue has ended it, too
     await trader.settles(by, "accepted")
     await trader.rig.fill(by, Decimal(10), Decimal(98))
     await trader.settles(by, "filled")
