@@ -93,6 +93,7 @@ async def test_a_cancel_of_a_filled_order_tells_that_it_is_filled(trader: Trader
     await trader.cancel(order)  # we have not heard of the fill
     await trader.settles(order, "filled")
     assert trader.filled(order) == 10
+    assert not trader.anomalies()  # it was never told to be canceled
 
 
 @case("V33")
@@ -148,6 +149,8 @@ async def test_a_replacement_takes_the_place_of_a_working_order(trader: Trader):
     by = await trader.replace(order, trader.terms(limit=Decimal(98)))
     await trader.settles(order, "replaced")
     assert trader.orders[order].replaced_by == by
+    report = await trader.rig.venue.look_up(trader.orders[order])
+    assert report.kind == "replaced"  # the venue has ended it, too
     await trader.settles(by, "accepted")
     await trader.rig.fill(by, Decimal(10), Decimal(98))
     await trader.settles(by, "filled")
