@@ -253,6 +253,8 @@ class Desk:
             return f"NOT_TRADABLE: {', '.join(halted)}"
         if terms.order_class not in CAPABILITIES.classes or terms.type not in CAPABILITIES.types:
             return f"NOT_SUPPORTED: {terms.order_class} {terms.type}"
+        if len({of.underlying for of in traded}) > 1:
+            return "NOT_SUPPORTED: the legs lie under different underlyings"
         if not all(terms.time_in_force in TIMES[asset_class(of)] for of in traded):
             return f"NOT_SUPPORTED: {terms.time_in_force}"
         return None
