@@ -35,8 +35,8 @@ def hours(now: datetime) -> tuple[datetime, datetime]:
     return day, day.replace(hour=17)
 
 
-def desk(model: Model = FREE, halted: tuple[str, ...] = ()) -> Desk:
-    made = Desk(Rules(hours, model, halted=halted), purses={ACCOUNT: Purse(ACCOUNT, START)})
+def desk(model: Model = FREE, halted: dict[str, str] | None = None) -> Desk:
+    made = Desk(Rules(hours, model, halted=halted or {}), purses={ACCOUNT: Purse(ACCOUNT, START)})
     for of, price in ((AAPL, 100), (BTC, 100), (LOW, 7), (HIGH, 2), (PUT, 3)):
         quote(made, of, price, price)
     return made
@@ -78,7 +78,7 @@ def test_an_id_that_was_seen_is_not_taken_again():
 
 
 def test_what_cannot_be_paid_is_not_known_or_is_halted_is_rejected_with_its_code():
-    venue = desk(halted=("BTC/USD",))
+    venue = desk(halted={"BTC/USD": "it is halted"})
     orders = [
         order(1, 1001),
         order(2, 1, of=instrument("MSFT")),

@@ -249,8 +249,8 @@ class Desk:
         traded = [leg.instrument for leg in terms.legs]
         if unknown := [of.key for of in traded if of.key not in self.books]:
             return f"UNKNOWN_SYMBOL: nothing is known of {', '.join(unknown)}"
-        if halted := [of.key for of in traded if not self._tradable(of, now)]:
-            return f"NOT_TRADABLE: {', '.join(halted)}"
+        if halted := [why for of in traded if (why := self._halted(of, now))]:
+            return f"NOT_TRADABLE: {'; '.join(halted)}"
         if terms.order_class not in CAPABILITIES.classes or terms.type not in CAPABILITIES.types:
             return f"NOT_SUPPORTED: {terms.order_class} {terms.type}"
         if len({of.underlying for of in traded}) > 1:
@@ -259,10 +259,13 @@ class Desk:
             return f"NOT_SUPPORTED: {terms.time_in_force}"
         return None
 
-    def _tradable(self, of: Instrument, now: datetime) -> bool:
+    def _halted(self, of: Instrument, now: datetime) -> str | None:
+        """Return why an instrument is not traded now."""
         if isinstance(of, Option) and of.expires_on < now.date():
-            return False
-        return of.key not in self.rules.halted and not (isinstance(of, Crypto) and of.quote != "USD")
+            return f"{of.key} has expired"
+        if isinstance(of, Crypto) and of.quote != "USD":
+            return f"{of.key} is not paid in USD"
+        return f"{of.key}: {self.rules.halted[of.key]}" if of.key in self.rules.halted else None
 
     def _worst(self, terms: Terms) -> Decimal | None:
         """Return the net price that a unit may cost: the limit, or where the order would be triggered or filled now."""

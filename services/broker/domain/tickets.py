@@ -1,6 +1,6 @@
 """What the paper venue keeps: accounts' money, what they hold, their orders, what they are told. See `desk`."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -111,4 +111,4 @@ class Rules:
     hours: Hours
     model: Model = field(default_factory=Model)
     seed: int = 0
-    halted: Collection[str] = ()  # instruments that are not traded
+    halted: Mapping[str, str] = field(default_factory=dict[str, str])  # what is not traded, and why
