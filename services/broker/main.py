@@ -1,10 +1,13 @@
 """Wires the brokerage."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from services.broker import READS, consumers
+from services.broker.adapters.paper.adapter import PaperAdapter
+from services.broker.domain.matching import Model
 from services.broker.domain.risk import Limits
+from services.broker.domain.tickets import Rules
 from services.broker.ports import Account, Adapter
 from services.broker.routes import accounts as account_routes
 from services.broker.routes import orders as order_routes
@@ -25,9 +28,9 @@ from services.broker.store.books import BookStore
 from services.broker.store.orders import OrderStore
 from services.broker.workers.by_the_clock import sweeps
 from services.broker.workers.monitor import Monitors
+from services.broker.workers.paper import Ticking, expiries, hears
 from shared.clock import new_id
 from shared.service import Environment, Service
-from shared.sessions import Sessions
 from shared.work import Worker
 from shared.xnys import load_sessions
 
@@ -36,7 +39,17 @@ def build(env: Environment) -> Service:
     """Build the service; nothing is opened before it starts."""
     settings = BrokerSettings()
     service = Service("broker", env, READS)
-    return assemble(service, env, settings, [], _none)
+    calendar = Calendar(load_sessions)
+    model = Model(
+        slippage_bps=settings.paper_slippage_bps,
+        latency=timedelta(milliseconds=settings.paper_latency_ms),
+        stale_after=timedelta(seconds=settings.quote_age_s),
+    )
+    paper = PaperAdapter(service.db, service.clock, Rules(calendar.hours, model, seed=env.random.getrandbits(32)))
+    service.closes(paper)
+    service.work(Ticking(paper, calendar))
+    service.schedule(expiries(paper, calendar, BookStore(), service.door))
+    return assemble(service, env, settings, [paper], _none, calendar=calendar, hear=[hears(paper, calendar)])
 
 
 def assemble(
@@ -46,10 +59,10 @@ def assemble(
     adapters: Sequence[Adapter],
     secrets: Secrets,
     *,
+    calendar: Calendar,
     hear: Sequence[Hear] = (),
-    load: Callable[[], Awaitable[Sessions]] = load_sessions,
 ) -> Service:
-    """Wire the service over these venues; `hear` takes each quote, `load` returns the exchange's sessions."""
+    """Wire the service over these venues; `hear` takes each quote."""
     door, clock = service.door, service.clock
     order_store, account_store, book_store = OrderStore(), AccountStore(), BookStore()
     venues = Venues(adapters, secrets)
@@ -63,7 +76,7 @@ def assemble(
         account_store,
         order_store,
         book_store,
-        calendar=Calendar(load),
+        calendar=calendar,
         clock=clock,
     )
     sendings = Sendings(orders, account_store, book_store, checking, venues, door=door, clock=clock)

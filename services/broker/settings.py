@@ -34,3 +34,7 @@ class BrokerSettings(BaseSettings):
     """How often an account is compared with its venue, besides at the start and after each gap."""
     quiet_s: float = Field(default=60.0, ge=5)
     """An order that works and of which nothing was heard for so long is looked up."""
+    paper_slippage_bps: Annotated[Decimal, Field(ge=0, le=1000)] = Decimal(1)
+    """How much worse than the quote the paper venue fills, in hundredths of a percent; never beyond a limit."""
+    paper_latency_ms: int = Field(default=0, ge=0, le=60_000)
+    """How long an order is on its way to the paper venue's book."""

@@ -21,6 +21,7 @@ from sqlalchemy import text
 from services.broker import READS
 from services.broker.main import assemble
 from services.broker.ports import Account
+from services.broker.service.calendar import Calendar
 from services.broker.settings import BrokerSettings
 from services.broker.store.accounts import account_of
 from services.broker.workers.monitor import Monitors
@@ -70,7 +71,7 @@ class Brokerage:
     def _service(self) -> Service:
         env = Environment(self._shared, self.clock, Random(1), "test")
         service = Service("broker", env, READS)
-        return assemble(service, env, self.settings, [self.adapter], _key, load=always_open)
+        return assemble(service, env, self.settings, [self.adapter], _key, calendar=Calendar(always_open))
 
     @property
     def worker(self) -> Worker:

@@ -22,7 +22,7 @@ from services.broker.domain.instruments import Instrument, instrument, option
 from services.broker.domain.matching import Book, Model
 from services.broker.domain.orders import ZERO, Leg, Order, Report
 from services.broker.domain.tickets import CAPABILITIES, Rules
-from services.broker.ports import Account, Balance, Changes, Held, Update
+from services.broker.ports import Account, Adapter, Balance, Changes, Held, Update
 from shared.db import Database
 from shared.errors import Transient
 from shared.settings import SharedSettings
@@ -322,7 +322,7 @@ class PaperRigs:
 
     def __init__(self) -> None:
         self.url = ""
-        self.adapter = PaperAdapter(Database("postgresql://", schema="broker"), datetime.now, Rules(_always_open))
+        self.adapter: Adapter = PaperAdapter(Database("postgresql://", schema="broker"), datetime.now, Rules(_always_open))
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[PaperRig]:

@@ -14,7 +14,10 @@ from services.broker.ports import Adapter, Venue
 class Rig(Protocol):
     """A venue over its stand-in. The account starts with 100,000 USD and knows AAPL at 100.00 to 100.02."""
 
-    venue: Venue
+    @property
+    def venue(self) -> Venue:
+        """The product's side."""
+        ...
 
     def quote(self, symbol: str, bid: Decimal, ask: Decimal) -> None:
         """Move the market. Orders that it meets are not filled by that: see `fill`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
@@ -32,6 +33,8 @@ _QUOTE: Final = text("""
         simulated = excluded.simulated
     where known.at < excluded.at""")
 _QUOTES: Final = text("select * from quotes where symbol = any(:symbols)")
+
+_CLOSING: Final = text("select symbol, (bid + ask) / 2 as price from quotes where at >= :since and bid > 0")
 
 
 class BookStore:
@@ -97,3 +100,7 @@ class BookStore:
     async def quotes(self, tx: Tx, symbols: Collection[str]) -> Mapping[str, Row]:
         """Return the last quotes."""
         return {row["symbol"]: row for row in await tx.fetch(_QUOTES, symbols=list(symbols))}
+
+    async def closing(self, tx: Tx, since: datetime) -> Mapping[str, Decimal]:
+        """Return the middle of each last quote that is not older."""
+        return {row["symbol"]: row["price"] for row in await tx.fetch(_CLOSING, since=since)}
