@@ -19,6 +19,7 @@ from uuid import UUID
 
 from services.broker.domain.checks import Capabilities, TradeRules
 from services.broker.domain.instruments import Instrument
+from services.broker.domain.oauth import Granted, OAuthVenue
 from services.broker.domain.orders import Order, Report
 from services.broker.domain.positions import PositionFact
 from services.broker.domain.risk import Mode
@@ -138,6 +139,23 @@ class Venue(Protocol):
 
     async def close(self) -> None:
         """Give up connections."""
+
+
+class GrantRefused(VenueRefused):
+    """The venue does not take this authorisation, or takes it no more: connect the account anew."""
+
+    code = "OAUTH_GRANT_REFUSED"
+
+
+class TokenEndpoint(Protocol):
+    """Where a venue gives OAuth tokens."""
+
+    async def ask(self, venue: OAuthVenue, grant: Mapping[str, str]) -> Granted:
+        """Post a grant, once.
+
+        Raises GrantRefused; Transient when it certainly was not taken; OutcomeUnknown when it may have been.
+        """
+        ...
 
 
 class Adapter(Protocol):
