@@ -41,7 +41,7 @@ class Alpaca:
         self.lost: str | None = None
         self.limits = 0
         self.frames_to_lose = 0
-        self._lines: list[tuple[asyncio.AbstractEventLoop, asyncio.Queue[Obj | None]]] = []
+        self._lines: list[tuple[asyncio.AbstractEventLoop, asyncio.Queue[Any]]] = []
         self._served = ExitStack()
 
     def __enter__(self) -> Self:
@@ -62,7 +62,7 @@ class Alpaca:
     def repeat_fill(self) -> None:
         """Tell the last fill once more."""
         assert self.last_fill is not None
-        self._send(self.last_fill)
+        self.send(self.last_fill)
 
     @property
     def listeners(self) -> int:
@@ -75,9 +75,10 @@ class Alpaca:
         if self.frames_to_lose:
             self.frames_to_lose -= 1
             return
-        self._send(frame)
+        self.send(frame)
 
-    def _send(self, frame: Obj) -> None:
+    def send(self, frame: Any) -> None:
+        """Send a frame to whoever listens; text goes out as it is."""
         copied = json.loads(json.dumps(frame))  # as it is now
         with self.lock:
             for loop, queue in self._lines:
@@ -102,7 +103,7 @@ class Alpaca:
         with self.lock:
             status, told, more = self._answer(scope["method"], path, params, json.loads(body or b"{}"), headers)
             self.requests.append((scope["method"], path, status))
-        content = b"" if told is None else json.dumps(told).encode()
+        content = told if isinstance(told, bytes) else b"" if told is None else json.dumps(told).encode()
         raw = [(name.encode(), value.encode()) for name, value in more.items()]
         raw += [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
         if status == LOST:
@@ -183,7 +184,7 @@ class Alpaca:
     async def _line(self, receive: Any, send: Any) -> None:
         assert (await receive())["type"] == "websocket.connect"
         await send({"type": "websocket.accept"})
-        queue: asyncio.Queue[Obj | None] = asyncio.Queue()
+        queue: asyncio.Queue[Any] = asyncio.Queue()
         mine = (asyncio.get_running_loop(), queue)
         sending = asyncio.create_task(self._sends(queue, send))
         authorized = False
@@ -206,9 +207,9 @@ class Alpaca:
             sending.cancel()
             await asyncio.wait([sending])
 
-    async def _sends(self, queue: "asyncio.Queue[Obj | None]", send: Any) -> None:
+    async def _sends(self, queue: "asyncio.Queue[Any]", send: Any) -> None:
         while (frame := await queue.get()) is not None:
-            content = json.dumps(frame)
+            content = frame if isinstance(frame, str) else json.dumps(frame)
             # Alpaca's paper address sends bytes, its live one text.
             sent = {"bytes": content.encode()} if self.binary else {"text": content}
             await send({"type": "websocket.send", **sent})
