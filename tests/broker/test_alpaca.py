@@ -385,7 +385,8 @@ async def test_no_log_and_no_error_tells_a_secret(rig: AlpacaRig, caplog: pytest
                 assert "***" in str(report)
                 assert KEY_ID not in repr(report)
     assert len(errors) == 9
-    written = caplog.text + repr(rig.venue) + "".join(f"{one!r} {one} {one.__cause__!r}" for one in errors)
+    ours = [one.getMessage() for one in caplog.records if not one.name.startswith("uvicorn")]  # the stand-in's own
+    written = "".join(ours) + repr(rig.venue) + "".join(f"{one!r} {one} {one.__cause__!r}" for one in errors)
     assert "httpcore" in caplog.text  # debug was on
-    assert SECRET_KEY not in written
-    assert KEY_ID not in written
+    for key in (KEY_ID, SECRET_KEY):
+        assert not [key[at : at + 8] for at in range(len(key) - 7) if key[at : at + 8] in written]

@@ -35,7 +35,7 @@ class Line:
         self._auth = json.dumps({"action": "auth", "key": key_id, "secret": secret_key})
         self._ping_s = ping_s
         self._logger = logging.getLogger(_LOGGER)
-        self._logger.setLevel(logging.WARNING)  # below it the library writes whole frames, the keys among them
+        self._logger.setLevel(logging.WARNING)  # below it the library writes frames, parts of the keys among them
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[AsyncGenerator[Json]]:
@@ -48,6 +48,7 @@ class Line:
                 ping_timeout=self._ping_s,
                 close_timeout=1,
                 max_size=_LARGEST,
+                compression=None,  # frames are small
                 logger=self._logger,
             )
         except (OSError, WebSocketException) as error:  # a TimeoutError is an OSError

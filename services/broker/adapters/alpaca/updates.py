@@ -84,6 +84,7 @@ class Updates:
 
 
 def _execution(frame: Json, index: int) -> Execution:
-    return Execution(
-        frame["execution_id"], number(frame["qty"]), number(frame["price"]), moment(frame["timestamp"]), index
-    )
+    name = frame["execution_id"]
+    if not isinstance(name, str) or not name:
+        raise ValueError("a fill without an execution id")
+    return Execution(name, number(frame["qty"]), number(frame["price"]), moment(frame["timestamp"]), index)
