@@ -82,8 +82,8 @@ def kind_of(told: Json) -> VenueKind:
 
 
 def legs_of(told: Json) -> Sequence[Json]:
-    """Return a multi-leg order's legs, any other order as its only leg."""
-    if told.get("order_class") != "mleg":
+    """Return a multi-leg order's legs, any other order as its only leg. A leg that is told alone has a symbol."""
+    if told.get("order_class") != "mleg" or told.get("symbol"):
         return (told,)
     return told.get("legs") or ()
 
