@@ -362,13 +362,13 @@ async def test_an_order_that_was_submitted_twice_is_two_orders_and_told_as_one(
     order = new()
     await venue.submit(order)
     first = fake.desk.under(str(order.id))
-    fake.desk.fill(first, Decimal(10), Decimal(10))
+    fake.desk.fill(first, Decimal(1), Decimal(10))
     await venue.submit(order)
     second = fake.desk.under(str(order.id))
-    fake.desk.fill(second, Decimal(1), Decimal(10))
+    fake.desk.fill(second, Decimal(10), Decimal(10))
     assert first is not second
     report = await venue.look_up(order)
-    assert (report.kind, report.venue_order_id) == ("accepted", str(second.id))
+    assert (report.kind, report.venue_order_id) == ("accepted", str(first.id))
     assert sorted(one.quantity for one in report.executions) == [1, 10]
 
 
