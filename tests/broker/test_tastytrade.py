@@ -22,7 +22,7 @@ from services.broker.adapters.tastytrade.shapes import (
     symbol_of,
 )
 from services.broker.adapters.tastytrade.venue import TastytradeVenue
-from services.broker.domain.instruments import Equity, Option, instrument
+from services.broker.domain.instruments import Crypto, Equity, Option, instrument
 from services.broker.domain.orders import Execution, Leg, Order, Terms
 from services.broker.ports import VenueRefused
 from shared.clock import utc_now
@@ -196,6 +196,14 @@ def test_symbols_are_translated(ours: str, theirs: str):
     assert symbol_of(Equity(ours)) == theirs
     if ours != "_SPX":
         assert instrument_of({"symbol": theirs, "instrument-type": "Equity"}) == Equity(ours)
+
+
+def test_what_an_option_lies_under_is_told_where_it_is_a_symbol():
+    option = {"symbol": "BRKB  261218C00400000", "instrument-type": "Equity Option"}
+    found = [instrument_of({**option, "underlying-symbol": one}) for one in ("BRK/B", "not one", None)]
+    assert [isinstance(one, Option) and one.underlying for one in found] == ["BRK.B", "BRKB", "BRKB"]
+    coin = {"symbol": "BTC/USD", "instrument-type": "Cryptocurrency", "underlying-symbol": "BTC/USD"}
+    assert instrument_of(coin) == Crypto("BTC", "USD")
 
 
 def test_what_we_do_not_know_is_no_instrument():

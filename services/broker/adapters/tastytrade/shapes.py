@@ -16,6 +16,7 @@ from services.broker.domain.checks import TradeRules
 from services.broker.domain.instruments import BadInstrument, Equity, Instrument, Option, instrument
 from services.broker.domain.orders import ZERO, Execution, Kind, Order, OrderType, Report, Terms, TimeInForce
 from services.broker.ports import Held
+from shared.contracts.symbols import SYMBOL
 
 SOURCE: Final = "openbell"
 TYPES: Final[Mapping[OrderType, str]] = {
@@ -68,8 +69,9 @@ def instrument_of(told: Json) -> Instrument | None:
     try:
         if kind == "Equity":
             return instrument(symbol.replace("/", "."))
-        under = told.get("underlying-symbol")
-        return instrument(symbol, under.replace("/", ".") if isinstance(under, str) and under else None)
+        under = str(told.get("underlying-symbol") or "").replace("/", ".")
+        of_option = kind == "Equity Option" and SYMBOL.fullmatch(under)
+        return instrument(symbol, under if of_option else None)
     except BadInstrument:
         log.warning("tastytrade_symbol_unknown", extra={"symbol": symbol[:32]})
         return None
