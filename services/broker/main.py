@@ -1,42 +1,62 @@
 """Wires the brokerage."""
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from uuid import UUID
 
 from services.broker import READS, consumers
+from services.broker.adapters.alpaca import Alpaca
+from services.broker.adapters.oauth_tokens import HttpTokens
 from services.broker.adapters.paper.adapter import PaperAdapter
+from services.broker.adapters.tastytrade import Tastytrade
 from services.broker.domain.matching import Model
+from services.broker.domain.oauth import OAuthVenue
 from services.broker.domain.risk import Limits
 from services.broker.domain.tickets import Rules
 from services.broker.ports import Account, Adapter
 from services.broker.routes import accounts as account_routes
+from services.broker.routes import callbacks as callback_routes
+from services.broker.routes import credentials as credential_routes
+from services.broker.routes import oauth as oauth_routes
 from services.broker.routes import orders as order_routes
 from services.broker.routes import trading as trading_routes
 from services.broker.service.accounts import Accounts
 from services.broker.service.books import Books
 from services.broker.service.calendar import Calendar
+from services.broker.service.callbacks import Callbacks
 from services.broker.service.checking import Checking, Deployment
 from services.broker.service.commands import Commands
+from services.broker.service.credentials import Credentials
+from services.broker.service.envelope import Envelope, keys_of
+from services.broker.service.oauth import OAuth
 from services.broker.service.orders import Orders
 from services.broker.service.quotes import Hear, Quotes
 from services.broker.service.reconcile import Reconcile
+from services.broker.service.refresh import Refresher
 from services.broker.service.sendings import Sendings
+from services.broker.service.vault import Vault
 from services.broker.service.venues import Secrets, Venues
 from services.broker.settings import BrokerSettings
 from services.broker.store.accounts import AccountStore
 from services.broker.store.books import BookStore
+from services.broker.store.callbacks import CallbackStore
+from services.broker.store.credentials import CredentialStore
+from services.broker.store.oauth import OAuthStore
 from services.broker.store.orders import OrderStore
 from services.broker.workers.by_the_clock import sweeps
 from services.broker.workers.monitor import Monitors
 from services.broker.workers.paper import Ticking, expiries, hears
 from shared.clock import new_id
+from shared.db import Tx
+from shared.schedule import Job
 from shared.service import Environment, Service
 from shared.work import Worker
 from shared.xnys import load_sessions
 
 
 def build(env: Environment) -> Service:
-    """Build the service; nothing is opened before it starts."""
+    """Build the service; nothing is opened before it starts. Raises UnsafeSecret for development's keys in production."""
     settings = BrokerSettings()
     service = Service("broker", env, READS)
     calendar = Calendar(load_sessions)
@@ -49,7 +69,61 @@ def build(env: Environment) -> Service:
     service.closes(paper)
     service.work(Ticking(paper, calendar))
     service.schedule(expiries(paper, calendar, BookStore(), service.door))
-    return assemble(service, env, settings, [paper], _none, calendar=calendar, hear=[hears(paper, calendar)])
+    adapters: list[Adapter] = [paper, Alpaca(clock=service.clock), Tastytrade(service.clock)]
+    secrets = _credentials(service, env, settings, {one.name: one.secrets for one in adapters})
+    _callbacks(service, settings)
+    return assemble(service, env, settings, adapters, secrets, calendar=calendar, hear=[hears(paper, calendar)])
+
+
+def _credentials(
+    service: Service, env: Environment, settings: BrokerSettings, needed: Mapping[str, frozenset[str]]
+) -> Secrets:
+    """Wire the vault and OAuth; return what opens an account's credentials."""
+    clock, door = service.clock, service.door
+    keys = keys_of("OPENBELL_BROKER_CREDENTIAL_KEYS", settings.credential_keys.get_secret_value(), env.settings)
+    envelope, store = Envelope(keys, os.urandom), CredentialStore()
+    vault = Vault(store, envelope, clock=clock, new_id=new_id)
+    credentials = Credentials(vault, AccountStore(), lambda venue: needed.get(venue, ()), clock=clock, new_id=new_id)
+    endpoint = HttpTokens()
+    venues = {venue.name: venue for venue in (OAuthVenue(**about) for about in settings.oauth_venues)}
+    oauth = OAuth(
+        door,
+        vault,
+        credentials,
+        endpoint,
+        venues,
+        store=OAuthStore(),
+        envelope=envelope,
+        clock=clock,
+        random_bytes=os.urandom,
+    )
+    refresher = Refresher(door, vault, store, endpoint, venues, clock=clock, new_id=new_id)
+    service.closes(refresher, oauth, endpoint)
+    service.serve([*credential_routes.handlers(credentials, door), *oauth_routes.handlers(oauth)])
+
+    async def secrets(account: Account) -> Mapping[str, str]:
+        return await refresher.secrets(account) if needed.get(account.venue) else {}
+
+    return secrets
+
+
+def _callbacks(service: Service, settings: BrokerSettings) -> None:
+    """Wire callbacks: each only has the order that it names looked up."""
+    orders = OrderStore()
+
+    async def want_look_up(tx: Tx, venue: str, order_id: UUID | None, venue_order_id: str | None) -> bool:
+        named = [] if order_id is None else [order_id]
+        if venue_order_id is not None:
+            named += await orders.by_venue_id(tx, venue, venue_order_id)
+        known = [one for one in (await orders.lock_all(tx, named)).values() if one.order.venue == venue]
+        for one in known:
+            await orders.send(tx, new_id(), one.order.id, "look_up", service.clock())
+        return bool(known)
+
+    by_venue = {name: secret.get_secret_value().split(",") for name, secret in settings.callback_secrets.items()}
+    callbacks = Callbacks(by_venue, CallbackStore(), want_look_up, service.door, service.clock)
+    service.schedule(Job("callbacks-retention", "37 4 * * *", callbacks.forget))
+    service.serve([*callback_routes.handlers(callbacks)])
 
 
 def assemble(
@@ -117,9 +191,3 @@ def _limits(settings: BrokerSettings) -> Limits:
         quote_age=timedelta(seconds=settings.quote_age_s),
         duplicate_window=timedelta(seconds=settings.duplicate_window_s),
     )
-
-
-async def _none(account: Account) -> Mapping[str, str]:
-    """Paper needs no credentials."""
-    del account
-    return {}

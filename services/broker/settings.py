@@ -1,11 +1,12 @@
 """What the brokerage needs to know, from the environment (prefix OPENBELL_BROKER_)."""
 
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any, Final
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+DEVELOPMENT_KEYS: Final = "development-only:ZGV2ZWxvcG1lbnQtb25seS1jcmVkZW50aWFsLWtleS0="
 Amount = Annotated[Decimal, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -38,3 +39,9 @@ class BrokerSettings(BaseSettings):
     """How much worse than the quote the paper venue fills, in hundredths of a percent; never beyond a limit."""
     paper_latency_ms: int = Field(default=0, ge=0, le=60_000)
     """How long an order is on its way to the paper venue's book."""
+    credential_keys: SecretStr = SecretStr(DEVELOPMENT_KEYS)
+    """id:base64,id:base64, 32 bytes each: the first encrypts accounts' credentials, all decrypt."""
+    callback_secrets: dict[str, SecretStr] = Field(default_factory=dict)
+    """JSON, by venue: what its callbacks are signed with; several separated by commas while one is changed."""
+    oauth_venues: tuple[dict[str, Any], ...] = Field(default=(), repr=False)
+    """JSON: a list of venues with OAuth; their fields are those of services.broker.domain.oauth.OAuthVenue."""

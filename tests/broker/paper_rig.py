@@ -322,7 +322,9 @@ class PaperRigs:
 
     def __init__(self) -> None:
         self.url = ""
-        self.adapter: Adapter = PaperAdapter(Database("postgresql://", schema="broker"), datetime.now, Rules(_always_open))
+        self.adapter: Adapter = PaperAdapter(
+            Database("postgresql://", schema="broker"), datetime.now, Rules(_always_open)
+        )
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[PaperRig]:

@@ -20,7 +20,6 @@ from shared.identity import DEVELOPMENT_MARK, safe_secret
 from shared.settings import SharedSettings
 
 KEY_BYTES: Final = 32
-DEVELOPMENT_KEYS: Final = "development-only:ZGV2ZWxvcG1lbnQtb25seS1jcmVkZW50aWFsLWtleS0="
 _NONCE_BYTES: Final = 12
 _LONGEST_ID: Final = 64
 

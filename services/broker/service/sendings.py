@@ -25,7 +25,7 @@ from services.broker.service.orders import Orders
 from services.broker.service.venues import NoSuchVenue, Venues
 from services.broker.store.accounts import AccountStore, account_of
 from services.broker.store.books import BookStore
-from services.broker.store.orders import Stored
+from services.broker.store.orders import Stored, rest
 from shared.clock import Clock
 from shared.contracts.base import Event
 from shared.db import Row, Tx
@@ -127,7 +127,7 @@ class Sendings:
             return Done(None)  # judged, and then the process died before it was sent
         if fresh.order.state != "new" or held_account is None:
             return Done(f"the order is {fresh.order.state}")
-        fresh = await self._sized(tx, fresh)
+        fresh = await self._sized(tx, fresh) if fresh.order.replaces is None else await self._rest_only(tx, fresh)
         refusals: Sequence[Refusal] = [Refusal("TOO_LATE", "it could not be sent for a minute: place it anew")]
         events: Sequence[Event] = ()
         if self._clock() - fresh.row["created_at"] <= TOO_LATE:
@@ -157,6 +157,16 @@ class Sendings:
             return stored
         sized = resized(order, quantity)
         await self._store.save(tx, sized, self._clock())
+        return Stored(sized, stored.row)
+
+    async def _rest_only(self, tx: Tx, stored: Stored) -> Stored:
+        """Let an order that is to be as large as the one it replaces fill what that one has left."""
+        old = None if stored.order.replaces is None else await self._store.lock(tx, stored.order.replaces)
+        if old is None or stored.order.terms.quantity != old.order.terms.quantity or rest(old.order) == ZERO:
+            return stored
+        sized = resized(stored.order, rest(old.order))
+        if sized != stored.order:
+            await self._store.save(tx, sized, self._clock())
         return Stored(sized, stored.row)
 
     async def _replacing(self, tx: Tx, account: Account, by: Order) -> tuple[Sequence[Refusal], Sequence[Event]]:
@@ -204,6 +214,7 @@ class Sendings:
         try:
             return await saying
         except VenueRefused as error:
+            await self._venues.forget(account.id)  # opened anew, its credentials may be others
             await self._told(account, order_id, Report("not_sent", reason=error.message))
             await self._refuse(order_id, [Refusal(error.code, error.message)])
             raise

@@ -109,6 +109,9 @@ class Monitors:
             began, trouble = asyncio.get_running_loop().time(), ""
             try:
                 await self._listen(account)
+            except VenueRefused as error:
+                await self._venues.forget(account.id)  # opened anew, its credentials may be others
+                trouble = error.message
             except _EXPECTED as error:
                 trouble = error.message if isinstance(error, OpenbellError) else type(error).__name__
             except Exception as error:  # noqa: BLE001 - one account's trouble is no other's
