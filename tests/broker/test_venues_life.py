@@ -1,5 +1,6 @@
 """Conformance of venues: the life of an order, its fills, and the races of a cancel or a replacement with them."""
 
+import asyncio
 from decimal import Decimal
 from uuid import UUID
 
@@ -35,10 +36,10 @@ async def test_what_happens_inside_the_block_comes_also_before_it_is_first_read(
     async with trader.rig.venue.stream() as frames:
         await trader.rig.fill(order, Decimal(4), PRICE)
         await trader.rig.end(order, "canceled")
-        async for one in frames:
-            trader.told(one.order_id, one.report)
-            if trader.state(one.order_id) == "canceled":
-                break
+        async with asyncio.timeout(30):
+            while trader.state(order) != "canceled":
+                one = await anext(frames)
+                trader.told(one.order_id, one.report)
     assert trader.filled(order) == 4
 
 
