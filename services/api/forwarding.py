@@ -70,6 +70,7 @@ RULES: Final = (
     Rule("/activity", "detector", plan="pro"),
     Rule("/realtime-options", "data", plan="pro"),
     Rule("/links", "alerts", caller=Caller.LINK, methods=("GET", "POST")),
+    Rule("/broker", "broker", methods=("GET", "POST", "PATCH", "DELETE")),
     Rule("/pay/webhooks", "payment", caller=Caller.PROVIDER, methods=("POST",)),
     Rule("/pay/ledger", "payment", caller=Caller.ADMIN),
     Rule("/pay/manual", "payment", caller=Caller.ADMIN, methods=("POST", "DELETE")),

@@ -39,7 +39,7 @@ class LegTerms(BaseModel):
     side: Side
     ratio: int = Field(default=1, ge=1, le=100)
     opens: bool | None = None
-    underlying: str | None = Field(default=None, max_length=32)
+    underlying: str | None = None
 
 
 class OrderTerms(BaseModel):

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Literal, Protocol
 from uuid import UUID
 
-from services.broker.ports import Venue
+from services.broker.ports import Adapter, Venue
 
 
 class Rig(Protocol):
@@ -30,7 +30,7 @@ class Rig(Protocol):
         """Let the venue refuse the next order."""
 
     def lose_next(self, what: Literal["request", "answer"]) -> None:
-        """Lose the next write: before the venue has it (it answers 5xx or hangs), or its answer after it took effect."""
+        """Lose the next write: before the venue has it (5xx, or it hangs), or its answer after it took effect."""
 
     def limit_next(self, times: int = 1) -> None:
         """Answer the next requests with the venue's rate limit."""
@@ -54,13 +54,18 @@ class Rig(Protocol):
         """Return the client order id of each submit that took effect at the venue, in order."""
         ...
 
+    async def reopen(self) -> None:
+        """Close `venue` and open another in its place over the same stand-in, as a process does that starts again."""
+
 
 class Rigs(Protocol):
     """Opens rigs of one venue; a row of the conformance table."""
 
     name: str
+    adapter: Adapter
+    """Its capabilities and the shape of its secrets count."""
     lacks: frozenset[str]
-    """The names of cases that the venue cannot do, for docs and the capability matrix."""
+    """The names (of `tests.broker.cases.CASES`) of what the venue cannot do although its capabilities do not say so."""
 
     def open(self) -> AbstractAsyncContextManager[Rig]:
         """Start the stand-in and open the venue over it; both are gone after the block."""

@@ -108,6 +108,8 @@ def instrument(text: str, underlying: str | None = None) -> Instrument:
     `underlying` is what an option lies under, where the venue tells it; otherwise its root.
     """
     name = text.strip().upper() if text.isascii() else ""
+    if underlying is not None and not SYMBOL.fullmatch(underlying):
+        raise BadInstrument("the underlying is no symbol", underlying=underlying[:32])
     if pair := _PAIR.fullmatch(name):
         return Crypto(pair[1], pair[2])
     if found := _OCC.fullmatch(name.replace(" ", "")):

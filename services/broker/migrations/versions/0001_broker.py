@@ -134,10 +134,12 @@ TABLES = (
     )""",
     """
     create table entitlements (
-        user_id uuid primary key,
+        user_id uuid not null,
+        subscription_id uuid not null,
         names text[] not null,
         until timestamptz,
-        version bigint not null
+        version bigint not null,
+        primary key (user_id, subscription_id)
     )""",
     "comment on table entitlements is 'what payment tells of each user''s plan'",
 )
