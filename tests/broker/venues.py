@@ -10,11 +10,13 @@ from typing import Final
 
 from services.broker.domain.checks import Capabilities
 from tests.broker.cases import CASES, reason_to_skip
+from tests.broker.paper_rig import PaperRigs
 from tests.broker.rig import Rigs
 from tests.fakes.venue import MemoryRigs
 from tests.fakes.venue_books import PLAIN, Manner
 
 VENUES: Final[tuple[Rigs, ...]] = (
+    PaperRigs(),
     MemoryRigs(PLAIN),
     MemoryRigs(Manner("memory-no-ids", knows_ids=False, fee_rate=Decimal("0.001"))),
     MemoryRigs(Manner("memory-totals", totals_first=True)),
