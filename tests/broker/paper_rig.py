@@ -22,7 +22,7 @@ from services.broker.domain.instruments import Instrument, instrument, option
 from services.broker.domain.matching import Book, Model
 from services.broker.domain.orders import ZERO, Leg, Order, Report
 from services.broker.domain.tickets import CAPABILITIES, Rules
-from services.broker.ports import Account, Adapter, Balance, Changes, Held, Update
+from services.broker.ports import Account, Adapter, Balance, Changes, Held, Update, Venue
 from shared.db import Database
 from shared.errors import Transient
 from shared.settings import SharedSettings
@@ -54,7 +54,8 @@ class PaperRig:
         self.database = database
         self.ahead = timedelta()
         self.adapter = self._adapter(_PLAIN)
-        self.venue = Line(self, self.adapter.open(ACCOUNT, {}))
+        self.line = Line(self, self.adapter.open(ACCOUNT, {}))
+        self.venue: Venue = self.line
         self.prices: dict[str, tuple[Decimal, Decimal]] = {}
         self.pending: list[tuple[Instrument, Book]] = []
         self.lost: Literal["request", "answer"] | None = None
@@ -83,7 +84,7 @@ class PaperRig:
         """Start again, as a process does."""
         await self.close()
         self.adapter = self._adapter(_PLAIN)
-        self.venue = Line(self, self.adapter.open(ACCOUNT, {}))
+        self.venue = self.line = Line(self, self.adapter.open(ACCOUNT, {}))
 
     async def close(self) -> None:
         """End it."""
@@ -148,14 +149,14 @@ class PaperRig:
         self.held = True
 
     def drop_stream(self) -> None:
-        self.venue.drop()
+        self.line.drop()
 
     def lose_frames(self, count: int) -> None:
-        self.venue.to_lose = count
+        self.line.to_lose = count
 
     async def repeat_fill(self) -> None:
-        await eventually(lambda: self.venue.last_fill is not None)
-        self.venue.repeat()
+        await eventually(lambda: self.line.last_fill is not None)
+        self.line.repeat()
 
     def skew(self, seconds: float) -> None:
         self.ahead = timedelta(seconds=seconds)

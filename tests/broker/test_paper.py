@@ -125,17 +125,18 @@ async def test_two_replicas_race_and_no_share_and_no_dollar_is_lost(open_databas
     orders = [order(1, account=7 + number % 3) for number in range(120)]
     venues = {(at, account): at.venue(account) for at in (one, other) for account in (7, 8, 9)}
 
-    async def send(at: Desk, one: Order) -> None:
-        try:
-            await venues[at, one.account_id.int].submit(one)
-        except OutcomeUnknown:
-            return
+    async def send(at: Desk, queue: list[Order]) -> None:
+        while queue:
+            one = queue.pop()
+            with suppress(OutcomeUnknown):
+                await venues[at, one.account_id.int].submit(one)
 
     async def move(at: Desk) -> None:
         for price in range(90, 110):
             await at.quote(AAPL, price, price)
 
-    await asyncio.gather(*(send(at, each) for each in orders for at in (one, other)), move(one), move(other))
+    lists = ((one, list(orders)), (other, orders[::-1]))  # they meet in the middle, where both send the same
+    await asyncio.gather(*(send(at, queue) for at, queue in lists for _ in range(4)), move(one), move(other))
     for account in (7, 8, 9):
         venue = one.venue(account)
         done = [fill for told in (await venue.changes(T0)).orders for fill in told.report.executions]

@@ -16,6 +16,7 @@ from tests.fakes.venue import MemoryRigs
 from tests.fakes.venue_books import PLAIN, Manner
 
 VENUES: Final[tuple[Rigs, ...]] = (
+    PaperRigs(),
     MemoryRigs(PLAIN),
     MemoryRigs(Manner("memory-no-ids", knows_ids=False, fee_rate=Decimal("0.001"))),
     MemoryRigs(Manner("memory-totals", totals_first=True)),
