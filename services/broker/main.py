@@ -66,7 +66,7 @@ def assemble(
         calendar=Calendar(load),
         clock=clock,
     )
-    sendings = Sendings(orders, account_store, book_store, checking, venues, door=door, clock=clock)
+    sendings = Sendings(orders, account_store, checking, venues, door=door, clock=clock)
     sending = Worker(sendings.work(settings.concurrency), door, clock, draw=env.random.random)
     orders.wake = sending.wake
     service.work(sending)
