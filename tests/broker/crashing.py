@@ -1,7 +1,7 @@
 """A brokerage whose process dies at a step that the test chooses: before and after each commit and each venue call.
 
-    brokerage.fate.left = 3                  # it dies at the fourth step from now
-    async with brokerage.dying(): ...        # what it does until then; another process runs afterwards, leases are over
+brokerage.fate.left = 3                  # it dies at the fourth step from now
+async with brokerage.dying(): ...        # what it does until then; another process runs afterwards, leases are over
 """
 
 import asyncio
@@ -97,12 +97,12 @@ class MortalBrokerage(Brokerage):
 
     def _service(self) -> Service:
         service = super()._service()
-        service.db.transaction = _mortal(service.db.transaction, self.fate)
+        service.db.transaction = _mortal(service.db.transaction, self.fate)  # pyright: ignore[reportAttributeAccessIssue]
         return service
 
     @asynccontextmanager
     async def dying(self) -> AsyncGenerator[None]:
-        """Do what is in the block, until the process dies; then another one runs, and the lease of the first is over."""
+        """Do what is in the block, until the process dies; then another one runs, the leases of the first are over."""
         try:
             yield
         except KilledError:

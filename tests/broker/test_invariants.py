@@ -148,7 +148,7 @@ class Life:
     async def foreign_order(self) -> None:
         order_id = self.new_id()
         self.foreign.append(order_id)
-        about = {**self.about(), "user_id": self.new_id()}
+        about: dict[str, Any] = {**self.about(), "user_id": self.new_id()}
         await self.command(OrderRequested(**about, order_id=order_id, terms=self.terms()))
 
     async def replace(self) -> None:
@@ -290,7 +290,6 @@ class Life:
         if not self.drifted:
             found = await self.brokerage.rows("select body from positions where account_id = :id", id=self.account)
             ours = START + sum((shapes.load_position(row["body"]).cash for row in found), D(0))
-            assert ours.quantize(D("0.01")) == self.desk.cash.quantize(D("0.01"))
             assert abs(ours - self.desk.cash) < D("1e-9")
 
     def check_order(self, row: dict[str, Any]) -> None:
@@ -301,7 +300,9 @@ class Life:
             assert row["filled"] == there.filled(0), row
         if row["state"] == "rejected":
             assert row["refusals"], row
-            told = [one for one in self.brokerage.events("broker.order.rejected.v1") if one["order_id"] == str(row["id"])]
+            told = [
+                one for one in self.brokerage.events("broker.order.rejected.v1") if one["order_id"] == str(row["id"])
+            ]
             audited = [
                 one for one in self.brokerage.events("api.action.audited.v1") if one["subject"] == str(row["id"])
             ]
