@@ -1,11 +1,12 @@
 """broker: executes orders at brokerages and exchanges, and keeps positions in line with them.
 
-Owns     schema `broker`: accounts, orders, what is to be said to venues, facts and positions, flags, halts
+Owns     schema `broker`: accounts, orders, what is to be said to venues, facts and positions, flags, halts,
+         credentials (encrypted), callbacks, the paper venue
 Reads    broker.commands (OrderRequested, ReplaceRequested, CancelRequested, CloseRequested), data.quotes (QuoteTaken),
          payment.subscriptions (SubscriptionChanged), api.users (UserSignedUp)
 Publishes broker.commands (the same four), broker.orders (OrderChanged, OrderRejected, OrderFilled, OrderFlagged),
          broker.positions (PositionChanged, PositionsDrifted), api.audit (ActionAudited)
-Serves   /broker: accounts, orders, positions, halt
+Serves   /broker: accounts, credentials, orders, positions, halt, OAuth, callbacks
 
 An order's id is its client order id at the venue. Nothing is live unless the account and the deployment both say so.
 """

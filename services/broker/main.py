@@ -56,7 +56,10 @@ from shared.xnys import load_sessions
 
 
 def build(env: Environment) -> Service:
-    """Build the service; nothing is opened before it starts. Raises UnsafeSecret for development's keys in production."""
+    """Build the service; nothing is opened before it starts.
+
+    Raises UnsafeSecret in production for development's keys.
+    """
     settings = BrokerSettings()
     service = Service("broker", env, READS)
     calendar = Calendar(load_sessions)
@@ -122,6 +125,7 @@ def _callbacks(service: Service, settings: BrokerSettings) -> None:
 
     by_venue = {name: secret.get_secret_value().split(",") for name, secret in settings.callback_secrets.items()}
     callbacks = Callbacks(by_venue, CallbackStore(), want_look_up, service.door, service.clock)
+    service.schedule(Job("callbacks-again", "* * * * *", callbacks.again))
     service.schedule(Job("callbacks-retention", "37 4 * * *", callbacks.forget))
     service.serve([*callback_routes.handlers(callbacks)])
 
@@ -153,7 +157,7 @@ def assemble(
         calendar=calendar,
         clock=clock,
     )
-    sendings = Sendings(orders, account_store, book_store, checking, venues, door=door, clock=clock)
+    sendings = Sendings(orders, account_store, checking, venues, door=door, clock=clock)
     sending = Worker(sendings.work(settings.concurrency), door, clock, draw=env.random.random)
     orders.wake = sending.wake
     service.work(sending)

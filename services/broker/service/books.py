@@ -54,9 +54,10 @@ class Books:
         self, tx: Tx, account: Account, of: Instrument, new: list[PositionFact], *, again: bool
     ) -> PositionChanged:
         """Return what is held now: from what was held, or from all facts where one came late or was withdrawn."""
+        await self._store.begin(tx, account.id, Position(of))
         found = await self._store.position(tx, account.id, of.key)
         position, facts = Position(of), new
-        if found is not None:
+        if found is not None and found[1]["last_at"] is not None:
             last: tuple[datetime, str] = (found[1]["last_at"], found[1]["last_id"])
             if again or (new[0].at, new[0].id) <= last:
                 facts = sorted(await self._store.facts(tx, account.id, of.key), key=lambda one: (one.at, one.id))

@@ -133,7 +133,8 @@ class Commands:
     ) -> Sequence[Event]:
         now = self._clock()
         await self._store.add(tx, order_id, account, terms, now, replaces=replaces, closes=closes)
-        if await self._own(tx, account, order_id) is None:
+        known = await self._own(tx, account, order_id)
+        if known is None or known.order.replaces != replaces:
             taken = Refusal("ORDER_ID_TAKEN", "that id is another order's: choose a fresh one")
             return self._orders.refusal(account, order_id, [taken])
         kind = "submit" if replaces is None else "replace"

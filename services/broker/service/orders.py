@@ -65,11 +65,15 @@ class Orders:
         events += await self._books.book(tx, account, booked, withdrawn)
         events += [event for fact in facts for event in await self._flagged(tx, account, order, fact)]
         if order.state == "rejected" and stored.order.state != "rejected" and report.kind == "rejected":
-            events.append(self._rejected(account, order.id, [Refusal("VENUE_REJECTED", order.reason or "no reason")]))
+            refusals = [Refusal("VENUE_REJECTED", order.reason or "no reason")]
+            await self.store.refused(tx, order.id, [{"code": one.code, "message": one.message} for one in refusals])
+            events += self.refusal(account, order.id, refusals)
         return order, events
 
     async def refuse(self, tx: Tx, account: Account, stored: Stored, refusals: Sequence[Refusal]) -> Sequence[Event]:
-        """End an order that was not sent, for these reasons."""
+        """End an order that was not sent, for these reasons; nothing where it is not waiting to be sent any more."""
+        if stored.order.state != "new":
+            return ()
         reason = "; ".join(f"{one.code}: {one.message}" for one in refusals)
         _, events = await self.report(tx, account, stored, Report("refused", reason=reason))
         await self.store.refused(tx, stored.order.id, [{"code": one.code, "message": one.message} for one in refusals])

@@ -75,14 +75,18 @@ class Reconcile:
 
     async def _hold(self, account: Account, venue: Venue, since: datetime, *, told: bool) -> None:
         """Compare what is held with the venue, and mend what stays different."""
+        stays: list[Drift] = []
         for look in range(1, LOOKS + 1):
             held = {one.instrument.key: one for one in await venue.positions()}
-            if not await self._drifts(account, held):
+            async with self._door.read() as tx:
+                drifts = await self._drifts(tx, account, held)
+            stays = [one for one in drifts if look == 1 or one in stays]
+            if not stays:
                 return
             if look == LOOKS:
 
-                async def mend(tx: Tx, held: Mapping[str, Held] = held) -> Sequence[Event]:
-                    return await self._mend(tx, account, held, told=told)
+                async def mend(tx: Tx, held: Mapping[str, Held] = held, stays: list[Drift] = stays) -> Sequence[Event]:
+                    return await self._mend(tx, account, held, stays, told=told)
 
                 await self._door.publish(mend)
                 return
@@ -132,9 +136,8 @@ class Reconcile:
 
         await self._door.run(ask)
 
-    async def _drifts(self, account: Account, held: Mapping[str, Held]) -> list[Drift]:
-        async with self._door.read() as tx:
-            rows = await self._store.all(tx, account.id)
+    async def _drifts(self, tx: Tx, account: Account, held: Mapping[str, Held]) -> list[Drift]:
+        rows = await self._store.all(tx, account.id)
         ours: dict[str, Decimal] = {row["symbol"]: row["quantity"] for row in rows}
         return [
             Drift(symbol=symbol, ours=mine, venue=theirs)
@@ -142,10 +145,12 @@ class Reconcile:
             if (mine := ours.get(symbol, ZERO)) != (theirs := held[symbol].quantity if symbol in held else ZERO)
         ]
 
-    async def _mend(self, tx: Tx, account: Account, held: Mapping[str, Held], *, told: bool) -> Sequence[Event]:
-        """Believe the venue. What an account held when it was opened is no drift."""
+    async def _mend(
+        self, tx: Tx, account: Account, held: Mapping[str, Held], stays: Sequence[Drift], *, told: bool
+    ) -> Sequence[Event]:
+        """Believe the venue in what stayed different. What an account held when it was opened is no drift."""
         await self._accounts.lock(tx, account.id)
-        drifts = await self._drifts(account, held)
+        drifts = [one for one in await self._drifts(tx, account, held) if one in stays]
         quotes = await self._store.quotes(tx, [one.symbol for one in drifts])
         facts: list[Fill] = []
         now, name = self._clock(), self._new_id()
@@ -183,10 +188,12 @@ class Reconcile:
         now = self._clock()
 
         async def ask(tx: Tx) -> Done[list[UUID]]:
-            stuck = [one.order.id for one in await self._orders.store.stuck(tx, now - quiet_for, most)]
-            for order_id in stuck:
-                await self._orders.store.send(tx, self._new_id(), order_id, "look_up", now)
+            stuck = [one.order for one in await self._orders.store.stuck(tx, now - quiet_for, most)]
+            for order in stuck:
+                await self._orders.store.send(tx, self._new_id(), order.id, "look_up", now)
+                if order.state == "pending_cancel":  # the wish may have been lost with our credentials
+                    await self._orders.store.send(tx, self._new_id(), order.id, "cancel", now)
             tx.after_commit(self._orders.wake)
-            return Done(stuck)
+            return Done([order.id for order in stuck])
 
         return len(await self._door.run(ask))

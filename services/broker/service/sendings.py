@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
-from services.broker.domain.checks import Capabilities, Refusal, TradeRules
+from services.broker.domain.checks import Refusal, TradeRules
 from services.broker.domain.orders import OVER, ZERO, Order, Report
 from services.broker.domain.shapes import resized
 from services.broker.ports import Account, Venue, VenueRefused
@@ -24,7 +24,6 @@ from services.broker.service.checking import Checking, Rulebook
 from services.broker.service.orders import Orders
 from services.broker.service.venues import NoSuchVenue, Venues
 from services.broker.store.accounts import AccountStore, account_of
-from services.broker.store.books import BookStore
 from services.broker.store.orders import Stored, rest
 from shared.clock import Clock
 from shared.contracts.base import Event
@@ -37,6 +36,7 @@ TOO_LATE: Final = timedelta(seconds=60)
 """An order that could not be sent so long is given up: the market is another one."""
 UNSEEN: Final = timedelta(seconds=60)
 """So long a venue that takes an id twice is asked for an order that it may have got."""
+UNSEEN_ORDER: Final = Refusal("NOT_SENT", "the venue has not seen the order, and it is not sent twice: place it anew")
 BALANCE_AGE: Final = timedelta(seconds=10)
 
 
@@ -53,7 +53,6 @@ class Sendings:
         self,
         orders: Orders,
         accounts: AccountStore,
-        books: BookStore,
         checking: Checking,
         venues: Venues,
         *,
@@ -63,7 +62,6 @@ class Sendings:
         self._orders = orders
         self._store = orders.store
         self._accounts = accounts
-        self._books = books
         self._checking = checking
         self._venues = venues
         self._rulebook = Rulebook()
@@ -102,36 +100,47 @@ class Sendings:
             if stored.order.state in OVER:
                 raise NotSent(f"the order is {stored.order.state}")
             return row
+        if stored.order.state == "pending_submit" and not row["uncertain"]:
+            await self._told(
+                account, row["order_id"], Report("not_sent")
+            )  # judged, and the process died before it went
         try:
             venue = await self._venues.of(account)
             rules = await self._rulebook.of(account.venue, venue, [leg.instrument for leg in stored.order.terms.legs])
             await self._balance(account, venue)
+            held = await self._held(stored, venue)
         except (VenueRefused, NoSuchVenue) as error:
             await self._refuse(row["order_id"], [Refusal(error.code, error.message)])
             raise NotSent(error.message) from error
 
         async def judge(tx: Tx) -> Done[str | None]:
-            return await self._judge(tx, row, account, venue.capabilities, rules)
+            return await self._judge(tx, row, (account, venue), rules, held)
 
         if why_not := await self._door.run(judge):
             raise NotSent(why_not)
         return row
 
     async def _judge(
-        self, tx: Tx, row: Row, account: Account, capabilities: Capabilities, rules: Mapping[str, TradeRules]
+        self, tx: Tx, row: Row, at: tuple[Account, Venue], rules: Mapping[str, TradeRules], held: Decimal | None
     ) -> Done[str | None]:
         """Let an order go, or refuse it; return why it does not go. One at a time for an account."""
+        account, venue = at
         held_account = await self._accounts.lock(tx, account.id)
         _, fresh = await self._locked(tx, row["order_id"])
-        if fresh.order.state == "pending_submit" and not row["uncertain"]:
-            return Done(None)  # judged, and then the process died before it was sent
         if fresh.order.state != "new" or held_account is None:
             return Done(f"the order is {fresh.order.state}")
-        fresh = await self._sized(tx, fresh) if fresh.order.replaces is None else await self._rest_only(tx, fresh)
-        refusals: Sequence[Refusal] = [Refusal("TOO_LATE", "it could not be sent for a minute: place it anew")]
+        refusals: Sequence[Refusal] = ()
         events: Sequence[Event] = ()
-        if self._clock() - fresh.row["created_at"] <= TOO_LATE:
-            refusals, taken = await self._checking.judge(tx, held_account, fresh.order, capabilities, rules)
+        if held_account["closed_at"] is not None:
+            refusals = [Refusal("ACCOUNT_CLOSED", "the account was closed: choose another one")]
+        elif self._late(fresh):
+            refusals = [Refusal("TOO_LATE", "it could not be sent for a minute: place it anew")]
+        elif held is not None:
+            fresh, refusals = await self._sized(tx, fresh, held)
+        else:
+            fresh = await self._rest_only(tx, fresh)
+        if not refusals:
+            refusals, taken = await self._checking.judge(tx, held_account, fresh.order, venue.capabilities, rules)
             await self._store.reserve(tx, fresh.order.id, taken)
         if not refusals and fresh.order.replaces is not None:
             refusals, events = await self._replacing(tx, account, fresh.order)
@@ -140,24 +149,40 @@ class Sendings:
         _, sent = await self._orders.report(tx, account, fresh, Report("submit_sent"))
         return Done(None, [*events, *sent])
 
-    async def _sized(self, tx: Tx, stored: Stored) -> Stored:
-        """Give an order that closes a position the size of what is held, once no other order of it works.
+    def _late(self, stored: Stored) -> bool:
+        return self._clock() - stored.row["created_at"] > TOO_LATE
 
-        Raises Transient while one does.
+    async def _held(self, stored: Stored, venue: Venue) -> Decimal | None:
+        """Return what the venue holds of what an order closes, once no other order of it works; else None.
+
+        The venue is asked, for our books may lack a fill of an order that was canceled. Raises Transient.
         """
+        if not stored.row["closes"] or self._late(stored):
+            return None
+        async with self._door.read() as tx:
+            await self._alone(tx, stored)
+        key = stored.order.terms.legs[0].instrument.key
+        return next((one.quantity for one in await venue.positions() if one.instrument.key == key), ZERO)
+
+    async def _alone(self, tx: Tx, stored: Stored) -> None:
+        """Raise Transient while another order of the same instrument works."""
         order = stored.order
-        if not stored.row["closes"]:
-            return stored
-        symbol = order.terms.legs[0].instrument.key
-        if any(one.order.id != order.id for one in await self._store.open(tx, order.account_id, [symbol])):
+        others = await self._store.open(tx, order.account_id, [order.terms.legs[0].instrument.key])
+        if any(one.order.id != order.id for one in others):
             raise Transient("it waits for the end of other orders", retry_after_s=0.2)
-        held = (await self._books.held(tx, order.account_id, [symbol])).get(symbol)
-        quantity: Decimal = ZERO if held is None else abs(held["quantity"])
-        if quantity in {order.terms.quantity, ZERO}:
-            return stored
-        sized = resized(order, quantity)
+
+    async def _sized(self, tx: Tx, stored: Stored, held: Decimal) -> tuple[Stored, Sequence[Refusal]]:
+        """Give an order that closes a position the size of what is held; nothing is closed where that is gone."""
+        await self._alone(tx, stored)
+        order = stored.order
+        side = order.terms.legs[0].side
+        if not held or (held > 0) != (side == "sell"):
+            return stored, [Refusal("NOTHING_HELD", f"there is nothing left to {side}: {held:f} is held")]
+        if abs(held) == order.terms.quantity:
+            return stored, ()
+        sized = resized(order, abs(held))
         await self._store.save(tx, sized, self._clock())
-        return Stored(sized, stored.row)
+        return Stored(sized, stored.row), ()
 
     async def _rest_only(self, tx: Tx, stored: Stored) -> Stored:
         """Let an order that is to be as large as the one it replaces fill what that one has left."""
@@ -232,9 +257,9 @@ class Sendings:
         stored, account = await self._read(row["order_id"])
         if stored.order.state == "pending_submit":
             await self._told(account, stored.order.id, Report("outcome_unknown"))
-        elif stored.order.state == "new":
-            return False
         venue = await self._venues.of(account)
+        if stored.order.state == "new" and venue.knows_ids:
+            return False
         report = await venue.look_up(stored.order)
         if row["kind"] == "cancel":
             order = await self._told(account, stored.order.id, report)
@@ -243,9 +268,8 @@ class Sendings:
             if self._clock() - row["created_at"] < UNSEEN:
                 raise Transient("the venue has not seen it yet", retry_after_s=5)
             await self._told(account, stored.order.id, report)
-            unseen = Refusal("NOT_SENT", "the venue has not seen the order, and it is not sent twice: place it anew")
-            await self._refuse(stored.order.id, [unseen])
-            raise NotSent(unseen.message)
+            await self._refuse(stored.order.id, [UNSEEN_ORDER])
+            raise NotSent(UNSEEN_ORDER.message)
         order = await self._told(account, stored.order.id, report)
         if order.state != "new" and order.replaces is not None:
             old, _ = await self._read(order.replaces)
@@ -264,12 +288,29 @@ class Sendings:
             return ()
         if report is None:
             return ()
+        if row["kind"] == "look_up" and report.kind == "not_found" and not stored.order.seen:
+            return await self._never_arrived(tx, account, stored, report)
         if row["kind"] != "replace" or stored.order.replaces is None:
             return (await self._orders.report(tx, account, stored, report))[1]
         _, old = await self._locked(tx, stored.order.replaces)
         _, events = await self._orders.report(tx, account, old, report)
         of_new = Report("accepted") if report.kind == "replaced" else Report("rejected", reason=report.reason)
         return [*events, *(await self._orders.report(tx, account, stored, of_new))[1]]
+
+    async def _never_arrived(self, tx: Tx, account: Account, stored: Stored, report: Report) -> Sequence[Event]:
+        """End an order that the venue has not seen and that nobody sends any more."""
+        order = stored.order
+        if order.state in OVER or await self._store.going(tx, order.id):
+            return ()
+        if order.replaces is not None:
+            _, old = await self._locked(tx, order.replaces)
+            if old.order.replaced_by == order.id and old.order.state not in OVER:
+                return ()  # the venue has taken the wish and not carried it out yet
+        events: list[Event] = []
+        for one in ([Report("outcome_unknown")] if order.state == "pending_submit" else []) + [report]:
+            order, happened = await self._orders.report(tx, account, Stored(order, stored.row), one)
+            events += happened
+        return [*events, *await self._give_up(tx, account, Stored(order, stored.row), [UNSEEN_ORDER])]
 
     # --- parts ----------------------------------------------------------------------------------
 

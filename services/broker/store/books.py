@@ -17,6 +17,9 @@ _ADD: Final = text("""
     values (:account_id, :id, :symbol, :kind, :at, cast(:body as jsonb)) on conflict do nothing""")
 _WITHDRAW: Final = text("delete from facts where account_id = :account_id and id = :id")
 _FACTS: Final = text("select kind, body from facts where account_id = :account_id and symbol = :symbol")
+_BEGIN: Final = text("""
+    insert into positions (account_id, symbol, quantity, body) values (:account_id, :symbol, 0, cast(:body as jsonb))
+    on conflict do nothing""")
 _GET: Final = text("select * from positions where account_id = :account_id and symbol = :symbol for no key update")
 _SAVE: Final = text("""
     insert into positions as known (account_id, symbol, quantity, body, last_at, last_id, version)
@@ -62,6 +65,11 @@ class BookStore:
         """Return all that moved a position."""
         rows = await tx.fetch(_FACTS, account_id=account_id, symbol=symbol)
         return [shapes.load_fact(row["kind"], row["body"]) for row in rows]
+
+    async def begin(self, tx: Tx, account_id: UUID, position: Position) -> None:
+        """Keep a position of nothing where there is none: what does not exist cannot be locked."""
+        body = shapes.dump_position(position)
+        await tx.execute(_BEGIN, account_id=account_id, symbol=position.instrument.key, body=body)
 
     async def position(self, tx: Tx, account_id: UUID, symbol: str) -> tuple[Position, Row] | None:
         """Return a position that nobody else changes until the commit."""

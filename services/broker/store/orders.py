@@ -46,8 +46,9 @@ _RECENT: Final = text("""
     order by created_at desc limit :most""")
 _RESERVED: Final = text("""
     select coalesce(sum(reserved), 0) from orders
-    where account_id = :account_id and id <> :but and created_at > :since
-      and state not in ('rejected', 'canceled', 'expired')""")
+    where account_id = :account_id and id <> :but
+      and (sent_at >= :since or state in ('pending_submit', 'unknown'))
+      and state not in ('new', 'rejected', 'canceled', 'expired')""")
 _LIST: Final = text("""
     select * from orders
     where account_id = :account_id and (cast(:state as text) is null or state = :state)
@@ -62,7 +63,13 @@ _STUCK: Final = text("""
     order by o.updated_at limit :most""")
 _SEND: Final = text("""
     insert into sendings (id, order_id, kind, lane, due_at, created_at)
-    values (:id, :order_id, :kind, :lane, cast(:due_at as timestamptz), :at) on conflict do nothing""")
+    select :id, cast(:order_id as uuid), :kind, :lane, cast(:due_at as timestamptz), :at
+    where :kind not in ('cancel', 'look_up') or not exists (
+        select from sendings where order_id = :order_id and kind = :kind and status = 'pending')
+    on conflict do nothing""")
+_GOING: Final = text("""
+    select exists(select from sendings where order_id = :order_id and kind in ('submit', 'replace')
+        and status in ('pending', 'claimed', 'started'))""")
 _UNSENT: Final = text("""
     delete from sendings where order_id = :order_id and kind in ('submit', 'replace') and status = 'pending'
         and not uncertain""")
@@ -209,6 +216,10 @@ class OrderStore:
     async def send(self, tx: Tx, sending_id: UUID, order_id: UUID, kind: Sending, at: datetime) -> None:
         """Write what is to be said to the venue; a wish that waits already is not doubled."""
         await tx.execute(_SEND, id=sending_id, order_id=order_id, kind=kind, lane=str(order_id), due_at=at, at=at)
+
+    async def going(self, tx: Tx, order_id: UUID) -> bool:
+        """Whether an order is still being sent: then nobody but its sending says that it never arrived."""
+        return bool(await tx.fetchval(_GOING, order_id=order_id))
 
     async def unsend(self, tx: Tx, order_id: UUID) -> None:
         """Take back a submit that has certainly not begun."""

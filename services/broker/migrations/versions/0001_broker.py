@@ -81,9 +81,6 @@ TABLES = (
     "create index sendings_of_order on sendings (order_id)",
     "comment on table sendings is 'what is to be said to a venue; one at a time for each order (the lane)'",
     """
-    create unique index sendings_one_wish on sendings (order_id, kind)
-        where status = 'pending' and kind in ('cancel', 'look_up')""",
-    """
     create table facts (
         account_id uuid not null references accounts,
         id text not null,
