@@ -55,7 +55,7 @@ class ManualClock:
         self.now += timedelta(seconds=seconds)
 
 
-async def eventually(condition: Callable[[], Awaitable[bool] | bool], timeout_s: float = 30) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool] | bool], timeout_s: float = 60) -> None:
     """Wait until a condition holds; fails with its name when it does not in time."""
     async with asyncio.timeout(timeout_s):
         while True:

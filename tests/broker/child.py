@@ -19,6 +19,7 @@ from services.broker.domain.instruments import Instrument
 from services.broker.domain.orders import Order, Report
 from services.broker.main import assemble
 from services.broker.ports import Account, Balance, Changes, Held, Update
+from services.broker.service.calendar import Calendar
 from services.broker.settings import BrokerSettings
 from shared.errors import Transient
 from shared.process import main
@@ -117,7 +118,7 @@ async def _nothing(account: Account) -> Mapping[str, str]:
 def build(env: Environment) -> Service:
     """Build the service as its own process does."""
     service = Service("broker", env, READS)
-    return assemble(service, env, BrokerSettings(), [RemoteAdapter()], _nothing, load=always_open)
+    return assemble(service, env, BrokerSettings(), [RemoteAdapter()], _nothing, calendar=Calendar(always_open))
 
 
 if __name__ == "__main__":

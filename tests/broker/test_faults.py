@@ -13,7 +13,7 @@ from shared.clock import new_id
 from shared.contracts.base import Event
 from shared.contracts.broker import CloseRequested, LegTerms, OrderRequested, OrderTerms, ReplaceRequested
 from shared.db import Tx
-from tests.broker.brokerage import USER, Brokerage, opened
+from tests.broker.brokerage import Brokerage, opened
 from tests.broker.crashing import mortal
 from tests.conftest import eventually
 from tests.fakes.venue_books import Manner
@@ -237,8 +237,7 @@ async def test_many_drifts_at_once_need_one_connection_each(brokerage: Brokerage
 async def test_a_close_of_somebody_elses_position_touches_nothing(brokerage: Brokerage) -> None:
     account = await brokerage.account()
     order = await brokerage.place(account)
-    about = {**brokerage._about(account), "user_id": uuid4()}
-    assert about["user_id"] != USER
+    about = brokerage._about(account, user_id=uuid4())
     await brokerage.hear(CloseRequested(**about, order_id=uuid4(), symbol="AAPL"))
     await brokerage.settle()
     assert await brokerage.state(order) == "accepted"
