@@ -1,12 +1,13 @@
 """Wires the brokerage."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from uuid import UUID
 
 from services.broker import READS, consumers
 from services.broker.adapters.alpaca import Alpaca
+from services.broker.adapters.ccxt_venue import Ccxt
 from services.broker.adapters.oauth_tokens import HttpTokens
 from services.broker.adapters.paper.adapter import PaperAdapter
 from services.broker.adapters.tastytrade import Tastytrade
@@ -36,7 +37,7 @@ from services.broker.service.reconcile import Reconcile
 from services.broker.service.refresh import Refresher
 from services.broker.service.sendings import Sendings
 from services.broker.service.vault import Vault
-from services.broker.service.venues import Secrets, Venues
+from services.broker.service.venues import NoSuchVenue, Secrets, Venues
 from services.broker.settings import BrokerSettings
 from services.broker.store.accounts import AccountStore
 from services.broker.store.books import BookStore
@@ -72,21 +73,31 @@ def build(env: Environment) -> Service:
     service.closes(paper)
     service.work(Ticking(paper, calendar))
     service.schedule(expiries(paper, calendar, BookStore(), service.door))
-    adapters: list[Adapter] = [paper, Alpaca(clock=service.clock), Tastytrade(service.clock)]
-    secrets = _credentials(service, env, settings, {one.name: one.secrets for one in adapters})
+    adapters: list[Adapter] = [
+        paper,
+        Alpaca(clock=service.clock),
+        Tastytrade(service.clock),
+        *(Ccxt(exchange) for exchange in settings.exchanges),
+    ]
+    secrets = _credentials(service, env, settings, adapters)
     _callbacks(service, settings)
     return assemble(service, env, settings, adapters, secrets, calendar=calendar, hear=[hears(paper, calendar)])
 
 
-def _credentials(
-    service: Service, env: Environment, settings: BrokerSettings, needed: Mapping[str, frozenset[str]]
-) -> Secrets:
+def _credentials(service: Service, env: Environment, settings: BrokerSettings, adapters: Sequence[Adapter]) -> Secrets:
     """Wire the vault and OAuth; return what opens an account's credentials."""
     clock, door = service.clock, service.door
     keys = keys_of("OPENBELL_BROKER_CREDENTIAL_KEYS", settings.credential_keys.get_secret_value(), env.settings)
     envelope, store = Envelope(keys, os.urandom), CredentialStore()
     vault = Vault(store, envelope, clock=clock, new_id=new_id)
-    credentials = Credentials(vault, AccountStore(), lambda venue: needed.get(venue, ()), clock=clock, new_id=new_id)
+    kinds = {one.name: one for one in adapters}
+
+    def needed(venue: str) -> Collection[str]:
+        if venue not in kinds:
+            raise NoSuchVenue(f"there is no venue {venue[:40]!r}")
+        return kinds[venue].secrets
+
+    credentials = Credentials(vault, AccountStore(), needed, clock=clock, new_id=new_id)
     endpoint = HttpTokens()
     venues = {venue.name: venue for venue in (OAuthVenue(**about) for about in settings.oauth_venues)}
     oauth = OAuth(
@@ -105,7 +116,7 @@ def _credentials(
     service.serve([*credential_routes.handlers(credentials, door), *oauth_routes.handlers(oauth)])
 
     async def secrets(account: Account) -> Mapping[str, str]:
-        return await refresher.secrets(account) if needed.get(account.venue) else {}
+        return await refresher.secrets(account) if needed(account.venue) else {}
 
     return secrets
 

@@ -3,8 +3,8 @@
 from decimal import Decimal
 from typing import Annotated, Any, Final
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DEVELOPMENT_KEYS: Final = "development-only:ZGV2ZWxvcG1lbnQtb25seS1jcmVkZW50aWFsLWtleS0="
 Amount = Annotated[Decimal, Field(gt=0, allow_inf_nan=False)]
@@ -35,6 +35,8 @@ class BrokerSettings(BaseSettings):
     """How often an account is compared with its venue, besides at the start and after each gap."""
     quiet_s: float = Field(default=60.0, ge=5)
     """An order that works and of which nothing was heard for so long is looked up."""
+    exchanges: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma-separated: crypto exchanges by their ids at ccxt (kraken, binance); each is the venue ccxt-<id>."""
     paper_slippage_bps: Annotated[Decimal, Field(ge=0, le=1000)] = Decimal(1)
     """How much worse than the quote the paper venue fills, in hundredths of a percent; never beyond a limit."""
     paper_latency_ms: int = Field(default=0, ge=0, le=60_000)
@@ -45,3 +47,8 @@ class BrokerSettings(BaseSettings):
     """JSON, by venue: what its callbacks are signed with; several separated by commas while one is changed."""
     oauth_venues: tuple[dict[str, Any], ...] = Field(default=(), repr=False)
     """JSON: a list of venues with OAuth; their fields are those of services.broker.domain.oauth.OAuthVenue."""
+
+    @field_validator("exchanges", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -11,6 +11,7 @@ from typing import Final
 from services.broker.domain.checks import Capabilities
 from tests.broker.alpaca_rig import AlpacaRigs
 from tests.broker.cases import CASES, reason_to_skip
+from tests.broker.ccxt_rig import CcxtRigs
 from tests.broker.paper_rig import PaperRigs
 from tests.broker.rig import Rigs
 from tests.broker.tastytrade_rig import TastytradeRigs
@@ -21,12 +22,14 @@ VENUES: Final[tuple[Rigs, ...]] = (
     PaperRigs(),
     AlpacaRigs(),
     TastytradeRigs(),
+    CcxtRigs(),
     MemoryRigs(PLAIN),
     MemoryRigs(Manner("memory-no-ids", knows_ids=False, fee_rate=Decimal("0.001"))),
     MemoryRigs(Manner("memory-totals", totals_first=True)),
     PaperRigs(),
     AlpacaRigs(),
     TastytradeRigs(),
+    CcxtRigs(),
 )
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "venues.md"

@@ -103,6 +103,7 @@ def handlers(accounts: Accounts, store: AccountStore, books: BookStore, door: Do
     @post("/broker/accounts", caller=Caller.USER, status_code=201)
     async def open_(request: HttpRequest, identity: Who, data: JSONBody[AccountBody]) -> Response[Any]:
         """Open an account."""
+        await accounts.ready(data.venue)
         limits = data.limits.model_dump(mode="json", exclude_none=True)
         new = NewAccount(identity.user_id, data.venue, data.mode, data.name, data.reference, limits)
 

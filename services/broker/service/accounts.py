@@ -53,6 +53,10 @@ class Accounts:
         self._clock = clock
         self._new_id = new_id
 
+    async def ready(self, venue: str) -> None:
+        """Load what a kind of venue needs, outside any transaction. Raises NoSuchVenue, VenueRefused."""
+        await self._venues.ready(venue)
+
     async def open(self, new: NewAccount, tx: Tx) -> Done[Row]:
         """Open an account. Raises NoSuchVenue, NotAllowed, Conflict when the user has too many."""
         self._venues.adapter(new.venue)

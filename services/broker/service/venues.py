@@ -52,10 +52,16 @@ class Venues:
                 return known[1]
             if known is not None:
                 await known[1].close()
-            secrets = await self._secrets(account)
-            venue = self.adapter(account.venue).open(account, secrets)
+            adapter = self.adapter(account.venue)
+            await asyncio.to_thread(lambda: adapter.capabilities)  # some load a large library for it
+            venue = adapter.open(account, await self._secrets(account))
             self._open[account.id] = (account, venue)
             return venue
+
+    async def ready(self, venue: str) -> None:
+        """Load what a kind of venue needs. Raises NoSuchVenue, VenueRefused for one that cannot be traded."""
+        adapter = self.adapter(venue)
+        await asyncio.to_thread(lambda: (adapter.capabilities, adapter.secrets))
 
     async def forget(self, account_id: UUID) -> None:
         """Close an account's venue: its credentials changed, or it is gone."""
