@@ -161,10 +161,20 @@ class TokenEndpoint(Protocol):
 class Adapter(Protocol):
     """A kind of venue."""
 
-    name: str
-    capabilities: Capabilities
-    secrets: frozenset[str]
-    """The names of what an account's credentials consist of."""
+    @property
+    def name(self) -> str:
+        """How accounts name it."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it takes."""
+        ...
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """The names of what an account's credentials consist of."""
+        ...
 
     def open(self, account: Account, secrets: Mapping[str, str]) -> Venue:
         """Return an account's venue; nothing is asked yet. Raises VenueRefused for credentials of the wrong shape."""

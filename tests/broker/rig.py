@@ -65,10 +65,13 @@ class Rigs(Protocol):
     """Opens rigs of one venue; a row of the conformance table."""
 
     name: str
-    adapter: Adapter
-    """Its capabilities and the shape of its secrets count."""
     lacks: frozenset[str]
     """The names (of `tests.broker.cases.CASES`) of what the venue cannot do although its capabilities do not say so."""
+
+    @property
+    def adapter(self) -> Adapter:
+        """Its capabilities and the shape of its secrets count."""
+        ...
 
     def open(self) -> AbstractAsyncContextManager[Rig]:
         """Start the stand-in and open the venue over it; both are gone after the block."""

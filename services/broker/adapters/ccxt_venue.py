@@ -68,14 +68,22 @@ class Ccxt:
         self._currency = currency
         self._poll_s = poll_s
 
-    @cached_property
+    @property
     def capabilities(self) -> Capabilities:
         """What the exchange takes. Raises VenueRefused for one that cannot be traded through ccxt without doubt."""
+        return self._capabilities
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """What the exchange wants, by ccxt's names: apiKey and secret nearly everywhere, password at some."""
+        return self._secrets
+
+    @cached_property
+    def _capabilities(self) -> Capabilities:
         return exchanges.capabilities(self.name, client(self._exchange_id, self._config))
 
     @cached_property
-    def secrets(self) -> frozenset[str]:
-        """What the exchange wants, by ccxt's names: apiKey and secret nearly everywhere, password at some."""
+    def _secrets(self) -> frozenset[str]:
         wanted: Mapping[str, bool] = client(self._exchange_id, self._config).requiredCredentials
         return frozenset(name for name, needed in wanted.items() if needed)
 
