@@ -2,7 +2,7 @@
 
 import asyncio
 from decimal import Decimal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from services.broker.domain.instruments import instrument
 from services.broker.domain.orders import Fill
@@ -227,12 +227,19 @@ async def test_the_first_two_fills_of_a_position_both_count_though_they_come_at_
 
 
 async def test_many_drifts_at_once_need_one_connection_each(brokerage: Brokerage) -> None:
-    accounts = [await brokerage.account() for _ in range(10)]
-    for account in accounts:
-        brokerage.desk(account).drift(instrument("AAPL"), D(3))
-    async with asyncio.timeout(60):
-        await asyncio.gather(*(brokerage.reconcile(account) for account in accounts))
-    assert [await brokerage.held(account) for account in accounts] == [{"AAPL": D(3)}] * 10
+    accounts = [await brokerage.account() for _ in range(20)]
+    of = instrument("AAPL")
+    for held in (D(3), D(5)):  # the second time all connections are open
+        for account in accounts:
+            brokerage.desk(account).drift(of, held)
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(_reconciled(brokerage, account) for account in accounts))
+    assert [await brokerage.held(account) for account in accounts] == [{"AAPL": D(5)}] * 20
+
+
+async def _reconciled(brokerage: Brokerage, account_id: UUID) -> None:
+    account = await brokerage.account_of(account_id)
+    await brokerage.monitors._reconcile.run(account, await brokerage.monitors._venues.of(account))
 
 
 async def test_a_close_of_somebody_elses_position_touches_nothing(brokerage: Brokerage) -> None:
