@@ -2,6 +2,7 @@
 
 import asyncio
 from decimal import Decimal
+from typing import Any
 from uuid import UUID, uuid4
 
 from services.broker.domain.instruments import instrument
@@ -13,7 +14,7 @@ from shared.clock import new_id
 from shared.contracts.base import Event
 from shared.contracts.broker import CloseRequested, LegTerms, OrderRequested, OrderTerms, ReplaceRequested
 from shared.db import Tx
-from tests.broker.brokerage import USER, Brokerage, opened
+from tests.broker.brokerage import Brokerage, opened
 from tests.broker.crashing import mortal
 from tests.conftest import eventually
 from tests.fakes.venue_books import Manner
@@ -24,7 +25,7 @@ TERMS = OrderTerms(legs=(LegTerms(symbol="AAPL", side="buy"),), type="limit", qu
 
 async def test_an_order_that_was_judged_before_a_kill_is_judged_again(database_url: str) -> None:
     async with mortal(database_url) as brokerage:
-        account = await brokerage.account()
+        account, order = await brokerage.account(), uuid4()
         for steps in range(60):  # each process dies a step later, until one dies right after it has judged
             order = uuid4()
             await brokerage.hear(OrderRequested(**brokerage._about(account), order_id=order, terms=TERMS))
@@ -245,8 +246,7 @@ async def _reconciled(brokerage: Brokerage, account_id: UUID) -> None:
 async def test_a_close_of_somebody_elses_position_touches_nothing(brokerage: Brokerage) -> None:
     account = await brokerage.account()
     order = await brokerage.place(account)
-    about = {**brokerage._about(account), "user_id": uuid4()}
-    assert about["user_id"] != USER
+    about: dict[str, Any] = {**brokerage._about(account), "user_id": uuid4()}
     await brokerage.hear(CloseRequested(**about, order_id=uuid4(), symbol="AAPL"))
     await brokerage.settle()
     assert await brokerage.state(order) == "accepted"
