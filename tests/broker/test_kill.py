@@ -101,7 +101,7 @@ class StandIn:
                     self.frames.append(update)
             return self.frames[given[0] :] if given[0] is not None else self.frames
         found = await getattr(self._venue, method)(*given)
-        if method == "submit" and (share := self._random.choice([0, 2, 5])):
+        if method == "submit" and (share := self._random.choice([0, 2])):
             await self.desk.fill(given[0].id, D(share), D(100))
         return found
 
@@ -205,12 +205,12 @@ class Killable:
             self.venue.held.clear()
             self.venue.hold = AT_VENUE[point]
             await self.trigger(point)
-            await eventually(self.venue.held.is_set, 60)
+            await eventually(self.venue.held.is_set, 120)
             await self.process.kill()
         else:
             await self.close_gate(point)
             await self.trigger(point)
-            await eventually(self.stuck, 60)
+            await eventually(self.stuck, 120)
             await self.process.kill()
             await self.open_gate(point)
         late = "update broker.sendings set lease_until = now() - interval '1 second' where lease_until is not null"
@@ -236,7 +236,7 @@ async def killable(
             **os.environ,
             "OPENBELL_DATABASE_URL": settings.database_url,
             "OPENBELL_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
-            "OPENBELL_KAFKA_STATIC_MEMBERS": str(settings.kafka_static_members),
+            "OPENBELL_KAFKA_STATIC_MEMBERS": "true",  # each life takes the dead one's place at once
             "OPENBELL_KAFKA_SMALL_TOPICS": str(settings.kafka_small_topics),
             "OPENBELL_HTTP_PORT": str(port),
             "OPENBELL_TEST_VENUE": url,
