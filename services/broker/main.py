@@ -77,7 +77,7 @@ def build(env: Environment) -> Service:
         paper,
         Alpaca(clock=service.clock),
         Tastytrade(service.clock),
-        *(Ccxt(exchange) for exchange in settings.exchanges),
+        *(Ccxt(exchange) for exchange in settings.exchanges or ()),
     ]
     secrets = _credentials(service, env, settings, adapters)
     _callbacks(service, settings)

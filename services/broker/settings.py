@@ -35,7 +35,7 @@ class BrokerSettings(BaseSettings):
     """How often an account is compared with its venue, besides at the start and after each gap."""
     quiet_s: float = Field(default=60.0, ge=5)
     """An order that works and of which nothing was heard for so long is looked up."""
-    exchanges: Annotated[tuple[str, ...], NoDecode] = ()
+    exchanges: Annotated[tuple[str, ...] | None, NoDecode] = None
     """Comma-separated: crypto exchanges by their ids at ccxt (kraken, binance); each is the venue ccxt-<id>."""
     paper_slippage_bps: Annotated[Decimal, Field(ge=0, le=1000)] = Decimal(1)
     """How much worse than the quote the paper venue fills, in hundredths of a percent; never beyond a limit."""

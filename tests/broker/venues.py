@@ -26,10 +26,6 @@ VENUES: Final[tuple[Rigs, ...]] = (
     MemoryRigs(PLAIN),
     MemoryRigs(Manner("memory-no-ids", knows_ids=False, fee_rate=Decimal("0.001"))),
     MemoryRigs(Manner("memory-totals", totals_first=True)),
-    PaperRigs(),
-    AlpacaRigs(),
-    TastytradeRigs(),
-    CcxtRigs(),
 )
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "venues.md"

@@ -108,8 +108,6 @@ def instrument(text: str, underlying: str | None = None) -> Instrument:
     `underlying` is what an option lies under, where the venue tells it; otherwise its root.
     """
     name = text.strip().upper() if text.isascii() else ""
-    if underlying is not None and not SYMBOL.fullmatch(underlying):
-        raise BadInstrument("the underlying is no symbol", underlying=underlying[:32])
     if pair := _PAIR.fullmatch(name):
         return Crypto(pair[1], pair[2])
     if found := _OCC.fullmatch(name.replace(" ", "")):
@@ -128,6 +126,8 @@ def option(root: str, expires_on: date, right: Right, strike: Decimal, underlyin
 
 
 def _option(found: re.Match[str], underlying: str | None) -> Option:
+    if underlying is not None and not SYMBOL.fullmatch(underlying):
+        raise BadInstrument("the underlying is no symbol", underlying=underlying[:32])
     try:
         expires_on = date(2000 + int(found[2]), int(found[3]), int(found[4]))
     except ValueError as error:

@@ -29,7 +29,7 @@ def settle(desk: Desk, account_id: UUID, of: Option, close: Decimal, now: dateti
     held = desk.holdings.get((account_id, of.underlying), {}).get(of.key)
     if held is None or not held.stock.quantity:
         return ()
-    quantity, fact_id = held.stock.quantity, f"expiry/{of.key}"
+    quantity, fact_id = held.stock.quantity, f"expiry/{of.key}/{now.isoformat()}"
     worth = max(close - of.strike if of.right == "C" else of.strike - close, ZERO)
     if worth < _LEAST or of.adjusted or of.underlying.startswith("_"):
         price = worth if worth >= _LEAST else ZERO

@@ -20,6 +20,7 @@ from services.broker.domain.orders import Execution, Report
 from services.broker.domain.positions import PositionFact
 from services.broker.domain.tickets import Purse
 from shared.db import Row, Tx
+from shared.retention import slice_of
 
 _LOCK: Final = text("""
     select pg_advisory_xact_lock(key) from (
@@ -100,9 +101,7 @@ _NEW_FRAMES: Final = text("""
             with ordinality as s (account_id, last, place)
         join paper_frames f on f.account_id = s.account_id and f.number > s.last
     order by f.account_id, f.number limit 5000""")
-_FORGET: Final = text("""
-    delete from paper_frames where (account_id, number) in (
-        select account_id, number from paper_frames where at < :before limit 5000)""")
+_FORGET: Final = slice_of("paper_frames", "at < :before")
 
 
 class PaperTables:
