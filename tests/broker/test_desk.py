@@ -303,7 +303,7 @@ def play(script: list[Any]) -> tuple[Desk, list[Any]]:
             of, bid, width, size = args
             quote(venue, of, bid, bid + width, size=size)
         elif what == "settle":
-            facts += settle(venue, ACCOUNT, option(args[0]), Decimal(args[1]), NOW)
+            facts += settle(venue, ACCOUNT, option(args[0]), Decimal(args[1]), NOW + timedelta(seconds=number))
         elif (working := [one for one in ids if venue.tickets[one].state == "accepted"]) and what == "cancel":
             venue.cancel(working[args[0] % len(working)], NOW)
         elif working:
