@@ -12,8 +12,9 @@ import pytest
 
 from services.broker.adapters.paper.adapter import PaperAdapter, PaperVenue
 from services.broker.domain.instruments import Instrument, instrument
+from services.broker.domain.lifecycle import apply
 from services.broker.domain.matching import Book, Model
-from services.broker.domain.orders import Leg, Order, Side, Terms
+from services.broker.domain.orders import Leg, Order, Report, Side, Terms
 from services.broker.domain.positions import Expiry, Fill
 from services.broker.domain.tickets import Rules
 from services.broker.ports import Account, Update, VenueRefused
@@ -254,6 +255,20 @@ async def test_cancels_and_replacements(desk: Desk):
     assert never.kind == "cancel_rejected"
     assert (await venue.balance()).buying_power == 100_000
     assert (await venue.look_up(limit(1))).kind == "not_found"
+
+
+async def test_an_order_that_filled_more_than_was_known_is_not_replaced(desk: Desk):
+    venue, one = desk.venue(), limit(95)
+    await venue.submit(one)
+    await desk.quote(AAPL, 95, 95, size=4)
+    early = await venue.replace(one, limit(96, 10))
+    assert early is not None
+    assert early.kind == "replace_rejected"
+    assert await held(venue) == {"AAPL": 4}
+    known = apply(apply(one, Report("submit_sent")).order, await venue.look_up(one)).order
+    swapped = await venue.replace(known, limit(94, 6))
+    assert swapped is not None
+    assert swapped.kind == "replaced"
 
 
 async def test_the_clock_ends_latencies_and_day_orders(open_database: OpenDatabase):

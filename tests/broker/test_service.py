@@ -153,6 +153,7 @@ async def test_a_position_that_differs_from_the_venues_is_mended_told_and_flagge
     await desk.fill(order, D(10), D(100))
     await brokerage.reconcile(account)
     desk.drift(desk.find(order).order.terms.legs[0].instrument, D(7))
+    brokerage.clock.advance(31)  # the order's fill has long been told
     await brokerage.reconcile(account)
     assert await brokerage.held(account) == {"AAPL": D(7)}
     (told,) = brokerage.events("broker.positions.drifted.v1")

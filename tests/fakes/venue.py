@@ -34,6 +34,7 @@ class Desk(Books):
         super().__init__(manner, clock)
         self.down = False  # nothing reaches the venue
         self.revoked = False  # it does not take our credentials
+        self.odd: Exception | None = None  # what asking for the money ends with
         self._last_fill: Update | None = None
         self._lost: Literal["request", "answer"] | None = None
         self._limited = 0
@@ -195,6 +196,8 @@ class MemoryVenue:
 
     async def balance(self) -> Balance:
         self._open().ask()
+        if self._desk.odd is not None:
+            raise self._desk.odd
         return Balance(self._desk.cash, self._desk.cash)
 
     @asynccontextmanager

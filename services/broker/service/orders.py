@@ -22,7 +22,7 @@ from services.broker.service.books import Books
 from services.broker.store.orders import Flag, OrderStore, Stored
 from shared.clock import Clock, NewId
 from shared.contracts.api import ActionAudited
-from shared.contracts.base import Event
+from shared.contracts.base import Event, derived_id
 from shared.contracts.broker import OrderChanged, OrderFilled, OrderFlagged, OrderRejected
 from shared.db import Tx
 
@@ -45,15 +45,15 @@ class Orders:
         order, facts = step.order, step.facts
         if order == stored.order and not facts:
             return order, ()
-        version = await self.store.save(tx, order, self._clock())
+        changed = order != stored.order
+        version = await self.store.save(tx, order, self._clock()) if changed else stored.row["version"]
+        anomalies = {fact.code for fact in facts if isinstance(fact, Anomaly)}
         booked = [fact.fill for fact in facts if isinstance(fact, FillBooked)]
         withdrawn = [fact.fill for fact in facts if isinstance(fact, FillWithdrawn)]
-        if order.state == "pending_cancel" and stored.order.state != "pending_cancel":
+        if "STILL_WORKS" in anomalies or (order.state == "pending_cancel" and stored.order.state != "pending_cancel"):
             await self.store.send(tx, self._new_id(), order.id, "cancel", self._clock())
             tx.after_commit(self.wake)
-        if any(isinstance(fact, Anomaly) and fact.code == "FILLS_MISSING" for fact in facts) or (
-            not report.looked_up and any(fill.provisional for fill in booked)
-        ):
+        if "FILLS_MISSING" in anomalies or (not report.looked_up and any(fill.provisional for fill in booked)):
             await self.store.send(tx, self._new_id(), order.id, "look_up", self._clock())
             tx.after_commit(self.wake)
         if order.state == "canceled" and not order.submits:
@@ -147,13 +147,13 @@ class Orders:
         )
 
     async def _flagged(self, tx: Tx, account: Account, order: Order, fact: Fact) -> list[Event]:
-        """Keep and tell what a person should look at."""
+        """Keep and tell what a person should look at, once, though the venue goes on telling it."""
         if not isinstance(fact, (Anomaly, IllegalTransition)):
             return []
         code = fact.code if isinstance(fact, Anomaly) else "ILLEGAL_TRANSITION"
-        told = OrderFlagged(**self._about(account, order.id), code=code, message=fact.message)
-        await self.store.flag(tx, Flag(told.id, account.id, order.id, code, fact.message, self._clock()))
-        return [told]
+        flag_id = derived_id(order.id, f"{code}/{fact.message}")
+        new = await self.store.flag(tx, Flag(flag_id, account.id, order.id, code, fact.message, self._clock()))
+        return [OrderFlagged(**self._about(account, order.id), code=code, message=fact.message)] if new else []
 
 
 def _shows(before: Order, after: Order) -> bool:

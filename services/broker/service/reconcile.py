@@ -32,6 +32,8 @@ PAGE: Final = 200
 LOOKS: Final = 3
 """A difference is looked at so often before it is believed: what fills meanwhile makes one too."""
 PAUSE_S: Final = 0.3
+LAG: Final = timedelta(seconds=30)
+"""So long a venue's positions may lag its executions, or the reverse."""
 
 
 class Reconcile:
@@ -55,9 +57,10 @@ class Reconcile:
         self._door = door
         self._clock = clock
         self._new_id = new_id
+        self._doubted: dict[UUID, dict[Drift, datetime]] = {}
 
-    async def run(self, account: Account, venue: Venue) -> None:
-        """Reconcile an account now."""
+    async def run(self, account: Account, venue: Venue) -> bool:
+        """Reconcile an account now; return whether its positions were the venue's, else it is to be looked at soon."""
         began = self._clock()
         async with self._door.read() as tx:
             row = await self._accounts.get(tx, account.id)
@@ -67,14 +70,15 @@ class Reconcile:
         since = (row["created_at"] if first else row["checked_at"]) - OVERLAP
         await self.take(account, changes := await venue.changes(since))
         await self._ask_for_the_rest(account, changes)
-        balance = await venue.balance()
-        await self._hold(account, venue, since, told=not first)
+        asked, balance = self._clock(), await venue.balance()
+        agreed = await self._hold(account, venue, since, told=not first)
         async with self._door.transaction() as tx:
-            await self._accounts.balance(tx, account.id, balance, self._clock())
+            await self._accounts.balance(tx, account.id, balance, asked)
             await self._accounts.checked(tx, account.id, began)
+        return agreed
 
-    async def _hold(self, account: Account, venue: Venue, since: datetime, *, told: bool) -> None:
-        """Compare what is held with the venue, and mend what stays different."""
+    async def _hold(self, account: Account, venue: Venue, since: datetime, *, told: bool) -> bool:
+        """Compare what is held with the venue, and mend what stays different; return whether nothing did."""
         stays: list[Drift] = []
         for look in range(1, LOOKS + 1):
             held = {one.instrument.key: one for one in await venue.positions()}
@@ -82,16 +86,33 @@ class Reconcile:
                 drifts = await self._drifts(tx, account, held)
             stays = [one for one in drifts if look == 1 or one in stays]
             if not stays:
-                return
+                break
             if look == LOOKS:
+                sure = await self._sure(account, stays)
 
-                async def mend(tx: Tx, held: Mapping[str, Held] = held, stays: list[Drift] = stays) -> Sequence[Event]:
-                    return await self._mend(tx, account, held, stays, told=told)
+                async def mend(tx: Tx, held: Mapping[str, Held] = held, sure: list[Drift] = sure) -> Sequence[Event]:
+                    return await self._mend(tx, account, held, sure, told=told)
 
                 await self._door.publish(mend)
-                return
+                return False
             await asyncio.sleep(PAUSE_S)
             await self.take(account, await venue.changes(since))
+        self._doubted.pop(account.id, None)
+        return True
+
+    async def _sure(self, account: Account, stays: Sequence[Drift]) -> list[Drift]:
+        """Return the differences that no fill explains which only one half of the venue tells of yet.
+
+        One of a symbol that is traded, or was lately, is believed when it is still the same a while later.
+        """
+        now = self._clock()
+        before = self._doubted.pop(account.id, {})
+        async with self._door.read() as tx:
+            busy = await self._orders.store.busy(tx, account.id, [one.symbol for one in stays], now - LAG)
+        doubted = {one: before.get(one, now) for one in stays if one.symbol in busy}
+        if standing := {one: since for one, since in doubted.items() if now - since < LAG}:
+            self._doubted[account.id] = standing
+        return [one for one in stays if one not in standing]
 
     async def take(self, account: Account, changes: Changes) -> None:
         """Take in what happened at the venue."""

@@ -97,7 +97,8 @@ class Sendings:
         kind: str = row["kind"]
         stored, account = await self._read(row["order_id"])
         if kind in {"cancel", "look_up"}:
-            if stored.order.state in OVER:
+            arrived_late = kind == "cancel" and stored.order.state in {"canceled", "rejected"}
+            if stored.order.state in OVER and not arrived_late:
                 raise NotSent(f"the order is {stored.order.state}")
             return row
         if stored.order.state == "pending_submit" and not row["uncertain"]:
@@ -263,7 +264,7 @@ class Sendings:
         report = await venue.look_up(stored.order)
         if row["kind"] == "cancel":
             order = await self._told(account, stored.order.id, report)
-            return order.state in OVER
+            return order.state in OVER and report.kind not in {"accepted", "fill"}
         if report.kind == "not_found" and not venue.knows_ids:
             if self._clock() - row["created_at"] < UNSEEN:
                 raise Transient("the venue has not seen it yet", retry_after_s=5)

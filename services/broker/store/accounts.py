@@ -22,7 +22,8 @@ _OF_USER: Final = text("select * from accounts where user_id = :user_id and clos
 _OPEN: Final = text("select * from accounts where closed_at is null order by id")
 _CLOSE: Final = text("update accounts set closed_at = :at where id = :id and closed_at is null")
 _BALANCE: Final = text("""
-    update accounts set cash = :cash, buying_power = :buying_power, balance_at = :at where id = :id""")
+    update accounts set cash = :cash, buying_power = :buying_power, balance_at = :at
+    where id = :id and (balance_at is null or balance_at <= cast(:at as timestamptz))""")
 _CHECKED: Final = text("update accounts set checked_at = :at, trouble = null where id = :id")
 _TROUBLE: Final = text("update accounts set trouble = :trouble where id = :id and trouble is distinct from :trouble")
 _HALT: Final = text("""
@@ -79,7 +80,7 @@ class AccountStore:
         await tx.execute(_CLOSE, id=account_id, at=at)
 
     async def balance(self, tx: Tx, account_id: UUID, balance: Balance, at: datetime) -> None:
-        """Keep the money that the venue tells."""
+        """Keep the money that the venue tells; `at` is when it was asked. A younger answer stays."""
         await tx.execute(_BALANCE, id=account_id, cash=balance.cash, buying_power=balance.buying_power, at=at)
 
     async def checked(self, tx: Tx, account_id: UUID, at: datetime) -> None:

@@ -54,6 +54,10 @@ _LIST: Final = text("""
     where account_id = :account_id and (cast(:state as text) is null or state = :state)
       and (cast(:at as timestamptz) is null or (created_at, id) < (cast(:at as timestamptz), cast(:before as uuid)))
     order by created_at desc, id desc limit :most""")
+_BUSY: Final = text("""
+    select distinct unnest(symbols) as symbol from orders
+    where account_id = :account_id and symbols && cast(:symbols as text[])
+      and (updated_at > :since or state not in ('filled', 'canceled', 'replaced', 'rejected', 'expired'))""")
 _BY_VENUE_ID: Final = text("select id from orders where venue = :venue and venue_order_id = :venue_order_id")
 _STUCK: Final = text("""
     select o.* from orders o
@@ -184,6 +188,11 @@ class OrderStore:
         rows = await tx.fetch(_OPEN, account_id=account_id, symbols=None if symbols is None else list(symbols))
         return [stored(row) for row in rows]
 
+    async def busy(self, tx: Tx, account_id: UUID, symbols: Collection[str], since: datetime) -> set[str]:
+        """Return symbols of orders with a leg in one of these that are not over, or that changed since then."""
+        rows = await tx.fetch(_BUSY, account_id=account_id, symbols=list(symbols), since=since)
+        return {row["symbol"] for row in rows}
+
     async def recent(
         self, tx: Tx, account_id: UUID, since: datetime, but: UUID, most: int
     ) -> list[tuple[datetime, Terms]]:
@@ -225,16 +234,18 @@ class OrderStore:
         """Take back a submit that has certainly not begun."""
         await tx.execute(_UNSENT, order_id=order_id)
 
-    async def flag(self, tx: Tx, flag: Flag) -> None:
-        """Keep what a person should look at; once."""
-        await tx.execute(
-            _FLAG,
-            id=flag.id,
-            account_id=flag.account_id,
-            order_id=flag.order_id,
-            code=flag.code,
-            message=flag.message[:1000],
-            at=flag.at,
+    async def flag(self, tx: Tx, flag: Flag) -> bool:
+        """Keep what a person should look at, once; False when its id is known."""
+        return bool(
+            await tx.execute(
+                _FLAG,
+                id=flag.id,
+                account_id=flag.account_id,
+                order_id=flag.order_id,
+                code=flag.code,
+                message=flag.message[:1000],
+                at=flag.at,
+            )
         )
 
     async def flags(self, tx: Tx, account_id: UUID, most: int) -> Sequence[Row]:

@@ -24,7 +24,7 @@ RECONCILED: Final = Counter("openbell_broker_reconciliations_total", "Reconcilia
 
 LOCK: Final = zlib.crc32(b"broker/monitors")
 _LOST: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DatabaseUnavailable)
-_EXPECTED: Final = (OpenbellError, OSError, TimeoutError)
+_EXPECTED: Final = (OpenbellError, *_LOST)
 _log = logging.getLogger(__name__)
 
 
@@ -34,6 +34,10 @@ class Monitors:
     name = "monitors"
     poll_s = 2.0
     """How often accounts are looked for, and whether this replica still leads."""
+    at_once = 20
+    """How many accounts are reconciled at the same time."""
+    soon_s = 60.0
+    """The longest pause before an account is looked at again whose positions differed."""
     longest_s = 60.0
     """The longest pause before a venue that fails is tried again."""
 
@@ -56,6 +60,7 @@ class Monitors:
         self._every_s = every_s
         self._draw = draw
         self._watching: dict[Account, asyncio.Task[None]] = {}
+        self._reconciling = asyncio.Semaphore(self.at_once)
         self._trouble = ""
 
     def health(self) -> tuple[bool, str]:
@@ -112,19 +117,22 @@ class Monitors:
             except VenueRefused as error:
                 await self._venues.forget(account.id)  # opened anew, its credentials may be others
                 trouble = error.message
-            except _EXPECTED as error:
-                trouble = error.message if isinstance(error, OpenbellError) else type(error).__name__
             except Exception as error:  # noqa: BLE001 - one account's trouble is no other's
-                if not is_rerun(error):
-                    _log.exception("broker.monitor_broken", extra={"venue": account.venue, "account": str(account.id)})
-                trouble = type(error).__name__
+                trouble = _said(account, error)
             GAPS.labels(account.venue).inc()
             failures = 1 if asyncio.get_running_loop().time() - began > self.longest_s else failures + 1
             _log.warning("broker.stream_lost", extra={"venue": account.venue, "error": trouble[:300]})
-            with contextlib.suppress(*_LOST):
-                async with self._door.transaction() as tx:
-                    await self._accounts.trouble(tx, account.id, trouble[:300])
-            await asyncio.sleep(min(self.longest_s, 0.5 * 2.0**failures) * (0.5 + self._draw.random() / 2))
+            await self._tell(account, trouble)
+            await asyncio.sleep(min(self.longest_s, 0.5 * 2.0**failures) * self._jitter())
+
+    async def _tell(self, account: Account, trouble: str) -> None:
+        """Show the account's owner what is wrong with it, until it is reconciled."""
+        with contextlib.suppress(*_LOST):
+            async with self._door.transaction() as tx:
+                await self._accounts.trouble(tx, account.id, trouble[:300])
+
+    def _jitter(self) -> float:
+        return 0.5 + self._draw.random() / 2
 
     async def _listen(self, account: Account) -> None:
         """Listen until the line is lost. What happened before is asked for once the line is open."""
@@ -145,13 +153,23 @@ class Monitors:
         failures = 0
         while True:
             try:
-                await self._reconcile.run(account, await self._venues.of(account))
+                venue = await self._venues.of(account)
+                async with self._reconciling:
+                    agreed = await self._reconcile.run(account, venue)
                 RECONCILED.labels(account.venue, "done").inc()
-                failures = 0
-                await asyncio.sleep(self._every_s)
-            except (*_EXPECTED, asyncpg.PostgresError) as error:
+                failures, pause_s = 0, self._every_s if agreed else min(self.soon_s, self._every_s)
+            except Exception as error:  # noqa: BLE001 - whatever it was, it is tried again
                 RECONCILED.labels(account.venue, "failed").inc()
                 failures += 1
                 refused = isinstance(error, (VenueRefused, NoSuchVenue))
                 _log.warning("broker.not_reconciled", extra={"venue": account.venue, "error": repr(error)[:300]})
-                await asyncio.sleep(self.longest_s if refused else min(self.longest_s, 0.5 * 2.0**failures))
+                await self._tell(account, _said(account, error))
+                pause_s = self.longest_s if refused else min(self.longest_s, 0.5 * 2.0**failures)
+            await asyncio.sleep(pause_s * self._jitter())
+
+
+def _said(account: Account, error: Exception) -> str:
+    """Return what is wrong in a few words; what nobody foresaw is logged with its trace."""
+    if not isinstance(error, _EXPECTED) and not is_rerun(error):
+        _log.error("broker.monitor_broken", exc_info=error, extra={"venue": account.venue, "account": str(account.id)})
+    return error.message if isinstance(error, OpenbellError) else type(error).__name__

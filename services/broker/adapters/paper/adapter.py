@@ -22,6 +22,7 @@ from services.broker.adapters.paper.tables import PaperTables
 from services.broker.domain.checks import TradeRules
 from services.broker.domain.desk import Desk
 from services.broker.domain.instruments import Crypto, Equity, Instrument, Option
+from services.broker.domain.lifecycle import filled
 from services.broker.domain.matching import Book
 from services.broker.domain.orders import Execution, Kind, Order, Report
 from services.broker.domain.positions import PositionFact
@@ -292,7 +293,10 @@ class PaperVenue:
         return replace(await self.look_up(order), looked_up=False) if answer is _OVER else answer
 
     async def replace(self, order: Order, by: Order) -> Report | None:
-        """Put another order in the place of a working one. `by` fills its own quantity, whatever the old one has."""
+        """Put another order in the place of a working one. `by` fills its own quantity, whatever the old one has.
+
+        Refused while the old one has fills that `order` lacks: `by` was sized without them, and would fill too much.
+        """
 
         def deed(desk: Desk, now: datetime) -> Answer | OutcomeUnknown:
             ticket = desk.tickets.get(order.id)
@@ -301,6 +305,8 @@ class PaperVenue:
             if ticket is None or ticket.state != "accepted":
                 reason = "NOT_FOUND: there is no such order" if ticket is None else f"ORDER_OVER: it is {ticket.state}"
                 return Report("replace_rejected", reason=reason)
+            if ticket.working.filled > filled(order):
+                return Report("replace_rejected", reason="FILLED_MEANWHILE: more of it is filled: ask again")
             return desk.replace(order.id, by, now)
 
         return await self._adapter.wish((order, by), deed)
