@@ -111,7 +111,8 @@ def _numbers(terms: Terms) -> Iterator[Refusal]:
 
 def _sane(value: Decimal) -> bool:
     """Return whether it can be reckoned with exactly."""
-    return value.is_finite() and abs(value) < _LARGEST and value == value.quantize(_SMALLEST)
+    # compared, not reckoned with, before its size is known: abs() of 1e9999999 is an error
+    return value.is_finite() and -_LARGEST < value < _LARGEST and value == value.quantize(_SMALLEST)
 
 
 def _prices(terms: Terms) -> list[tuple[str, Decimal]]:
