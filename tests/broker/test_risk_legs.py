@@ -120,3 +120,18 @@ def test_a_number_too_large_to_reckon_with_is_refused_and_not_an_error(of: Instr
     for quantity, limit in (("1e9999999", "1"), ("1", "1e9999999"), ("1", "-1e9999999")):
         found = check(terms(quantity, of=of, limit=D(limit)), VENUE, {}, T0.date())
         assert {"QUANTITY_INVALID", "PRICE_INVALID"} & {one.code for one in found}
+
+
+@pytest.mark.parametrize(
+    ("symbol", "named", "wrong"),
+    [
+        (CALL.key, "_SPX", True),
+        (CALL.key, "AAPL", False),
+        ("SPXW261218P05000000", "SPXW", True),
+        ("SPXW261218P05000000", None, False),
+        ("BRKB261218C00400000", "BRK.B", False),
+    ],
+)
+def test_nobody_chooses_what_an_option_lies_under(symbol: str, named: str | None, wrong: bool) -> None:
+    found = {one.code for one in check(terms(1, of=instrument(symbol, named)), VENUE, {}, T0.date())}
+    assert ("UNDERLYING_WRONG" in found) == wrong
