@@ -185,7 +185,7 @@ def assemble(
         )
     )
     service.schedule(sweeps(reconcile, settings.quiet_s))
-    for consumer in consumers.tables(commands, Quotes(book_store, hear), accounts):
+    for consumer in consumers.tables(commands, Quotes(book_store, service.clock, hear), accounts):
         service.consume(consumer)
     service.serve(
         [

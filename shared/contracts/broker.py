@@ -1,7 +1,7 @@
 """What the brokerage is asked to do, and what it tells: orders as they go, fills, positions."""
 
 from decimal import Decimal
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -27,7 +27,9 @@ OrderState = Literal[
     "expired",
     "unknown",
 ]
-Amount = Annotated[Decimal, Field(allow_inf_nan=False)]
+_TOO_LARGE: Final = Decimal("1e15")
+Amount = Annotated[Decimal, Field(allow_inf_nan=False, gt=-_TOO_LARGE, lt=_TOO_LARGE)]
+"""What can be reckoned with: 1e9999999 is finite, too."""
 
 
 class LegTerms(BaseModel):

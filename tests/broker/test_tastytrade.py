@@ -201,7 +201,7 @@ def test_symbols_are_translated(ours: str, theirs: str):
 def test_what_an_option_lies_under_is_told_where_it_is_a_symbol():
     option = {"symbol": "BRKB  261218C00400000", "instrument-type": "Equity Option"}
     found = [instrument_of({**option, "underlying-symbol": one}) for one in ("BRK/B", "not one", None)]
-    assert [isinstance(one, Option) and one.underlying for one in found] == ["BRK.B", "BRKB", "BRKB"]
+    assert [isinstance(one, Option) and one.underlying for one in found] == ["BRK.B", "BRK.B", "BRK.B"]
     coin = {"symbol": "BTC/USD", "instrument-type": "Cryptocurrency", "underlying-symbol": "BTC/USD"}
     assert instrument_of(coin) == Crypto("BTC", "USD")
 

@@ -23,7 +23,7 @@ from shared.idempotency import answer_once
 from shared.messaging.door import Done, Door
 
 HttpRequest = Request[Any, Any, Any]
-Amount = Annotated[Decimal, Field(gt=0, allow_inf_nan=False)]
+Amount = Annotated[Decimal, Field(gt=0, lt=Decimal("1e15"), allow_inf_nan=False)]
 
 
 class Limits(BaseModel):

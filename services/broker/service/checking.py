@@ -14,7 +14,8 @@ from zoneinfo import ZoneInfo
 
 from services.broker.domain.checks import Capabilities, Refusal, TradeRules, check
 from services.broker.domain.instruments import Instrument
-from services.broker.domain.orders import ZERO, Order, Terms
+from services.broker.domain.lifecycle import filled
+from services.broker.domain.orders import ZERO, Order
 from services.broker.domain.risk import Limits, Quote, Recent, Session, Snapshot, assess, mode, needed_cash
 from services.broker.ports import Venue
 from services.broker.store.accounts import ALL, AccountStore, account_of
@@ -98,7 +99,7 @@ class Checking:
         limits = limits_of(row, self._deployment.limits)
         seen = await self._snapshot(tx, row, order, limits)
         refusals = assess(terms, limits, seen)
-        return refusals, ZERO if refusals else _taken(terms, seen)
+        return refusals, ZERO if refusals else needed_cash(terms, seen)
 
     async def _snapshot(self, tx: Tx, row: Row, order: Order, limits: Limits) -> Snapshot:
         account, now = account_of(row), self._clock()
@@ -108,20 +109,22 @@ class Checking:
         since = now - max(_MINUTE, limits.duplicate_window)
         recent = await self._orders.recent(tx, account.id, since, order.id, limits.max_orders_a_minute + 1)
         working = [one for one in await self._orders.open(tx, account.id, symbols) if one.order.id != order.id]
-        buying, selling = _working([one.order for one in working if one.order.id != order.replaces])
         power, told_at = cast("Decimal | None", row["buying_power"]), row["balance_at"]
         taken = ZERO if told_at is None else await self._orders.reserved(tx, account.id, told_at, order.id)
         held = await self._books.held(tx, account.id, symbols)
-        quotes = await self._books.quotes(tx, symbols)
+        rows = await self._books.quotes(tx, symbols)
+        quotes = {key: Quote(one["bid"], one["ask"], one["at"]) for key, one in rows.items()}
+        buying, selling = _working([one.order for one in working if one.order.id != order.replaces], quotes)
         return Snapshot(
             now=now,
             buying_power=max((power or ZERO) - taken, ZERO),
             session=session_at(await self._calendar(), now),
-            quotes={key: Quote(one["bid"], one["ask"], one["at"]) for key, one in quotes.items()},
+            quotes=quotes,
             held={key: one["quantity"] for key, one in held.items()},
             buying=buying,
             selling=selling,
-            recent=tuple(Recent(at, terms) for at, terms in recent) if order.replaces is None else (),
+            recent=tuple(Recent(at, terms) for at, terms in recent),
+            replaces=order.replaces is not None,
             entitled=plan is None or await self._accounts.entitled(tx, account.user_id, plan, now),
             halted_user=str(account.user_id) in halts,
             halted_all=ALL in halts,
@@ -153,24 +156,21 @@ def session_at(sessions: Sessions, now: datetime) -> Session:
     return "closed"
 
 
-def _working(orders: Sequence[Order]) -> tuple[dict[str, Decimal], dict[str, Decimal]]:
+def _working(orders: Sequence[Order], quotes: Mapping[str, Quote]) -> tuple[dict[str, Decimal], dict[str, Decimal]]:
     """Return what orders may still buy and sell, by instrument."""
     buying, selling = dict[str, Decimal](), dict[str, Decimal]()
     for order in orders:
         for leg in order.terms.legs:
             sums = buying if leg.side == "buy" else selling
             key = leg.instrument.key
-            sums[key] = sums.get(key, ZERO) + rest(order) * leg.ratio
+            sums[key] = sums.get(key, ZERO) + _still(order, quotes) * leg.ratio
     return buying, selling
 
 
-def _taken(terms: Terms, seen: Snapshot) -> Decimal:
-    """Return what an order takes of the buying power: at its limit, else at the market."""
-    if terms.limit is not None:
-        leg, *others = terms.legs
-        return needed_cash(terms, seen, terms.limit if others or leg.side == "buy" else -terms.limit)
-    net = ZERO
-    for leg in terms.legs:
-        quote = seen.quotes[leg.instrument.key]
-        net += leg.ratio * (quote.ask if leg.side == "buy" else -quote.bid)
-    return needed_cash(terms, seen, net)
+def _still(order: Order, quotes: Mapping[str, Quote]) -> Decimal:
+    """Return how many units of an order are still to be filled; of one by notional, at the lowest price known."""
+    terms, quote = order.terms, quotes.get(order.terms.legs[0].instrument.key)
+    if terms.notional is None:
+        return rest(order)
+    prices = [one for one in (terms.limit, quote and quote.bid, quote and quote.ask) if one]
+    return max(terms.notional / min(prices) - filled(order), ZERO) if prices else ZERO

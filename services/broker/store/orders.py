@@ -42,13 +42,15 @@ _OPEN: Final = text("""
     order by created_at, id""")
 _RECENT: Final = text("""
     select created_at, terms from orders
-    where account_id = :account_id and created_at > :since and id <> :but and state <> 'rejected'
+    where account_id = :account_id and created_at > :since and (state <> 'rejected' or submits > 0)
+      and (created_at, id) < (select own.created_at, own.id from orders own where own.id = :of)
     order by created_at desc limit :most""")
 _RESERVED: Final = text("""
     select coalesce(sum(reserved), 0) from orders
     where account_id = :account_id and id <> :but
-      and (sent_at >= :since or state in ('pending_submit', 'unknown'))
-      and state not in ('new', 'rejected', 'canceled', 'expired')""")
+      and (sent_at >= :since or state in ('pending_submit', 'unknown')
+        or (updated_at >= :since and sent_at >= cast(:since as timestamptz) - interval '1 minute'))
+      and state <> 'new' and (state not in ('rejected', 'canceled', 'expired') or filled > 0)""")
 _LIST: Final = text("""
     select * from orders
     where account_id = :account_id and (cast(:state as text) is null or state = :state)
@@ -194,14 +196,20 @@ class OrderStore:
         return {row["symbol"] for row in rows}
 
     async def recent(
-        self, tx: Tx, account_id: UUID, since: datetime, but: UUID, most: int
+        self, tx: Tx, account_id: UUID, since: datetime, of: UUID, most: int
     ) -> list[tuple[datetime, Terms]]:
-        """Return (when, terms) of the account's orders since then, the newest first, at most so many."""
-        rows = await tx.fetch(_RECENT, account_id=account_id, since=since, but=but, most=most)
+        """Return (when, terms) of an account's orders since then, asked for before that one, newest first, so many.
+
+        Those that its venue refused are among them, those that never went out are not.
+        """
+        rows = await tx.fetch(_RECENT, account_id=account_id, since=since, of=of, most=most)
         return [(row["created_at"], _terms(row)) for row in rows]
 
     async def reserved(self, tx: Tx, account_id: UUID, since: datetime, but: UUID) -> Decimal:
-        """Return what orders have taken of the buying power since the venue told it."""
+        """Return what orders have taken of the buying power since the venue told it.
+
+        One that was on its way then and of which something was heard since counts, too: it may not be in what was told.
+        """
         found: Decimal = await tx.fetchval(_RESERVED, account_id=account_id, since=since, but=but)
         return found
 
