@@ -102,16 +102,21 @@ class Asking:
         response = await answer_once(request, self._door, ask, status_code=202, show=show)
         if told[0].order_id is None or not wait_s:
             return response
-        order = await self._decided(told[0].order_id, wait_s)
+        order = await self._decided(event, told[0].order_id, wait_s)
         return response if order is None else Response(Taken(order.id, order), status_code=202)
 
-    async def _decided(self, order_id: UUID, wait_s: float) -> OrderView | None:
-        """Return an order once its venue, or a refusal, has told what it is; or as it is after so long."""
+    async def _decided(self, event: Asked, order_id: UUID, wait_s: float) -> OrderView | None:
+        """Return the asker's order once its venue, or a refusal, has told what it is; or as it is after so long.
+
+        The id is the asker's choice, so it may be somebody else's order: that is None.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
         while True:
             async with self._door.read() as tx:
                 stored = await self._orders.get(tx, order_id)
+            if stored is not None and (stored.user_id, stored.order.account_id) != (event.user_id, event.account_id):
+                return None
             if (stored is not None and stored.order.state not in UNDECIDED) or loop.time() >= until:
                 return None if stored is None else view(stored)
             await asyncio.sleep(POLL_S)

@@ -56,10 +56,10 @@ class Commands:
         if account is None:
             return self._nobodys(event, event.order_id)
         try:
-            shapes.to_domain(event.terms)
+            terms = shapes.to_contract(shapes.to_domain(event.terms))  # each instrument has one name from here on
         except BadInstrument as error:
             return self._orders.refusal(account, event.order_id, [Refusal(error.code, error.message)])
-        return await self._new(tx, account, event.order_id, event.terms)
+        return await self._new(tx, account, event, event.order_id, terms)
 
     async def replace(self, event: ReplaceRequested, tx: Tx) -> Sequence[Event]:
         """Take an order that is to replace a working one."""
@@ -75,7 +75,7 @@ class Commands:
         given = event.model_dump(include={"quantity", "limit", "stop", "trail_amount", "trail_percent"})
         terms = replace(old.order.terms, **{name: value for name, value in given.items() if value is not None})
         wanted = shapes.to_contract(terms)
-        return await self._new(tx, account, event.by_order_id, wanted, replaces=event.order_id)
+        return await self._new(tx, account, event, event.by_order_id, wanted, replaces=event.order_id)
 
     async def cancel(self, event: CancelRequested, tx: Tx) -> Sequence[Event]:
         """Cancel an order, or all that are not over."""
@@ -102,7 +102,7 @@ class Commands:
         events = await self._cancel_open(tx, account, event.symbol)
         terms = closing(position.instrument, position.quantity, self._venues.capabilities(account.venue))
         wanted = shapes.to_contract(terms)
-        return [*events, *await self._new(tx, account, event.order_id, wanted, closes=True)]
+        return [*events, *await self._new(tx, account, event, event.order_id, wanted, closes=True)]
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -125,6 +125,7 @@ class Commands:
         self,
         tx: Tx,
         account: Account,
+        event: _Asked,
         order_id: UUID,
         terms: OrderTerms,
         *,
@@ -132,9 +133,12 @@ class Commands:
         closes: bool = False,
     ) -> Sequence[Event]:
         now = self._clock()
-        await self._store.add(tx, order_id, account, terms, now, replaces=replaces, closes=closes)
+        asked_at = min(event.time, now)  # one that lay about for long is too late
+        added = await self._store.add(tx, order_id, account, terms, asked_at, replaces=replaces, closes=closes)
         known = await self._own(tx, account, order_id)
-        if known is None or known.order.replaces != replaces:
+        other = known is None or known.order.replaces != replaces or known.row["closes"] != closes
+        resized = closes or replaces is not None
+        if known is None or other or not (added or resized or known.order.terms == shapes.to_domain(terms)):
             taken = Refusal("ORDER_ID_TAKEN", "that id is another order's: choose a fresh one")
             return self._orders.refusal(account, order_id, [taken])
         kind = "submit" if replaces is None else "replace"
