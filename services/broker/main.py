@@ -37,7 +37,7 @@ from services.broker.service.reconcile import Reconcile
 from services.broker.service.refresh import Refresher
 from services.broker.service.sendings import Sendings
 from services.broker.service.vault import Vault
-from services.broker.service.venues import NoSuchVenue, Secrets, Venues
+from services.broker.service.venues import NoSuchVenue, Secrets, Venues, Version, the_same
 from services.broker.settings import BrokerSettings
 from services.broker.store.accounts import AccountStore
 from services.broker.store.books import BookStore
@@ -79,13 +79,16 @@ def build(env: Environment) -> Service:
         Tastytrade(service.clock),
         *(Ccxt(exchange) for exchange in settings.exchanges or ()),
     ]
-    secrets = _credentials(service, env, settings, adapters)
+    secrets, version = _credentials(service, env, settings, adapters)
     _callbacks(service, settings)
-    return assemble(service, env, settings, adapters, secrets, calendar=calendar, hear=[hears(paper, calendar)])
+    heard = [hears(paper, calendar)]
+    return assemble(service, env, settings, adapters, secrets, calendar=calendar, version=version, hear=heard)
 
 
-def _credentials(service: Service, env: Environment, settings: BrokerSettings, adapters: Sequence[Adapter]) -> Secrets:
-    """Wire the vault and OAuth; return what opens an account's credentials."""
+def _credentials(
+    service: Service, env: Environment, settings: BrokerSettings, adapters: Sequence[Adapter]
+) -> tuple[Secrets, Version]:
+    """Wire the vault and OAuth; return what opens an account's credentials, and what tells that they are others."""
     clock, door = service.clock, service.door
     keys = keys_of("OPENBELL_BROKER_CREDENTIAL_KEYS", settings.credential_keys.get_secret_value(), env.settings)
     envelope, store = Envelope(keys, os.urandom), CredentialStore()
@@ -118,7 +121,11 @@ def _credentials(service: Service, env: Environment, settings: BrokerSettings, a
     async def secrets(account: Account) -> Mapping[str, str]:
         return await refresher.secrets(account) if needed(account.venue) else {}
 
-    return secrets
+    async def version(account: Account) -> UUID | None:
+        async with door.read() as tx:
+            return await vault.version(tx, account.id)
+
+    return secrets, version
 
 
 def _callbacks(service: Service, settings: BrokerSettings) -> None:
@@ -149,12 +156,13 @@ def assemble(
     secrets: Secrets,
     *,
     calendar: Calendar,
+    version: Version = the_same,
     hear: Sequence[Hear] = (),
 ) -> Service:
     """Wire the service over these venues; `hear` takes each quote."""
     door, clock = service.door, service.clock
     order_store, account_store, book_store = OrderStore(), AccountStore(), BookStore()
-    venues = Venues(adapters, secrets)
+    venues = Venues(adapters, secrets, version)
     service.closes(venues)
     books = Books(book_store, order_store, clock=clock, new_id=new_id)
     orders = Orders(order_store, books, clock=clock, new_id=new_id)

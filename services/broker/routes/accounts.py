@@ -123,6 +123,7 @@ def handlers(accounts: Accounts, store: AccountStore, books: BookStore, door: Do
     async def close(identity: Who, account_id: FromPath[UUID]) -> None:
         """Close an account; its history stays."""
         await door.run(lambda tx: accounts.close(identity.user_id, account_id, tx))
+        await accounts.forget(account_id)
 
     @get("/broker/positions", caller=Caller.USER)
     async def positions(identity: Who, account_id: Annotated[UUID, QueryParameter()]) -> list[PositionView]:

@@ -95,6 +95,10 @@ class Accounts:
         await self._store.close(tx, account_id, self._clock())
         return Done(None, [self._orders.audited(user_id, "close.account", account_id)])
 
+    async def forget(self, account_id: UUID) -> None:
+        """Give up the connections of an account that was closed."""
+        await self._venues.forget(account_id)
+
     async def halt(self, user_id: UUID, reason: str, tx: Tx, *, everyone: bool) -> Done[None]:
         """Send no order of a user any more, or of anybody."""
         who = ALL if everyone else str(user_id)

@@ -16,7 +16,7 @@ from services.broker.domain.checks import Capabilities, Refusal, TradeRules, che
 from services.broker.domain.instruments import Instrument
 from services.broker.domain.lifecycle import filled
 from services.broker.domain.orders import ZERO, Order
-from services.broker.domain.risk import Limits, Quote, Recent, Session, Snapshot, assess, mode, needed_cash
+from services.broker.domain.risk import Limits, Mode, Quote, Recent, Session, Snapshot, assess, mode, needed_cash
 from services.broker.ports import Venue
 from services.broker.store.accounts import ALL, AccountStore, account_of
 from services.broker.store.books import BookStore
@@ -30,6 +30,7 @@ BEFORE_OPEN: Final = timedelta(hours=5, minutes=30)
 AFTER_CLOSE: Final = timedelta(hours=4)
 KEEP_RULES_S: Final = 3600.0
 KEEP_UNKNOWN_S: Final = 30.0
+MOST_RULES: Final = 50_000
 Calendar = Callable[[], Awaitable[Sessions]]
 """Returns the exchange's sessions; they take a while the first time."""
 _MINUTE: Final = timedelta(minutes=1)
@@ -44,24 +45,36 @@ class Deployment:
     entitlement: str | None  # the plan's, None where nobody needs one
 
 
+Place = tuple[str, Mode]
+"""A venue and a mode: paper and live of one venue may have other rules."""
+
+
 class Rulebook:
-    """The steps of instruments, as venues tell them."""
+    """The steps of instruments, as venues tell them; of so many (`most`) as were asked for last."""
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str], tuple[float, TradeRules | None]] = {}
+    def __init__(self, most: int = MOST_RULES) -> None:
+        self._most = most
+        self._known: dict[tuple[Place, str], tuple[float, TradeRules | None]] = {}
 
-    async def of(self, name: str, venue: Venue, instruments: Collection[Instrument]) -> Mapping[str, TradeRules]:
+    async def of(self, place: Place, venue: Venue, instruments: Collection[Instrument]) -> Mapping[str, TradeRules]:
         """Return the steps by instrument; those that the venue does not know are left out."""
         now = time.monotonic()
-        wanted = [one for one in instruments if not self._holds(name, one.key, now)]
-        if wanted:
-            told = await venue.rules(wanted)
-            self._known |= {(name, one.key): (now, told.get(one.key)) for one in wanted}
-        found = {one.key: self._known[name, one.key][1] for one in instruments}
+        wanted = [one for one in instruments if not self._holds(place, one.key, now)]
+        told = await venue.rules(wanted) if wanted else {}
+        asked = {one.key for one in wanted}
+        found = dict[str, TradeRules | None]()
+        for key in {one.key for one in instruments}:
+            before = self._known.pop((place, key), None)
+            if key in asked or before is None:
+                before = now, told.get(key)
+            self._known[place, key] = before  # at the end: the first of the dict is what nobody asked for longest
+            found[key] = before[1]
+        while len(self._known) > self._most:
+            del self._known[next(iter(self._known))]
         return {key: rules for key, rules in found.items() if rules is not None}
 
-    def _holds(self, name: str, key: str, now: float) -> bool:
-        known = self._known.get((name, key))
+    def _holds(self, place: Place, key: str, now: float) -> bool:
+        known = self._known.get((place, key))
         return known is not None and now - known[0] < (KEEP_UNKNOWN_S if known[1] is None else KEEP_RULES_S)
 
 

@@ -15,6 +15,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Final
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from services.broker.domain.checks import Refusal, TradeRules
 from services.broker.domain.orders import OVER, ZERO, Order, Report
@@ -38,6 +39,9 @@ UNSEEN: Final = timedelta(seconds=60)
 """So long a venue that takes an id twice is asked for an order that it may have got."""
 UNSEEN_ORDER: Final = Refusal("NOT_SENT", "the venue has not seen the order, and it is not sent twice: place it anew")
 BALANCE_AGE: Final = timedelta(seconds=10)
+ASKING_S: Final = 5.0
+"""So long a venue may take to tell what judging an order needs; the order tries again, and others have their turn."""
+LATE: Final = Refusal("TOO_LATE", "it could not be sent for a minute: place it anew")
 
 
 class NotSent(Permanent):
@@ -67,7 +71,7 @@ class Sendings:
         self._rulebook = Rulebook()
         self._door = door
         self._clock = clock
-        self._asking: dict[UUID, asyncio.Lock] = {}
+        self._asking: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
     def work(self, concurrency: int) -> Work:
         """Return the work."""
@@ -105,11 +109,18 @@ class Sendings:
             await self._told(
                 account, row["order_id"], Report("not_sent")
             )  # judged, and the process died before it went
+        elif stored.order.state == "new" and self._late(stored):  # whether or not its venue answers
+            await self._refuse(row["order_id"], [LATE])
+            raise NotSent(LATE.message)
         try:
-            venue = await self._venues.of(account)
-            rules = await self._rulebook.of(account.venue, venue, [leg.instrument for leg in stored.order.terms.legs])
-            await self._balance(account, venue)
-            held = await self._held(stored, venue)
+            async with asyncio.timeout(ASKING_S):
+                venue = await self._venues.of(account)
+                instruments = [leg.instrument for leg in stored.order.terms.legs]
+                rules = await self._rulebook.of((account.venue, account.mode), venue, instruments)
+                await self._balance(account, venue)
+                held = await self._held(stored, venue)
+        except TimeoutError:
+            raise Transient(f"{account.venue} takes too long", retry_after_s=1) from None
         except (VenueRefused, NoSuchVenue) as error:
             await self._refuse(row["order_id"], [Refusal(error.code, error.message)])
             raise NotSent(error.message) from error
@@ -135,7 +146,7 @@ class Sendings:
         if held_account["closed_at"] is not None:
             refusals = [Refusal("ACCOUNT_CLOSED", "the account was closed: choose another one")]
         elif self._late(fresh):
-            refusals = [Refusal("TOO_LATE", "it could not be sent for a minute: place it anew")]
+            refusals = [LATE]
         elif held is not None:
             fresh, refusals = await self._sized(tx, fresh, held)
         else:
