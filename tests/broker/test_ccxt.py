@@ -7,7 +7,7 @@ import sys
 import traceback
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal, Underflow, getcontext, localcontext
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -173,6 +173,15 @@ async def test_small_and_large_numbers_arrive_as_they_are(rig: CcxtRig):
     await rig.venue.submit(order("0.00001", limit=Decimal("123456.78")))
     sent = rig.exchange.orders[0]
     assert (sent["quantity" if "quantity" in sent else "origQty"], sent["price"]) == ("0.00001", "123456.78")
+
+
+async def test_the_rounding_of_everybody_else_stays_as_it_was(rig: CcxtRig):
+    with localcontext(Context(rounding=ROUND_HALF_EVEN)):
+        placed = order("0.00001", limit=Decimal("123456.78"))
+        await rig.venue.submit(placed)
+        await rig.venue.look_up(placed)
+        assert getcontext().rounding == ROUND_HALF_EVEN
+        assert not getcontext().traps[Underflow]
 
 
 def test_steps_are_read_in_each_of_ccxts_ways():

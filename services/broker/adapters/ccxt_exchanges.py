@@ -5,7 +5,7 @@ looked up, and might be doubled. The lists here were read from ccxt 4.5.64 and t
 """
 
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any, Final
 
 from services.broker.adapters.ccxt_wire import Declined, Form
@@ -186,7 +186,8 @@ def _exact(rounded: Any, symbol: str, value: Decimal) -> str:
     """Return a number's text. Raises Declined where ccxt would round it."""
     text = f"{value:f}"
     try:
-        kept = Decimal(rounded(symbol, text))
+        with localcontext():  # ccxt sets the rounding and the traps of whatever context it finds
+            kept = Decimal(rounded(symbol, text))
     except Exception as error:  # noqa: BLE001 - ccxt refuses numbers below a step by errors of several kinds
         raise Declined(f"{text} is below what {symbol} is traded in ({type(error).__name__})") from None
     if kept != value:

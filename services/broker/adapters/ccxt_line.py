@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from decimal import localcontext
 from typing import Any, Final
 
 from services.broker.adapters import ccxt_exchanges as exchanges
@@ -97,4 +98,5 @@ class Line:
 
     async def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         call: Callable[..., Any] = getattr(self._exchange, method)
-        return await call(*arguments)
+        with localcontext():  # ccxt sets the rounding and the traps of whatever context it finds
+            return await call(*arguments)

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, 
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from functools import cached_property
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -261,7 +261,8 @@ class CcxtVenue:
         """Ask again at once when the exchange's WebSocket tells of an order; without it, only the clock does."""
         while exchanges.watches(self.exchange):
             try:
-                await self.exchange.watch_orders()
+                with localcontext():  # ccxt sets the rounding of whatever context it finds
+                    await self.exchange.watch_orders()
             except Exception as error:  # noqa: BLE001 - whatever it is, the truth comes by asking
                 if exchanges.never_watches(error):
                     return

@@ -106,9 +106,8 @@ class Sendings:
                 raise NotSent(f"the order is {stored.order.state}")
             return row
         if stored.order.state == "pending_submit" and not row["uncertain"]:
-            await self._told(
-                account, row["order_id"], Report("not_sent")
-            )  # judged, and the process died before it went
+            # It was judged, and the process died before it went.
+            await self._told(account, row["order_id"], Report("not_sent"))
         elif stored.order.state == "new" and self._late(stored):  # whether or not its venue answers
             await self._refuse(row["order_id"], [LATE])
             raise NotSent(LATE.message)
@@ -139,6 +138,8 @@ class Sendings:
         account, venue = at
         held_account = await self._accounts.lock(tx, account.id)
         _, fresh = await self._locked(tx, row["order_id"])
+        if fresh.order.state == "pending_submit":
+            raise Transient("another worker has judged it meanwhile", retry_after_s=1)  # its lease had run out, or ours
         if fresh.order.state != "new" or held_account is None:
             return Done(f"the order is {fresh.order.state}")
         refusals: Sequence[Refusal] = ()
