@@ -37,6 +37,7 @@ SUMMARY: Final = (
     "resolution",
 )
 HEADERS: Final = (("name", "name"), ("value", "value"))
+KEYS: Final[tuple[tables.Column, ...]] = (("key", "key"), ("credentials", "used"))
 HISTORY: Final = (("at", "at"), ("code", "code"), ("message", "message"))
 ENDED: Final = frozenset({"done", "failed", "cancelled"})
 POLL_S: Final = 0.5
@@ -147,6 +148,23 @@ def lag(gateway: Gateway, asked: Asked) -> int:
     return _listed(asked, gateway.get("/ops/lag"), "lag", tables.LAG)
 
 
+def rotate_credentials(gateway: Gateway, asked: Asked) -> int:
+    """Wrap all credentials that lie under old keys anew; one that was broken off goes on."""
+    answers: list[Answer] = [gateway.post("/broker/credentials/rotate", {})]
+    while (after := answers[-1]["next"]) is not None:
+        answers.append(gateway.post("/broker/credentials/rotate", {"after": after}))
+    rewrapped, keys = sum(answer["rewrapped"] for answer in answers), answers[-1]["keys"]
+    unreadable = [account for answer in answers for account in answer["unreadable"]]
+    if asked.json:
+        _print_json({"rewrapped": rewrapped, "unreadable": unreadable, "keys": keys})
+    else:
+        tables.say(f"{rewrapped} wrapped anew")
+        tables.show(({"key": key, "used": used} for key, used in keys.items()), KEYS)
+    for account in unreadable:
+        _note(f"does not open: the credentials of account {account}")
+    return REFUSED if unreadable else OK
+
+
 COMMANDS: Final[Mapping[str, Callable[[Gateway, Asked], int]]] = {
     command.__name__: command
     for command in (
@@ -164,6 +182,7 @@ COMMANDS: Final[Mapping[str, Callable[[Gateway, Asked], int]]] = {
         runs_cancel,
         topics,
         lag,
+        rotate_credentials,
     )
 }
 

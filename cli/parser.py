@@ -46,6 +46,12 @@ def build() -> argparse.ArgumentParser:
         ("lag", "how far each consumer is behind, in records and seconds"),
     ):
         _command(commands, name, what)
+    _command(
+        commands,
+        "rotate-credentials",
+        "wrap the brokerage's credentials that lie under old keys anew, under the first key of its settings",
+        run="rotate_credentials",
+    )
     return parser
 
 

@@ -7,7 +7,7 @@ it needs without loading Alembic, which is 14 MB.
 from pathlib import Path
 from typing import Final
 
-SERVICES: Final = ("api", "alerts", "data", "detector", "payment")
+SERVICES: Final = ("api", "alerts", "broker", "data", "detector", "payment")
 _ROOT: Final = Path(__file__).parents[1]
 
 

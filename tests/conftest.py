@@ -30,7 +30,9 @@ from shared import migrate
 from shared.db import Database
 from shared.messaging.kafka import KafkaAddress
 from shared.service import Environment
+from shared.sessions import Sessions
 from shared.settings import SharedSettings
+from shared.xnys import load_sessions
 from tests.infra import kafka_server, postgres_server
 
 hypothesis_settings.register_profile("openbell", deadline=None)  # no test depends on how fast the machine is
@@ -88,6 +90,12 @@ def postgres() -> Generator[str]:
 def kafka() -> Generator[RunningKafka]:
     with kafka_server() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+async def sessions() -> Sessions:
+    """Those of the New York exchange."""
+    return await load_sessions()
 
 
 @pytest.fixture(scope="session")

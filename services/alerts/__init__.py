@@ -4,7 +4,8 @@ Owns     schema `alerts`: users and watchlists as the gateway tells them, rules,
          confirm them, contracts of the session, alerts, notices, deliveries of both
 Reads    detector.activity (ActivityDetected), api.users (UserSignedUp, UserSettingsChanged),
          api.watchlists (StockAdded, StockSettingsChanged, StockRemoved), payment.payments (PaymentReceived,
-         PaymentFailed, PaymentRefunded, PaymentDisputed, TrialEnding, CardExpiring, RenewalDue)
+         PaymentFailed, PaymentRefunded, PaymentDisputed, TrialEnding, CardExpiring, RenewalDue),
+         broker.orders (OrderFilled, OrderRejected, OrderFlagged), broker.positions (PositionsDrifted)
 Publishes alerts.alerts (AlertRaised, AlertUpdated), alerts.deliveries (DeliverySettled), api.audit (ActionAudited)
 Serves   /api/alerts/{user_id}: the alerts, opened, stats, channels, rules, notices; /links/confirm-email
 
@@ -24,6 +25,7 @@ from shared.contracts.api import (
     UserSignedUp,
 )
 from shared.contracts.base import Event
+from shared.contracts.broker import OrderFilled, OrderFlagged, OrderRejected, PositionsDrifted
 from shared.contracts.detector import ActivityDetected
 from shared.contracts.payment import (
     CardExpiring,
@@ -50,5 +52,9 @@ READS: Final[tuple[type[Event], ...]] = (
     TrialEnding,
     CardExpiring,
     RenewalDue,
+    OrderFilled,
+    OrderRejected,
+    OrderFlagged,
+    PositionsDrifted,
 )
 PUBLISHES: Final[tuple[type[Event], ...]] = (AlertRaised, AlertUpdated, DeliverySettled, ActionAudited)

@@ -1,6 +1,6 @@
 """Door 1, Kafka: what is handled, and by what."""
 
-from services.alerts.domain.notices import TOLD
+from services.alerts.domain.notices import PAID, TRADED
 from services.alerts.service import Alerts, Notices
 from shared.contracts.api import StockAdded, StockRemoved, StockSettingsChanged, UserSettingsChanged, UserSignedUp
 from shared.contracts.detector import ActivityDetected
@@ -22,6 +22,10 @@ def tables(alerts: Alerts, notices: Notices) -> tuple[Consumer, ...]:
     watchlists.on(StockRemoved, alerts.unwatch)
 
     payments = Consumer("alerts.payments")
-    for event in TOLD:
+    for event in PAID:
         payments.on_batch(event, notices.tell)
-    return activity, users, watchlists, payments
+
+    trades = Consumer("alerts.trades")
+    for event in TRADED:
+        trades.on_batch(event, notices.tell)
+    return activity, users, watchlists, payments, trades

@@ -1,1 +1,55 @@
-"""broker: orders that never double and positions that never drift. So far its rules only, in `domain`."""
+"""broker: executes orders at brokerages and exchanges, and keeps positions in line with them.
+
+Owns     schema `broker`: accounts, orders, what is to be said to venues, facts and positions, flags, halts,
+         credentials (encrypted), callbacks, the paper venue
+Reads    broker.commands (OrderRequested, ReplaceRequested, CancelRequested, CloseRequested), data.quotes (QuoteTaken),
+         payment.subscriptions (SubscriptionChanged), api.users (UserSignedUp)
+Publishes broker.commands (the same four), broker.orders (OrderChanged, OrderRejected, OrderFilled, OrderFlagged),
+         broker.positions (PositionChanged, PositionsDrifted), api.audit (ActionAudited)
+Serves   /broker: accounts, credentials, orders, positions, halt, OAuth, callbacks
+
+An order's id is its client order id at the venue. Nothing is live unless the account and the deployment both say so.
+"""
+
+from typing import Final
+
+from shared.contracts.api import ActionAudited, UserSignedUp
+from shared.contracts.base import Event
+from shared.contracts.broker import (
+    CancelRequested,
+    CloseRequested,
+    OrderChanged,
+    OrderFilled,
+    OrderFlagged,
+    OrderRejected,
+    OrderRequested,
+    PositionChanged,
+    PositionsDrifted,
+    ReplaceRequested,
+)
+from shared.contracts.data import QuoteTaken
+from shared.contracts.payment import SubscriptionChanged
+
+OWNS: Final = "broker"
+READS: Final[tuple[type[Event], ...]] = (
+    OrderRequested,
+    ReplaceRequested,
+    CancelRequested,
+    CloseRequested,
+    QuoteTaken,
+    SubscriptionChanged,
+    UserSignedUp,
+)
+PUBLISHES: Final[tuple[type[Event], ...]] = (
+    OrderRequested,
+    ReplaceRequested,
+    CancelRequested,
+    CloseRequested,
+    OrderChanged,
+    OrderRejected,
+    OrderFilled,
+    OrderFlagged,
+    PositionChanged,
+    PositionsDrifted,
+    ActionAudited,
+)

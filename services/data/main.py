@@ -6,8 +6,6 @@ from services.data import READS, consumers, routes
 from services.data.adapters.cboe import CboeSource
 from services.data.adapters.replay import ReplaySource
 from services.data.adapters.simulator import SimulatorSource, load_closes
-from services.data.adapters.xnys import load_sessions
-from services.data.domain.sessions import Sessions
 from services.data.domain.symbols import parse_symbol
 from services.data.ports import ChainSource
 from services.data.service import DataService
@@ -17,6 +15,8 @@ from services.data.workers import Poller
 from shared.clock import Clock
 from shared.errors import Invalid
 from shared.service import Environment, Service
+from shared.sessions import Sessions
+from shared.xnys import load_sessions
 
 REACHABLE_WITHIN_S = 2.0
 

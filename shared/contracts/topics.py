@@ -43,6 +43,9 @@ WATCHLISTS: Final = Topic("api.watchlists", key="user")
 WEBHOOKS: Final = Topic("payment.webhooks", key="the provider's customer")
 SUBSCRIPTIONS: Final = Topic("payment.subscriptions", retention_ms=30 * DAY_MS, key="user")
 PAYMENTS: Final = Topic("payment.payments", retention_ms=30 * DAY_MS, key="user")
+BROKER_COMMANDS: Final = Topic("broker.commands", key="account")
+BROKER_ORDERS: Final = Topic("broker.orders", retention_ms=30 * DAY_MS, key="account")
+BROKER_POSITIONS: Final = Topic("broker.positions", retention_ms=30 * DAY_MS, key="account")
 AUDIT: Final = Topic("api.audit", retention_ms=30 * DAY_MS, key="subject")
 
 TOPICS: Final = (
@@ -55,6 +58,9 @@ TOPICS: Final = (
     WEBHOOKS,
     SUBSCRIPTIONS,
     PAYMENTS,
+    BROKER_COMMANDS,
+    BROKER_ORDERS,
+    BROKER_POSITIONS,
     USERS,
     WATCHLISTS,
     AUDIT,

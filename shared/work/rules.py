@@ -37,6 +37,7 @@ class Policy:
     concurrency: int = 16
     lease_s: float = 30.0
     poll_s: float = 2.0
+    linger_s: float = 0.05  # how long a busy worker waits for more rows to claim at once
     base_s: float = 1.0
     cap_s: float = 300.0
     max_attempts: int = 8

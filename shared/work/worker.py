@@ -24,7 +24,6 @@ from shared.work.rules import Busy, Decision, OnUnknown, OutcomeUnknown, Policy,
 log = logging.getLogger(__name__)
 
 BUSY_S = 0.1
-LINGER_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,9 @@ class Worker:
         try:
             while True:
                 if asyncio.get_running_loop().time() - turned_at < BUSY_S:
-                    await asyncio.sleep(LINGER_S)  # one claim for several rows; a lone row is claimed at once
+                    await asyncio.sleep(
+                        self._policy.linger_s
+                    )  # one claim for several rows; a lone row is claimed at once
                 self._wake.clear()
                 turned_at = asyncio.get_running_loop().time()
                 try:

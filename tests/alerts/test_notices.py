@@ -1,4 +1,4 @@
-"""What payment tells becomes a notice: once, in the app and on every channel that its user has enabled."""
+"""What payment and the brokerage tell becomes a notice: once, in the app and on every channel that is enabled."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -7,9 +7,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from services.alerts.domain.notices import TOLD, money, notice_of
+from services.alerts.domain.notices import PAID, TRADED, money, notice_of
 from services.alerts.ports import ChannelGone
 from services.alerts.workers import Retention
+from shared.contracts.broker import Drift, OrderFilled, OrderFlagged, OrderRejected, PositionsDrifted
 from shared.contracts.payment import (
     CardExpiring,
     PaymentDisputed,
@@ -101,10 +102,85 @@ def test_a_payment_event_reads_as_a_person_would_say_it(event: Any, kind: str, t
     assert (told.kind, told.title, told.lines) == (kind, title, lines)
 
 
-def test_every_kind_of_payment_event_is_told_and_nothing_else() -> None:
-    assert all(notice_of.dispatch(kind) is not notice_of.dispatch(object) for kind in TOLD)
+def test_every_kind_of_event_that_is_read_is_told_and_nothing_else() -> None:
+    assert all(notice_of.dispatch(kind) is not notice_of.dispatch(object) for kind in (*PAID, *TRADED))
     with pytest.raises(TypeError):
         notice_of(SubscriptionChanged.model_construct())
+
+
+def traded(user: UUID, **fields: Any) -> dict[str, Any]:
+    usual = {"order_id": uuid4(), "venue": "paper", "mode": "paper"}
+    return {"id": uuid4(), "time": NOW, "account_id": uuid4(), "user_id": user, **(usual | fields)}
+
+
+def filled(user: UUID, **fields: Any) -> OrderFilled:
+    usual: dict[str, Any] = {
+        "fill_id": "1",
+        "symbol": "AAPL",
+        "side": "buy",
+        "quantity": Decimal(10),
+        "fee": Decimal(0),
+    }
+    return OrderFilled(**traded(user, **(usual | {"price": Decimal("100.0200"), "at": NOW, "whole": True} | fields)))
+
+
+def drifted(user: UUID) -> PositionsDrifted:
+    about = {key: value for key, value in traded(user).items() if key not in {"order_id", "mode"}}
+    return PositionsDrifted(**about, drifts=(Drift(symbol="AAPL", ours=Decimal(10), venue=Decimal("7.50")),))
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "title", "lines"),
+    [
+        (filled(USER), "order_filled", "Bought 10 AAPL at 100.02 (paper)", ("Nothing of the order is left.",)),
+        (
+            filled(USER, side="sell", symbol="BTC/USD", quantity=Decimal("0.00000001"), mode="live", whole=False),
+            "order_part_filled",
+            "Sold 0.00000001 BTC/USD at 100.02 (live)",
+            ("More of the order is left.",),
+        ),
+        (
+            OrderRejected(**traded(USER), codes=("COLLAR",), reasons=("the limit is too far from the market",)),
+            "order_rejected",
+            "Your order was refused at paper (paper)",
+            ("the limit is too far from the market",),
+        ),
+        (
+            OrderFlagged(**traded(USER), code="OVERFILL", message="more was filled than was ordered"),
+            "order_flagged",
+            "Look at your order at paper (paper)",
+            ("more was filled than was ordered",),
+        ),
+        (
+            drifted(USER),
+            "positions_drifted",
+            "Your positions were put right: paper holds others",
+            ("AAPL: 7.5, not 10.",),
+        ),
+    ],
+)
+def test_a_trade_reads_as_a_person_would_say_it(event: Any, kind: str, title: str, lines: tuple[str, ...]):
+    told = notice_of(event)
+    assert (told.kind, told.title, told.lines) == (kind, title, lines)
+
+
+async def test_of_an_orders_parts_the_first_is_told_and_what_makes_it_whole(bench: Bench) -> None:
+    user, order = await bench.user(), uuid4()
+    await bench.channel(user)
+    parts = [filled(user, order_id=order, quantity=Decimal(number), whole=number == 4) for number in range(1, 5)]
+    await bench.handle(bench.telling.tell, parts[:2])
+    await bench.deliver()
+    await bench.handle(bench.telling.tell, parts[2:])
+    await bench.handle(bench.telling.tell, [filled(user, quantity=Decimal(9), whole=False)])
+    for _ in range(3):
+        bench.clock.advance(600)
+        await bench.deliver()
+    assert sorted(one.title for one in bench.discord.sent) == [
+        "Bought 1 AAPL at 100.02 (paper)",
+        "Bought 4 AAPL at 100.02 (paper)",
+        "Bought 9 AAPL at 100.02 (paper)",
+    ]
+    assert len(await bench.rows("notices")) == 3
 
 
 def test_coins_keep_their_digits() -> None:

@@ -268,7 +268,9 @@ async def test_operations_of_all_services_are_one_list(make_gateway, gateway: Ga
         listed = (await client.get("/ops/failed-jobs", headers=admin.headers)).json()
         (row,) = listed["failed_jobs"]
         assert row["service"] == "api"
-        assert listed["unavailable"] == dict.fromkeys(("alerts", "data", "detector", "payment"), "UPSTREAM_UNAVAILABLE")
+        assert listed["unavailable"] == dict.fromkeys(
+            ("alerts", "broker", "data", "detector", "payment"), "UPSTREAM_UNAVAILABLE"
+        )
         path = f"/ops/failed-jobs/api/{row['id']}"
         shown = await client.get(path, headers=admin.headers)
         assert shown.status_code == 200, shown.text

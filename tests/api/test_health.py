@@ -45,7 +45,7 @@ async def test_an_administrator_sees_every_services_checks_and_which_are_silent(
 
 
 async def test_all_is_ready_when_every_service_is(gateway: Gateway, client: httpx.AsyncClient, admin: Person):
-    others = [neighbour(gateway, name) for name in ("alerts", "api", "data", "detector", "payment")]
+    others = [neighbour(gateway, name) for name in ("alerts", "api", "broker", "data", "detector", "payment")]
     assert (await health(client, admin))["status"] == "ready"
     others[0].checks["kafka"] = (False, "away")
     assert (await health(client, admin))["status"] == "not ready"

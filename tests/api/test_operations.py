@@ -13,7 +13,7 @@ from services.data.main import build as build_data
 from shared.service import Service
 from tests.api.conftest import Person, client_of, problem, rows
 
-AWAY = dict.fromkeys(("alerts", "detector", "payment"), "UPSTREAM_UNAVAILABLE")
+AWAY = dict.fromkeys(("alerts", "broker", "detector", "payment"), "UPSTREAM_UNAVAILABLE")
 POSTS: list[tuple[str, Any]] = [
     ("/ops/failed-jobs/retry", {"consumer": "api.audit"}),
     ("/ops/failed-jobs/discard", {"consumer": "api.audit", "reason": "x"}),

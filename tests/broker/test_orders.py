@@ -140,7 +140,7 @@ def test_every_report_that_a_state_does_not_allow_is_told_and_changes_no_state()
         "fill": "pending_submit accepted partially_filled filled pending_cancel canceled replaced rejected expired "
         "unknown",
         "filled": "pending_submit accepted partially_filled filled pending_cancel unknown",
-        "canceled": "pending_submit accepted partially_filled pending_cancel canceled unknown",
+        "canceled": "pending_submit accepted partially_filled pending_cancel canceled rejected unknown",
         "replaced": "pending_submit accepted partially_filled pending_cancel replaced unknown",
         "expired": "pending_submit accepted partially_filled pending_cancel expired unknown",
         "rejected": "pending_submit accepted pending_cancel rejected unknown",
@@ -277,6 +277,18 @@ def test_a_late_fill_counts_and_says_so(end: str):
     assert (filled(some.order), filled(whole.order)) == (40, 100)
     assert some.order.state == ("partially_filled" if end == "rejected" else end)
     assert whole.order.state == "filled"
+
+
+@pytest.mark.parametrize("end", ["cancel_asked", "refused"])
+def test_an_order_that_was_given_up_and_arrives_after_all_says_so_once(end: str):
+    over = run(order(), *SENT, "outcome_unknown", looked_up("not_found"), end).order
+    step = apply(over, looked_up("accepted", venue_order_id="v1"))
+    assert (step.order.state, codes(step.facts)) == (over.state, ["STILL_WORKS"])
+    assert apply(step.order, looked_up("accepted")).facts == ()
+    ended = apply(step.order, Report("canceled"))
+    assert (ended.order.state, ended.facts) == (over.state, ())
+    told_of = run(order(), *WORKS, "canceled").order
+    assert apply(told_of, looked_up("accepted")).facts == ()  # a frame that was overtaken
 
 
 def test_more_than_asked_for_is_counted_and_told():

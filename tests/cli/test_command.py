@@ -245,3 +245,32 @@ def test_beside_make_run_no_option_is_needed(server: Server, tmp_path: Path, mon
     assert (server.asked[0].url.host, server.asked[0].headers["authorization"]) == ("here", "Bearer ob_demo")
     assert main(["--url", "http://there", "--key", "k", "lag"], httpx.MockTransport(server)) == 0
     assert server.asked[1].url.host == "there"
+
+
+def test_credentials_are_rotated_until_the_end_and_the_keys_in_use_are_shown(
+    server: Server, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+):
+    path, last = "/broker/credentials/rotate", "01980000-0000-7000-8000-000000000009"
+    answers = iter(
+        [
+            {"rewrapped": 10_000, "unreadable": [], "next": last, "keys": {"new": 10_000, "old": 3}},
+            {"rewrapped": 3, "unreadable": [], "next": None, "keys": {"new": 10_003}},
+        ]
+    )
+    server.answers[path] = lambda _: httpx.Response(200, json=next(answers))
+    assert run("rotate-credentials") == 0
+    assert server.bodies() == [{}, {"after": last}]
+    shown = capsys.readouterr().out
+    assert "10003 wrapped anew" in shown
+    assert "old" not in shown
+
+
+def test_credentials_that_do_not_open_are_named_and_the_command_fails(
+    server: Server, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+):
+    answer = {"rewrapped": 1, "unreadable": ["an-account"], "next": None, "keys": {"new": 1, "gone": 1}}
+    server.say("/broker/credentials/rotate", answer)
+    assert run("rotate-credentials", "--json") == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"rewrapped": 1, "unreadable": ["an-account"], "keys": {"new": 1, "gone": 1}}
+    assert "an-account" in shown.err

@@ -21,6 +21,21 @@ from shared.contracts.api import (
     UserSignedUp,
 )
 from shared.contracts.base import Event
+from shared.contracts.broker import (
+    CancelRequested,
+    CloseRequested,
+    Drift,
+    LegTerms,
+    OrderChanged,
+    OrderFilled,
+    OrderFlagged,
+    OrderRejected,
+    OrderRequested,
+    OrderTerms,
+    PositionChanged,
+    PositionsDrifted,
+    ReplaceRequested,
+)
 from shared.contracts.data import CHAIN_SCHEMA, ChainCollected, ChainHeader, QuoteTaken
 from shared.contracts.detector import (
     ActivityDetected,
@@ -47,6 +62,10 @@ AS_OF: Final = datetime(2026, 7, 24, 15, 17, 9, tzinfo=UTC)
 SESSION: Final = date(2026, 7, 24)
 USER: Final = UUID("01980000-0000-7000-8000-0000000000aa")
 ALERT: Final = UUID("0198aaaa-0000-5000-8000-000000000001")
+
+ACCOUNT: Final = UUID("01980000-0000-7000-8000-0000000000bb")
+ORDER: Final = UUID("01980000-0000-7000-8000-0000000000cc")
+OTHER_ORDER: Final = UUID("01980000-0000-7000-8000-0000000000dd")
 
 _HEADER: Final = ChainHeader(
     symbol="AAPL",
@@ -138,6 +157,9 @@ _PAID: Final[dict[str, Any]] = {
     "reference": "in_1QaBcDeFgHiJkLmN",
     "plan": "pro",
 }
+_ACCOUNT: Final[dict[str, Any]] = {"id": ID, "time": TIME, "account_id": ACCOUNT, "user_id": USER}
+_ORDER: Final[dict[str, Any]] = {**_ACCOUNT, "order_id": ORDER, "venue": "paper", "mode": "paper"}
+
 EXAMPLES: Final[tuple[Event, ...]] = (
     ChainCollected(id=ID, time=TIME, header=_HEADER, contracts=pa.Table.from_pylist(_ROWS, schema=CHAIN_SCHEMA)),
     QuoteTaken(
@@ -274,4 +296,73 @@ EXAMPLES: Final[tuple[Event, ...]] = (
         currency="BTC",
         pay_url="https://openbell.example.com/pay/crypto/invoices/1",
     ),
+    OrderRequested(
+        **_ACCOUNT,
+        order_id=ORDER,
+        terms=OrderTerms(
+            legs=(
+                LegTerms(symbol="SPXW260821C05000000", side="buy", opens=True, underlying="_SPX"),
+                LegTerms(symbol="SPXW260821C05100000", side="sell", ratio=1, opens=True, underlying="_SPX"),
+            ),
+            type="limit",
+            time_in_force="gtc",
+            quantity=Decimal(2),
+            limit=Decimal("12.50"),
+            order_class="multi_leg",
+            strategy="vertical",
+        ),
+    ),
+    ReplaceRequested(
+        **_ACCOUNT,
+        order_id=ORDER,
+        by_order_id=OTHER_ORDER,
+        quantity=Decimal(3),
+        limit=Decimal("213.90"),
+        stop=Decimal("213.00"),
+        trail_amount=Decimal("0.50"),
+        trail_percent=Decimal("1.5"),
+    ),
+    CancelRequested(**_ACCOUNT, order_id=ORDER),
+    CloseRequested(**_ACCOUNT, order_id=ORDER, symbol="AAPL"),
+    OrderChanged(
+        **_ORDER,
+        version=4,
+        state="partially_filled",
+        terms=OrderTerms(
+            legs=(LegTerms(symbol="AAPL", side="sell"),),
+            type="trailing_stop",
+            quantity=Decimal("1.5"),
+            trail_percent=Decimal(2),
+            extended_hours=False,
+        ),
+        filled=Decimal("0.5"),
+        venue_order_id="7b08df51",
+        replaces=OTHER_ORDER,
+        replaced_by=ALERT,
+        reason="late",
+    ),
+    OrderRejected(**_ORDER, codes=("TICK_SIZE",), reasons=("limit 213.901 is not a multiple of 0.01",)),
+    OrderFilled(
+        **_ORDER,
+        fill_id=f"{ORDER}/0/x1",
+        symbol="AAPL",
+        side="buy",
+        quantity=Decimal("0.5"),
+        price=Decimal("213.90"),
+        fee=Decimal("0.01"),
+        at=AS_OF,
+        whole=False,
+    ),
+    OrderFlagged(**_ORDER, code="LATE_FILL", message="a fill came when the order was canceled"),
+    PositionChanged(
+        **_ACCOUNT,
+        version=7,
+        symbol="AAPL",
+        quantity=Decimal(-10),
+        average_price=Decimal("213.90"),
+        realised_fifo=Decimal("12.34"),
+        realised_average=Decimal("12.30"),
+        fees=Decimal("0.05"),
+    ),
+    PositionsDrifted(**_ACCOUNT, venue="paper", drifts=(Drift(symbol="AAPL", ours=Decimal(10), venue=Decimal("7.5")),)),
 )

@@ -5,17 +5,10 @@ import pytest
 import pytest_asyncio
 
 from services.data.adapters.simulator import load_closes
-from services.data.adapters.xnys import load_sessions
 from services.data.domain.columns import Floats
-from services.data.domain.sessions import Sessions
 from shared.db import Database
 from tests import conftest as common
 from tests.data.fake_cboe import FakeCboe
-
-
-@pytest_asyncio.fixture(scope="session")
-async def sessions() -> Sessions:
-    return await load_sessions()
 
 
 @pytest.fixture(scope="session")

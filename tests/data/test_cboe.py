@@ -11,9 +11,9 @@ import pytest_asyncio
 
 from services.data.adapters.cboe import CboeSource, parse_answer
 from services.data.domain.chain import Snapshot, Validators
-from services.data.domain.sessions import Sessions
 from services.data.ports import Unchanged, UnusableAnswer
 from shared.errors import Invalid, NotFound, OpenbellError, Permanent, Transient
+from shared.sessions import Sessions
 from tests.data.fake_cboe import FakeCboe, Reply, answer, row
 
 NOW = datetime(2026, 7, 24, 18, 0, 30, tzinfo=UTC)

@@ -14,12 +14,12 @@ from services.data.adapters.replay import ReplaySource
 from services.data.adapters.simulator import SimulatorSource
 from services.data.domain.chain import Snapshot, Validators
 from services.data.domain.columns import Floats
-from services.data.domain.sessions import Sessions
 from services.data.domain.symbols import occ_columns
 from services.data.ports import ChainSource, Ended, Unchanged
 from shared.clock import new_id
 from shared.contracts.data import CHAIN_SCHEMA, ChainCollected
 from shared.errors import Invalid, NotFound
+from shared.sessions import Sessions
 from tests.data.fake_cboe import FakeCboe, answer
 
 NOW = datetime(2026, 7, 24, 18, 0, 30, tzinfo=UTC)  # inside the session of a Friday

@@ -13,12 +13,12 @@ import pytest
 from services.data.adapters.cboe import CboeSource
 from services.data.adapters.replay import ReplaySource
 from services.data.adapters.simulator import SimulatorSource
-from services.data.domain.sessions import Sessions
 from services.data.domain.symbols import parse_symbol
 from services.data.main import build, choose_source
 from services.data.settings import DataSettings
 from shared.errors import Invalid
 from shared.service import Environment
+from shared.sessions import Sessions
 from shared.settings import SharedSettings
 from tests.conftest import eventually
 from tests.data.fake_cboe import FakeCboe, answer
@@ -106,7 +106,7 @@ import json, sys
 from datetime import UTC, datetime
 import services.data.main
 from services.data.adapters.cboe import parse_answer
-from services.data.domain.sessions import Sessions, TradingSession
+from shared.sessions import Sessions, TradingSession
 from services.data.routes import as_answer
 from services.data.service import LastGood
 from shared.clock import new_id

@@ -17,7 +17,6 @@ from services.data.adapters.cboe import CboeSource
 from services.data.adapters.replay import ReplaySource
 from services.data.adapters.simulator import SimulatorSource
 from services.data.domain.columns import Floats
-from services.data.domain.sessions import Sessions
 from services.data.ports import ChainSource
 from services.data.service import DataService
 from services.data.store import SnapshotStore
@@ -27,6 +26,7 @@ from shared.contracts.data import ChainCollected
 from shared.db import Database
 from shared.messaging.door import Door
 from shared.messaging.outbox import Outbox
+from shared.sessions import Sessions
 from tests.conftest import eventually
 from tests.data.fake_cboe import FakeCboe, Reply, answer
 

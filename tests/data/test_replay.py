@@ -6,9 +6,9 @@ import pytest
 
 from services.data.adapters.replay import ReplaySource
 from services.data.domain.chain import Snapshot, Validators
-from services.data.domain.sessions import Sessions
 from services.data.ports import Ended, Unchanged
 from shared.errors import Invalid, NotFound
+from shared.sessions import Sessions
 from tests.data.fake_cboe import answer, row
 
 NOW = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)

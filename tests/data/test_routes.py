@@ -6,7 +6,6 @@ import httpx
 import pytest
 
 from services.data.adapters.cboe import parse_answer
-from services.data.domain.sessions import Sessions
 from services.data.main import build
 from services.data.service import DataService
 from services.data.store import SnapshotStore
@@ -14,6 +13,7 @@ from shared.clock import new_id
 from shared.errors import Transient
 from shared.identity import HEADER, Identity, Signer
 from shared.service import Environment, Service
+from shared.sessions import Sessions
 from shared.settings import SharedSettings
 from tests.data.fake_cboe import answer, row
 

@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from services.data.domain.pacing import TokenBucket
-from services.data.domain.sessions import Sessions, seconds_until_open
+from shared.sessions import Sessions, seconds_until_open
 from tests.conftest import recorded
 
 

@@ -11,9 +11,9 @@ from services.data.adapters.simulator import SimulatorSource
 from services.data.domain.chain import Snapshot, Validators
 from services.data.domain.columns import Floats
 from services.data.domain.pricing import black_scholes
-from services.data.domain.sessions import Sessions
 from services.data.domain.simulation import Plan, chain_at, expirations_after, moment_of, plan_session, spot_at
 from services.data.domain.symbols import occ_columns
+from shared.sessions import Sessions
 
 NOW = datetime(2026, 11, 22, 6, 0, 1, 500_000, tzinfo=UTC)  # a Sunday: the simulated market does not mind
 

@@ -6,12 +6,12 @@ import pytest
 from services.data.adapters.simulator import SimulatorSource
 from services.data.domain.chain import Quote, Snapshot, Validators
 from services.data.domain.columns import Floats
-from services.data.domain.sessions import Sessions
 from services.data.service import DECODED, DataService
 from services.data.store import SnapshotStore
 from shared.contracts.data import ChainCollected, QuoteTaken, Source
 from shared.db import Database
 from shared.errors import Invalid, NotFound, Transient
+from shared.sessions import Sessions
 
 NOW = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
 

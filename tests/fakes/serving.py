@@ -10,11 +10,14 @@ import uvicorn
 
 
 @contextlib.contextmanager
-def serving(app: Any, name: str) -> Generator[str]:
-    """Serve; the value is the address, "http://127.0.0.1:PORT". Requests under way at the end are cut."""
+def serving(app: Any, name: str, ws: Any = "none") -> Generator[str]:
+    """Serve; the value is the address, "http://127.0.0.1:PORT". Requests under way at the end are cut.
+
+    `ws` is uvicorn's name of a WebSocket protocol for an application that speaks it.
+    """
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, interface="asgi3", lifespan="off", log_config=None, access_log=False, ws="none")
+    config = uvicorn.Config(app, interface="asgi3", lifespan="off", log_config=None, access_log=False, ws=ws)
     config.timeout_graceful_shutdown = 1
     server = _Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), name=name, daemon=True)

@@ -1,4 +1,4 @@
-"""How payment events read. Pure."""
+"""How what payment and the brokerage tell reads. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from datetime import datetime
 from decimal import Decimal, localcontext
 from functools import singledispatch
 from typing import Final, get_args
+from uuid import UUID, uuid5
 
 from shared.contracts.base import Event
+from shared.contracts.broker import OrderFilled, OrderFlagged, OrderRejected, PositionsDrifted
 from shared.contracts.payment import (
     CardExpiring,
     PaymentDisputed,
@@ -18,9 +20,12 @@ from shared.contracts.payment import (
     TrialEnding,
 )
 
-Told = PaymentReceived | PaymentFailed | PaymentRefunded | PaymentDisputed | TrialEnding | CardExpiring | RenewalDue
+Paid = PaymentReceived | PaymentFailed | PaymentRefunded | PaymentDisputed | TrialEnding | CardExpiring | RenewalDue
+Traded = OrderFilled | OrderRejected | OrderFlagged | PositionsDrifted
+Told = Paid | Traded
 """What becomes a notice."""
-TOLD: Final[tuple[type[Told], ...]] = get_args(Told)
+PAID: Final[tuple[type[Paid], ...]] = get_args(Paid)
+TRADED: Final[tuple[type[Traded], ...]] = get_args(Traded)
 _NONE: Final = "BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF"
 _THREE: Final = "BHD IQD JOD KWD LYD OMR TND"
 _DECIMALS: Final[Mapping[str, int]] = {
@@ -108,6 +113,47 @@ def _(event: RenewalDue) -> Notice:
         next_step = f"{'It ends' if event.last else 'The next reminder comes'} on {day(event.next_step_at)}."
     lines = _some(event.plan, f"Due on {day(event.due_at)}.", next_step, pay=event.pay_url)
     return Notice("renewal_due", title, lines)
+
+
+@notice_of.register
+def _(event: OrderFilled) -> Notice:
+    verb = "Bought" if event.side == "buy" else "Sold"
+    title = f"{verb} {number(event.quantity)} {event.symbol} at {number(event.price)} ({event.mode})"
+    kind, line = (
+        ("order_filled", "Nothing of the order is left.")
+        if event.whole
+        else ("order_part_filled", "More of the order is left.")
+    )
+    return Notice(kind, title, (line,))
+
+
+@notice_of.register
+def _(event: OrderRejected) -> Notice:
+    return Notice("order_rejected", f"Your order was refused at {event.venue} ({event.mode})", event.reasons)
+
+
+@notice_of.register
+def _(event: OrderFlagged) -> Notice:
+    return Notice("order_flagged", f"Look at your order at {event.venue} ({event.mode})", (event.message,))
+
+
+@notice_of.register
+def _(event: PositionsDrifted) -> Notice:
+    lines = (f"{one.symbol}: {number(one.venue)}, not {number(one.ours)}." for one in event.drifts)
+    return Notice("positions_drifted", f"Your positions were put right: {event.venue} holds others", tuple(lines))
+
+
+def id_of(event: Told) -> UUID:
+    """Return a notice's id. By leg, an order's parts share one, and the fills of a whole order."""
+    if isinstance(event, OrderFilled):
+        return uuid5(event.order_id, f"{'whole' if event.whole else 'part'}/{event.symbol}")
+    return event.id
+
+
+def number(amount: Decimal) -> str:
+    """Return a quantity or a price without idle zeros: 10, 1,234.5, 0.00000001."""
+    with localcontext(prec=120):
+        return f"{amount.normalize():,f}"
 
 
 def money(amount: Decimal, currency: str) -> str:

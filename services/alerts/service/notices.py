@@ -1,9 +1,9 @@
-"""Notices: what a user is told once, besides alerts. Today these are payments."""
+"""Notices: what a user is told once, besides alerts. These are payments and trades."""
 
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from services.alerts.domain.notices import Told, notice_of
+from services.alerts.domain.notices import Told, id_of, notice_of
 from services.alerts.store.notices import NoticeStore
 from shared.clock import Clock
 from shared.contracts.base import Event
@@ -21,10 +21,13 @@ class Notices:
         self._wake = wake
 
     async def tell(self, events: Sequence[Told], tx: Tx) -> Sequence[Event]:
-        """Write a notice for each event, with a delivery on each channel that its user has enabled."""
+        """Write a notice for each event, with a delivery on each channel that its user has enabled.
+
+        An id that is there was told before.
+        """
         notices = [
             {
-                "notice_id": event.id,
+                "notice_id": id_of(event),
                 "user_id": event.user_id,
                 "kind": (notice := notice_of(event)).kind,
                 "title": notice.title,

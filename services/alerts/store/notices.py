@@ -13,6 +13,7 @@ from shared.db import Row, Tx
 _ADD: Final = text("""
     insert into notices (notice_id, user_id, kind, title, lines, at, created_at)
     values (:notice_id, :user_id, :kind, :title, cast(:lines as text[]), :at, :now)""")
+_KNOWN: Final = text("select notice_id from notices where notice_id = any(cast(:notices as uuid[]))")
 # Derived from the notice, as it is: a notice has one delivery a channel.
 _DELIVER: Final = text("""
     insert into notice_deliveries (id, notice_id, user_id, channel, lane, due_at, created_at)
@@ -47,9 +48,14 @@ class NoticeStore:
     """Reads and writes notices, always inside the caller's transaction."""
 
     async def add(self, tx: Tx, notices: Sequence[dict[str, Any]], now: datetime) -> None:
-        """Add notices, and a delivery on each enabled channel of their users."""
-        await tx.execute_many(_ADD, [notice | {"now": now} for notice in notices])
-        await tx.execute(_DELIVER, notices=[notice["notice_id"] for notice in notices], now=now)
+        """Add the notices whose ids are new, and a delivery of each on every enabled channel of its user."""
+        first: dict[UUID, dict[str, Any]] = {}
+        for notice in notices:
+            first.setdefault(notice["notice_id"], notice)
+        known = {row["notice_id"] for row in await tx.fetch(_KNOWN, notices=list(first))}
+        new = [notice for notice_id, notice in first.items() if notice_id not in known]
+        await tx.execute_many(_ADD, [notice | {"now": now} for notice in new])
+        await tx.execute(_DELIVER, notices=[notice["notice_id"] for notice in new], now=now)
 
     async def delivery(self, tx: Tx, delivery_id: UUID) -> Row | None:
         """Return what a delivery says and where it goes."""

@@ -11,7 +11,7 @@ from decimal import Context, Decimal, localcontext
 from math import gcd
 from typing import Final, Literal
 
-from services.broker.domain.instruments import Crypto, Equity, Instrument, Option
+from services.broker.domain.instruments import LIES_UNDER, Crypto, Equity, Instrument, Option
 from services.broker.domain.orders import Leg, OrderClass, OrderType, Terms, TimeInForce
 
 AssetClass = Literal["equity", "option", "crypto"]
@@ -111,7 +111,8 @@ def _numbers(terms: Terms) -> Iterator[Refusal]:
 
 def _sane(value: Decimal) -> bool:
     """Return whether it can be reckoned with exactly."""
-    return value.is_finite() and abs(value) < _LARGEST and value == value.quantize(_SMALLEST)
+    # compared, not reckoned with, before its size is known: abs() of 1e9999999 is an error
+    return value.is_finite() and -_LARGEST < value < _LARGEST and value == value.quantize(_SMALLEST)
 
 
 def _prices(terms: Terms) -> list[tuple[str, Decimal]]:
@@ -263,5 +264,7 @@ def _instruments(terms: Terms, rules: Mapping[str, TradeRules], today: date) -> 
             yield Refusal("NOT_TRADABLE", f"{of.key} is not traded now")
         if isinstance(of, Option) and of.expires_on < today:
             yield Refusal("OPTION_EXPIRED", f"{of.key} has expired: choose a later one")
+        if isinstance(of, Option) and not of.adjusted and of.underlying != LIES_UNDER.get(of.root, of.root):
+            yield Refusal("UNDERLYING_WRONG", f"{of.key} does not lie under {of.underlying}: leave the underlying out")
         if isinstance(of, Option) and of.adjusted and leg.opens is not False:
             yield Refusal("OPTION_ADJUSTED", f"{of.key} is an adjusted contract: it can be closed, not opened")

@@ -5,6 +5,7 @@ and a root that ends with a digit (AAPL1) is an adjusted contract that delivers 
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -17,6 +18,17 @@ Right = Literal["C", "P"]
 
 ONE: Final = Decimal(1)
 SHARES_A_CONTRACT: Final = Decimal(100)
+LIES_UNDER: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("SPX", "SPXW"), "_SPX"),
+    **dict.fromkeys(("NDX", "NDXP"), "_NDX"),
+    **dict.fromkeys(("RUT", "RUTW"), "_RUT"),
+    **dict.fromkeys(("VIX", "VIXW"), "_VIX"),
+    "XSP": "_XSP",
+    "DJX": "_DJX",
+    "BRKB": "BRK.B",
+    "BFB": "BF.B",
+}
+"""What the options of a root lie under, where that is not the root itself."""
 _OCC: Final = re.compile(r"([A-Z][A-Z0-9]{0,5})([0-9]{2})([0-9]{2})([0-9]{2})([CP])([0-9]{8})", re.ASCII)
 _PAIR: Final = re.compile(r"([A-Z0-9]{1,20})/([A-Z0-9]{2,10})", re.ASCII)
 _MOST_MILLS: Final = Decimal(10**8)
@@ -105,7 +117,7 @@ Instrument = Equity | Option | Crypto
 def instrument(text: str, underlying: str | None = None) -> Instrument:
     """Read an instrument as people and venues write it, padded OCC symbols too. Raises BadInstrument.
 
-    `underlying` is what an option lies under, where the venue tells it; otherwise its root.
+    `underlying` is what an option lies under, where the venue tells it; otherwise what its root says.
     """
     name = text.strip().upper() if text.isascii() else ""
     if pair := _PAIR.fullmatch(name):
@@ -122,10 +134,12 @@ def option(root: str, expires_on: date, right: Right, strike: Decimal, underlyin
     mills = strike * 1000
     if not strike.is_finite() or not 0 < mills < _MOST_MILLS or mills != int(mills):
         raise BadInstrument("a strike is above zero and in whole thousandths", strike=str(strike))
-    return Option(root, expires_on, right, strike, underlying or root)
+    return Option(root, expires_on, right, strike, underlying or LIES_UNDER.get(root, root))
 
 
 def _option(found: re.Match[str], underlying: str | None) -> Option:
+    if underlying is not None and not SYMBOL.fullmatch(underlying):
+        raise BadInstrument("the underlying is no symbol", underlying=underlying[:32])
     try:
         expires_on = date(2000 + int(found[2]), int(found[3]), int(found[4]))
     except ValueError as error:

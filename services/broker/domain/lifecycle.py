@@ -74,7 +74,7 @@ _MOVES: Final[Mapping[Kind, Mapping[State, Move]]] = {
     "accepted": _ACCEPTED,
     "fill": _ACCEPTED,
     "filled": {state: move for state, move in _ACCEPTED.items() if state not in OVER or state == "filled"},
-    "canceled": _ends("canceled"),
+    "canceled": {**_ends("canceled"), "rejected": "same"},  # one that was given up arrived after all, and is ended
     "expired": _ends("expired"),
     "replaced": _ends("replaced"),
     "rejected": {state: move for state, move in _ends("rejected").items() if state != "partially_filled"},
@@ -251,6 +251,7 @@ def _moved_by_fills(before: Order, after: Order) -> tuple[Order, list[Fact]]:
 def _moved_by_report(order: Order, report: Report) -> tuple[Order, list[Fact]]:
     kind = report.kind
     seen = order.seen or kind not in _TELLS_NOTHING or _any_filled(order)
+    arrived = not order.seen and order.state in {"canceled", "rejected"} and kind in {"accepted", "fill"}
     order = replace(order, seen=seen, venue_order_id=order.venue_order_id or report.venue_order_id)
     if order.state == "unknown" and kind not in _OURS and not report.looked_up:
         return order, []
@@ -259,6 +260,8 @@ def _moved_by_report(order: Order, report: Report) -> tuple[Order, list[Fact]]:
     if refusal := _refusal(order, report):
         return order, [IllegalTransition(order.state, kind, refusal)]
     facts: list[Fact] = []
+    if arrived:
+        facts.append(Anomaly("STILL_WORKS", f"it arrived at the venue when it was {order.state}: it is canceled there"))
     if kind == "not_found" and order.state in WORKING:
         facts.append(Anomaly("VANISHED", f"the venue does not know an order that was {order.state}"))
     noted = _noted(order, report)

@@ -52,7 +52,16 @@ VenueKind = Literal[
     "not_found",
 ]
 Kind = OurKind | VenueKind
-AnomalyCode = Literal["OVERFILL", "LATE_FILL", "UNSENT", "FILLS_MISSING", "EXECUTION_DISAGREES", "BAD_FILL", "VANISHED"]
+AnomalyCode = Literal[
+    "OVERFILL",
+    "LATE_FILL",
+    "UNSENT",
+    "FILLS_MISSING",
+    "EXECUTION_DISAGREES",
+    "BAD_FILL",
+    "VANISHED",
+    "STILL_WORKS",
+]
 
 STATES: Final[tuple[State, ...]] = get_args(State)
 OURS: Final[tuple[OurKind, ...]] = get_args(OurKind)

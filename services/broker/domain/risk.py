@@ -67,7 +67,8 @@ class Snapshot:
     held: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])
     buying: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])  # what working orders still may buy
     selling: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])  # and sell, above zero too
-    recent: tuple[Recent, ...] = ()  # of the last minute and of the duplicate window
+    recent: tuple[Recent, ...] = ()  # of the last minute and of the duplicate window, those asked for earlier
+    replaces: bool = False  # it takes the place of another order, and may be what that one was
     entitled: bool = False
     halted_user: bool = True  # what nobody has looked up stays closed
     halted_all: bool = True
@@ -90,26 +91,59 @@ def assess(terms: Terms, limits: Limits, seen: Snapshot) -> tuple[Refusal, ...]:
         return (*_switches(seen), *_pace(terms, limits, seen), *_hours(terms, seen), *_market(terms, limits, seen))
 
 
-def needed_cash(terms: Terms, seen: Snapshot, net: Decimal) -> Decimal:
-    """Return the buying power that an order takes, where one unit of it costs `net` at worst (below zero: is received).
+def needed_cash(terms: Terms, seen: Snapshot) -> Decimal:
+    """Return the buying power that an order takes at its worst price. All its quotes are there.
 
-    One leg: what opens, bought or sold short, is covered wholly; a short option by its strike. Several legs: what is
-    paid, and for a vertical that pays us its width less that.
+    One leg: what opens, bought or sold short, is covered wholly; a short option by its strike. Several legs: see
+    `_several`.
     """
-    if terms.notional is not None:
-        return terms.notional if terms.legs[0].side == "buy" else ZERO
-    quantity = terms.quantity or ZERO
-    if len(terms.legs) == 1:
-        leg = terms.legs[0]
-        each = abs(net)
+    with localcontext(_EXACT):
+        net = _net(terms, seen)
+        if len(terms.legs) != 1:
+            return _several(terms, seen, net)
+        leg, each = terms.legs[0], abs(net)
+        if terms.notional is not None:
+            held = ZERO if leg.side == "buy" else _closable(leg, seen)
+            return max(terms.notional - held * each, ZERO)
         if leg.side == "sell" and isinstance(leg.instrument, Option):
             each = max(each, leg.instrument.strike)
-        return _opening(leg, quantity, seen) * each * leg.instrument.multiplier
-    options = [leg.instrument for leg in terms.legs if isinstance(leg.instrument, Option)]
-    width = ZERO
-    if terms.strategy == "vertical" and net < 0:
-        width = abs(options[0].strike - options[1].strike)
-    return max(net + width, ZERO) * quantity * _multiplier(terms)
+        return _opening(leg, terms.quantity or ZERO, seen) * each * leg.instrument.multiplier
+
+
+def _several(terms: Terms, seen: Snapshot, net: Decimal) -> Decimal:
+    """Return the buying power of several legs: what is paid, and what the legs that are sold short may cost.
+
+    A short option is covered by a long one of the order that is no smaller, of the same right and does not expire
+    earlier: then it costs at most what its strike is worse, less what is received. Each long one covers once. Any
+    other is covered by its strike, and a share sold short by its price; what is received counts for nothing then.
+    """
+    longs = [leg for leg in terms.legs if leg.side == "buy"]
+    risk, bare = ZERO, ZERO
+    for leg in terms.legs:
+        opens = _opening(leg, _of_leg(terms, leg), seen)
+        if leg.side == "buy" or not opens:
+            continue
+        enough = [one for one in longs if _opening(one, _of_leg(terms, one), seen) >= opens]
+        covering = [(gap, one) for one in enough if (gap := _gap(one, leg)) is not None]
+        if covering:
+            gap, best = min(covering, key=lambda pair: pair[0])
+            longs.remove(best)
+            risk += opens * gap * leg.instrument.multiplier
+        else:
+            each = leg.instrument.strike if isinstance(leg.instrument, Option) else _worst(leg, seen)
+            bare += opens * each * leg.instrument.multiplier
+    paid = net * (terms.quantity or ZERO) * _multiplier(terms)
+    return max(paid, ZERO) + risk + bare if bare else max(paid + risk, ZERO)
+
+
+def _gap(long: Leg, short: Leg) -> Decimal | None:
+    """Return how much worse the strike of a long option is than that of a short one; None where it covers nothing."""
+    one, other = long.instrument, short.instrument
+    if not (isinstance(one, Option) and isinstance(other, Option)):
+        return None
+    if (one.underlying, one.right) != (other.underlying, other.right) or one.expires_on < other.expires_on:
+        return None
+    return max(one.strike - other.strike if one.right == "C" else other.strike - one.strike, ZERO)
 
 
 def _switches(seen: Snapshot) -> Iterator[Refusal]:
@@ -126,7 +160,7 @@ def _pace(terms: Terms, limits: Limits, seen: Snapshot) -> Iterator[Refusal]:
     if lately >= limits.max_orders_a_minute:
         yield Refusal("TOO_MANY_ORDERS", f"{limits.max_orders_a_minute} orders a minute are allowed: wait")
     window = limits.duplicate_window
-    if any(one.terms == terms and seen.now - one.at < window for one in seen.recent):
+    if not seen.replaces and any(one.terms == terms and seen.now - one.at < window for one in seen.recent):
         yield Refusal("DUPLICATE_ORDER", f"the same order came within {window.total_seconds():g} s: wait or change it")
 
 
@@ -146,15 +180,11 @@ def _market(terms: Terms, limits: Limits, seen: Snapshot) -> Iterator[Refusal]:
     if missing:
         yield Refusal("NO_QUOTE", f"there is no fresh quote of {', '.join(missing)}: try again when there is")
         return
-    natural = sum((_sign(leg.side) * leg.ratio * _worst(leg, seen) for leg in terms.legs), ZERO)
     limit = _net_limit(terms)
-    if terms.stop is not None:  # it trades when the market is there
-        natural = _sign(terms.legs[0].side) * terms.stop
     if limit is not None:
-        yield from _collar(limit, natural, limits)
-    net = limit if limit is not None else natural
-    yield from _sizes(terms, limits, seen, net)
-    needed = needed_cash(terms, seen, net)
+        yield from _collar(limit, _natural(terms, seen), limits)
+    yield from _sizes(terms, limits, seen)
+    needed = needed_cash(terms, seen)
     if needed > seen.buying_power:
         yield Refusal("BUYING_POWER", f"the order needs {needed:f}, {seen.buying_power:f} is there: make it smaller")
 
@@ -168,11 +198,11 @@ def _collar(limit: Decimal, natural: Decimal, limits: Limits) -> Iterator[Refusa
         yield Refusal("PRICE_FAR", f"the limit is more than {cheaper:f} better than the market ({abs(natural):f})")
 
 
-def _sizes(terms: Terms, limits: Limits, seen: Snapshot, net: Decimal) -> Iterator[Refusal]:
+def _sizes(terms: Terms, limits: Limits, seen: Snapshot) -> Iterator[Refusal]:
     opens = terms.notional is not None or any(_opening(leg, _of_leg(terms, leg), seen) > 0 for leg in terms.legs)
     if not opens:
         return
-    value = terms.notional or abs(net) * (terms.quantity or ZERO) * _multiplier(terms)
+    value = terms.notional or _value(terms, seen)
     if value > limits.max_order_value:
         yield Refusal("ORDER_TOO_LARGE", f"the order is worth {value:f}, {limits.max_order_value:f} is allowed")
     for leg in terms.legs:
@@ -186,9 +216,42 @@ def _sizes(terms: Terms, limits: Limits, seen: Snapshot, net: Decimal) -> Iterat
             )
 
 
+def _value(terms: Terms, seen: Snapshot) -> Decimal:
+    """Return what an order is worth; of several legs the sum of all, for their net may be next to nothing."""
+    net = abs(_net(terms, seen)) * (terms.quantity or ZERO) * _multiplier(terms)
+    if len(terms.legs) == 1:
+        return net
+    gross = (_worst(leg, seen) * _of_leg(terms, leg) * leg.instrument.multiplier for leg in terms.legs)
+    return max(net, sum(gross, ZERO))
+
+
 def _fresh(leg: Leg, limits: Limits, seen: Snapshot) -> bool:
+    """Return whether a leg has a price that counts. One from ahead of our clock is as wrong as an old one."""
     quote = seen.quotes.get(leg.instrument.key)
-    return quote is not None and seen.now - quote.at <= limits.quote_age and _worst(leg, seen) > 0
+    return quote is not None and abs(seen.now - quote.at) <= limits.quote_age and _worst(leg, seen) > 0
+
+
+def _net(terms: Terms, seen: Snapshot) -> Decimal:
+    """Return what one unit costs at worst; below zero is received."""
+    limit = _net_limit(terms)
+    return _natural(terms, seen) if limit is None else limit
+
+
+def _natural(terms: Terms, seen: Snapshot) -> Decimal:
+    """Return what one unit costs at the market, or at its stop where that is worse: one on the wrong side goes at once.
+
+    Of several legs, one that nobody bids for brings nothing.
+    """
+    leg, *others = terms.legs
+    if others:
+        return sum((_sign(one.side) * one.ratio * _at_market(one, seen) for one in terms.legs), ZERO)
+    natural = _sign(leg.side) * _worst(leg, seen)
+    return natural if terms.stop is None else max(natural, _sign(leg.side) * terms.stop)
+
+
+def _at_market(leg: Leg, seen: Snapshot) -> Decimal:
+    quote = seen.quotes[leg.instrument.key]
+    return quote.ask if leg.side == "buy" else quote.bid
 
 
 def _worst(leg: Leg, seen: Snapshot) -> Decimal:
@@ -204,9 +267,13 @@ def _net_limit(terms: Terms) -> Decimal | None:
 
 def _opening(leg: Leg, quantity: Decimal, seen: Snapshot) -> Decimal:
     """Return how much of a leg opens, where working orders of the same side close first."""
+    return max(quantity - _closable(leg, seen), ZERO)
+
+
+def _closable(leg: Leg, seen: Snapshot) -> Decimal:
     held = seen.held.get(leg.instrument.key, ZERO) * -_sign(leg.side)
     working = (seen.buying if leg.side == "buy" else seen.selling).get(leg.instrument.key, ZERO)
-    return max(quantity - max(held - working, ZERO), ZERO)
+    return max(held - working, ZERO)
 
 
 def _of_leg(terms: Terms, leg: Leg) -> Decimal:

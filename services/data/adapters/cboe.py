@@ -23,12 +23,12 @@ import orjson
 
 from services.data.domain.chain import Snapshot, Validators, clean_chain, price
 from services.data.domain.pacing import TokenBucket
-from services.data.domain.sessions import Sessions, seconds_until_open
 from services.data.domain.symbols import parse_symbol
 from services.data.ports import Ended, QuoteFeed, Unchanged, UnusableAnswer
 from shared.clock import Clock
 from shared.contracts.data import ChainHeader, Source
 from shared.errors import NotFound, Permanent, Transient
+from shared.sessions import Sessions, seconds_until_open
 
 DELAY_S: Final = 900.0
 SURE_SYMBOL: Final = "SPY"  # there as long as there are option chains

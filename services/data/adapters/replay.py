@@ -12,12 +12,12 @@ from pathlib import Path
 
 from services.data.adapters.cboe import DELAY_S, parse_answer
 from services.data.domain.chain import Snapshot, Validators
-from services.data.domain.sessions import Sessions
 from services.data.domain.symbols import parse_symbol
 from services.data.ports import Ended, QuoteFeed, Unchanged, UnusableAnswer
 from shared.clock import Clock
 from shared.contracts.data import Source
 from shared.errors import Invalid, NotFound, OpenbellError
+from shared.sessions import Sessions
 
 
 class ReplaySource:

@@ -18,13 +18,13 @@ import numpy as np
 
 from services.data.domain.chain import Quote, Snapshot, Validators
 from services.data.domain.columns import Floats
-from services.data.domain.sessions import Sessions
 from services.data.domain.simulation import Moment, Plan, chain_at, moment_of, plan_session, spot_at
 from services.data.domain.symbols import parse_symbol
 from services.data.ports import Ended, QuoteFeed, Unchanged
 from shared.clock import Clock
 from shared.contracts.data import ChainHeader, Source
 from shared.errors import NotFound
+from shared.sessions import Sessions
 
 NAMES: Final = {"AAPL": "AAPL", "FB": "META", "GOOG": "GOOG", "IBM": "IBM", "MSFT": "MSFT"}
 """The data set's name: today's name."""

@@ -25,9 +25,9 @@ import pyarrow as pa
 
 from services.data.domain.columns import Days, Flags, Floats, dates, numbers, strings
 from services.data.domain.pricing import black_scholes
-from services.data.domain.sessions import Sessions
 from services.data.domain.symbols import occ_name
 from shared.contracts.data import CHAIN_SCHEMA
+from shared.sessions import Sessions
 
 STRIKES_EACH_SIDE: Final = 12
 WEEKLIES: Final = 4

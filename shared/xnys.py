@@ -1,6 +1,6 @@
 """The sessions of the New York exchange, from exchange_calendars, computed in a short-lived child process.
 
-The library brings pandas: 55 MB that this service would keep for ever, for 8,000 rows that it needs once. They are
+The library brings pandas: 55 MB that a service would keep for ever, for 8,000 rows that it needs once. They are
 kept in ~/.cache/openbell for the next start, by the library's version, for computing them takes seconds.
 """
 
@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from services.data.domain.sessions import FIRST_DAY, LAST_DAY, Sessions, TradingSession
+from shared.sessions import FIRST_DAY, LAST_DAY, Sessions, TradingSession
 
 CACHE: Final = Path.home() / ".cache" / "openbell"
 

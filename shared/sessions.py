@@ -1,6 +1,6 @@
 """Sessions of the New York exchange (XNYS): when it trades, and to which session a moment belongs.
 
-Computed once by exchange_calendars (adapters/xnys.py; holidays, half days and one-off closures included) and
+Computed once by exchange_calendars (shared/xnys.py; holidays, half days and one-off closures included) and
 kept as plain dates: asking the calendar itself takes 150 microseconds a question.
 """
 

@@ -1,0 +1,189 @@
+"""Whether an order may go out now: gathers what the rules want to know, and asks them.
+
+The steps of instruments are asked of the venue and kept for an hour; money is what the venue told last, less what our
+orders have taken since.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final, cast
+from zoneinfo import ZoneInfo
+
+from services.broker.domain.checks import Capabilities, Refusal, TradeRules, check
+from services.broker.domain.instruments import Instrument
+from services.broker.domain.lifecycle import filled
+from services.broker.domain.orders import ZERO, Order
+from services.broker.domain.risk import Limits, Mode, Quote, Recent, Session, Snapshot, assess, mode, needed_cash
+from services.broker.ports import Venue
+from services.broker.store.accounts import ALL, AccountStore, account_of
+from services.broker.store.books import BookStore
+from services.broker.store.orders import OrderStore, rest
+from shared.clock import Clock
+from shared.db import Row, Tx
+from shared.sessions import Sessions
+
+NEW_YORK: Final = ZoneInfo("America/New_York")
+BEFORE_OPEN: Final = timedelta(hours=5, minutes=30)
+AFTER_CLOSE: Final = timedelta(hours=4)
+KEEP_RULES_S: Final = 3600.0
+KEEP_UNKNOWN_S: Final = 30.0
+MOST_RULES: Final = 50_000
+Calendar = Callable[[], Awaitable[Sessions]]
+"""Returns the exchange's sessions; they take a while the first time."""
+_MINUTE: Final = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What this deployment allows. `trading` is live only where it reads exactly "live"."""
+
+    trading: str
+    limits: Limits
+    entitlement: str | None  # the plan's, None where nobody needs one
+
+
+Place = tuple[str, Mode]
+"""A venue and a mode: paper and live of one venue may have other rules."""
+
+
+class Rulebook:
+    """The steps of instruments, as venues tell them; of so many (`most`) as were asked for last."""
+
+    def __init__(self, most: int = MOST_RULES) -> None:
+        self._most = most
+        self._known: dict[tuple[Place, str], tuple[float, TradeRules | None]] = {}
+
+    async def of(self, place: Place, venue: Venue, instruments: Collection[Instrument]) -> Mapping[str, TradeRules]:
+        """Return the steps by instrument; those that the venue does not know are left out."""
+        now = time.monotonic()
+        wanted = [one for one in instruments if not self._holds(place, one.key, now)]
+        told = await venue.rules(wanted) if wanted else {}
+        asked = {one.key for one in wanted}
+        found = dict[str, TradeRules | None]()
+        for key in {one.key for one in instruments}:
+            before = self._known.pop((place, key), None)
+            if key in asked or before is None:
+                before = now, told.get(key)
+            self._known[place, key] = before  # at the end: the first of the dict is what nobody asked for longest
+            found[key] = before[1]
+        while len(self._known) > self._most:
+            del self._known[next(iter(self._known))]
+        return {key: rules for key, rules in found.items() if rules is not None}
+
+    def _holds(self, place: Place, key: str, now: float) -> bool:
+        known = self._known.get((place, key))
+        return known is not None and now - known[0] < (KEEP_UNKNOWN_S if known[1] is None else KEEP_RULES_S)
+
+
+class Checking:
+    """Judges orders right before they are sent."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        accounts: AccountStore,
+        orders: OrderStore,
+        books: BookStore,
+        *,
+        calendar: Calendar,
+        clock: Clock,
+    ) -> None:
+        self._deployment = deployment
+        self._accounts = accounts
+        self._orders = orders
+        self._books = books
+        self._calendar = calendar
+        self._clock = clock
+
+    async def judge(
+        self, tx: Tx, row: Row, order: Order, capabilities: Capabilities, rules: Mapping[str, TradeRules]
+    ) -> tuple[tuple[Refusal, ...], Decimal]:
+        """Return all that stands against sending an order of the account's (`row`) now, and what it would take."""
+        account, now = account_of(row), self._clock()
+        allowed = mode(account.mode, self._deployment.trading)
+        if isinstance(allowed, Refusal):
+            return (allowed,), ZERO
+        terms = order.terms
+        if wrong := check(terms, capabilities, rules, now.astimezone(NEW_YORK).date()):
+            return wrong, ZERO
+        limits = limits_of(row, self._deployment.limits)
+        seen = await self._snapshot(tx, row, order, limits)
+        refusals = assess(terms, limits, seen)
+        return refusals, ZERO if refusals else needed_cash(terms, seen)
+
+    async def _snapshot(self, tx: Tx, row: Row, order: Order, limits: Limits) -> Snapshot:
+        account, now = account_of(row), self._clock()
+        symbols = [leg.instrument.key for leg in order.terms.legs]
+        halts = await self._accounts.halts(tx, account.user_id)
+        plan = self._deployment.entitlement
+        since = now - max(_MINUTE, limits.duplicate_window)
+        recent = await self._orders.recent(tx, account.id, since, order.id, limits.max_orders_a_minute + 1)
+        working = [one for one in await self._orders.open(tx, account.id, symbols) if one.order.id != order.id]
+        power, told_at = cast("Decimal | None", row["buying_power"]), row["balance_at"]
+        taken = ZERO if told_at is None else await self._orders.reserved(tx, account.id, told_at, order.id)
+        held = await self._books.held(tx, account.id, symbols)
+        rows = await self._books.quotes(tx, symbols)
+        quotes = {key: Quote(one["bid"], one["ask"], one["at"]) for key, one in rows.items()}
+        buying, selling = _working([one.order for one in working if one.order.id != order.replaces], quotes)
+        return Snapshot(
+            now=now,
+            buying_power=max((power or ZERO) - taken, ZERO),
+            session=session_at(await self._calendar(), now),
+            quotes=quotes,
+            held={key: one["quantity"] for key, one in held.items()},
+            buying=buying,
+            selling=selling,
+            recent=tuple(Recent(at, terms) for at, terms in recent),
+            replaces=order.replaces is not None,
+            entitled=plan is None or await self._accounts.entitled(tx, account.user_id, plan, now),
+            halted_user=str(account.user_id) in halts,
+            halted_all=ALL in halts,
+        )
+
+
+def limits_of(row: Row, standard: Limits) -> Limits:
+    """Return an account's limits: its own are never wider than the deployment's."""
+    own: Mapping[str, Any] = row["limits"]
+    return Limits(
+        max_order_value=min(standard.max_order_value, Decimal(own.get("max_order_value", "Infinity"))),
+        max_position_value=min(standard.max_position_value, Decimal(own.get("max_position_value", "Infinity"))),
+        max_orders_a_minute=min(standard.max_orders_a_minute, own.get("max_orders_a_minute", 1_000_000)),
+        collar=standard.collar,
+        far=standard.far,
+        least_allowance=standard.least_allowance,
+        quote_age=standard.quote_age,
+        duplicate_window=standard.duplicate_window,
+    )
+
+
+def session_at(sessions: Sessions, now: datetime) -> Session:
+    """Return what trades at that moment in New York."""
+    if sessions.running(now):
+        return "open"
+    day = sessions.on(now.astimezone(NEW_YORK).date())
+    if day is not None and day.opens - BEFORE_OPEN <= now < day.closes + AFTER_CLOSE:
+        return "extended"
+    return "closed"
+
+
+def _working(orders: Sequence[Order], quotes: Mapping[str, Quote]) -> tuple[dict[str, Decimal], dict[str, Decimal]]:
+    """Return what orders may still buy and sell, by instrument."""
+    buying, selling = dict[str, Decimal](), dict[str, Decimal]()
+    for order in orders:
+        for leg in order.terms.legs:
+            sums = buying if leg.side == "buy" else selling
+            key = leg.instrument.key
+            sums[key] = sums.get(key, ZERO) + _still(order, quotes) * leg.ratio
+    return buying, selling
+
+
+def _still(order: Order, quotes: Mapping[str, Quote]) -> Decimal:
+    """Return how many units of an order are still to be filled; of one by notional, at the lowest price known."""
+    terms, quote = order.terms, quotes.get(order.terms.legs[0].instrument.key)
+    if terms.notional is None:
+        return rest(order)
+    prices = [one for one in (terms.limit, quote and quote.bid, quote and quote.ask) if one]
+    return max(terms.notional / min(prices) - filled(order), ZERO) if prices else ZERO

@@ -1,0 +1,367 @@
+"""What is said to venues: a claimed row for each order and wish, one at a time for an order.
+
+    submit    checked right before it goes; while its outcome is unknown it is looked up, never just repeated
+    replace   the same, for an order that takes the place of another one
+    cancel    may be repeated
+    look_up   asks how an order stands
+
+What would surprise you: a venue that does not refuse an id that it has seen gets no order twice. Where a look-up finds
+nothing there for a minute, the order is over, and should it turn up after all, its fills count and are flagged.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from datetime import timedelta
+from decimal import Decimal
+from typing import Final
+from uuid import UUID
+from weakref import WeakValueDictionary
+
+from services.broker.domain.checks import Refusal, TradeRules
+from services.broker.domain.orders import OVER, ZERO, Order, Report
+from services.broker.domain.shapes import resized
+from services.broker.ports import Account, Venue, VenueRefused
+from services.broker.service.checking import Checking, Rulebook
+from services.broker.service.orders import Orders
+from services.broker.service.venues import NoSuchVenue, Venues
+from services.broker.store.accounts import AccountStore, account_of
+from services.broker.store.orders import Stored, rest
+from shared.clock import Clock
+from shared.contracts.base import Event
+from shared.db import Row, Tx
+from shared.errors import Permanent, Transient
+from shared.messaging.door import Done, Door
+from shared.work import OutcomeUnknown, Performed, Policy, Settled, Work
+
+TOO_LATE: Final = timedelta(seconds=60)
+"""An order that could not be sent so long is given up: the market is another one."""
+UNSEEN: Final = timedelta(seconds=60)
+"""So long a venue that takes an id twice is asked for an order that it may have got."""
+UNSEEN_ORDER: Final = Refusal("NOT_SENT", "the venue has not seen the order, and it is not sent twice: place it anew")
+BALANCE_AGE: Final = timedelta(seconds=10)
+ASKING_S: Final = 5.0
+"""So long a venue may take to tell what judging an order needs; the order tries again, and others have their turn."""
+LATE: Final = Refusal("TOO_LATE", "it could not be sent for a minute: place it anew")
+
+
+class NotSent(Permanent):
+    """The order was refused, or canceled before it was sent."""
+
+    code = "NOT_SENT"
+
+
+class Sendings:
+    """Says to venues what is to be said."""
+
+    def __init__(
+        self,
+        orders: Orders,
+        accounts: AccountStore,
+        checking: Checking,
+        venues: Venues,
+        *,
+        door: Door,
+        clock: Clock,
+    ) -> None:
+        self._orders = orders
+        self._store = orders.store
+        self._accounts = accounts
+        self._checking = checking
+        self._venues = venues
+        self._rulebook = Rulebook()
+        self._door = door
+        self._clock = clock
+        self._asking: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+
+    def work(self, concurrency: int) -> Work:
+        """Return the work."""
+        return Work(
+            kind="venue",
+            table="sendings",
+            prepare=self.prepare,
+            perform=self.perform,
+            on_unknown="look_up",
+            look_up=self.look_up,
+            settled=self.settled,
+            policy=Policy(
+                concurrency=concurrency,
+                lease_s=15.0,
+                linger_s=0.002,
+                base_s=0.25,
+                cap_s=30.0,
+                max_attempts=10_000,
+                max_age_s=timedelta(days=2).total_seconds(),
+            ),
+        )
+
+    # --- before it goes ---------------------------------------------------------------------------
+
+    async def prepare(self, row: Row) -> Row:
+        """Judge an order right before it goes. Raises NotSent for one that must not."""
+        kind: str = row["kind"]
+        stored, account = await self._read(row["order_id"])
+        if kind in {"cancel", "look_up"}:
+            arrived_late = kind == "cancel" and stored.order.state in {"canceled", "rejected"}
+            if stored.order.state in OVER and not arrived_late:
+                raise NotSent(f"the order is {stored.order.state}")
+            return row
+        if stored.order.state == "pending_submit" and not row["uncertain"]:
+            # It was judged, and the process died before it went.
+            await self._told(account, row["order_id"], Report("not_sent"))
+        elif stored.order.state == "new" and self._late(stored):  # whether or not its venue answers
+            await self._refuse(row["order_id"], [LATE])
+            raise NotSent(LATE.message)
+        try:
+            async with asyncio.timeout(ASKING_S):
+                venue = await self._venues.of(account)
+                instruments = [leg.instrument for leg in stored.order.terms.legs]
+                rules = await self._rulebook.of((account.venue, account.mode), venue, instruments)
+                await self._balance(account, venue)
+                held = await self._held(stored, venue)
+        except TimeoutError:
+            raise Transient(f"{account.venue} takes too long", retry_after_s=1) from None
+        except (VenueRefused, NoSuchVenue) as error:
+            await self._refuse(row["order_id"], [Refusal(error.code, error.message)])
+            raise NotSent(error.message) from error
+
+        async def judge(tx: Tx) -> Done[str | None]:
+            return await self._judge(tx, row, (account, venue), rules, held)
+
+        if why_not := await self._door.run(judge):
+            raise NotSent(why_not)
+        return row
+
+    async def _judge(
+        self, tx: Tx, row: Row, at: tuple[Account, Venue], rules: Mapping[str, TradeRules], held: Decimal | None
+    ) -> Done[str | None]:
+        """Let an order go, or refuse it; return why it does not go. One at a time for an account."""
+        account, venue = at
+        held_account = await self._accounts.lock(tx, account.id)
+        _, fresh = await self._locked(tx, row["order_id"])
+        if fresh.order.state == "pending_submit":
+            raise Transient("another worker has judged it meanwhile", retry_after_s=1)  # its lease had run out, or ours
+        if fresh.order.state != "new" or held_account is None:
+            return Done(f"the order is {fresh.order.state}")
+        refusals: Sequence[Refusal] = ()
+        events: Sequence[Event] = ()
+        if held_account["closed_at"] is not None:
+            refusals = [Refusal("ACCOUNT_CLOSED", "the account was closed: choose another one")]
+        elif self._late(fresh):
+            refusals = [LATE]
+        elif held is not None:
+            fresh, refusals = await self._sized(tx, fresh, held)
+        else:
+            fresh = await self._rest_only(tx, fresh)
+        if not refusals:
+            refusals, taken = await self._checking.judge(tx, held_account, fresh.order, venue.capabilities, rules)
+            await self._store.reserve(tx, fresh.order.id, taken)
+        if not refusals and fresh.order.replaces is not None:
+            refusals, events = await self._replacing(tx, account, fresh.order)
+        if refusals:
+            return Done(refusals[0].message, await self._orders.refuse(tx, account, fresh, refusals))
+        _, sent = await self._orders.report(tx, account, fresh, Report("submit_sent"))
+        return Done(None, [*events, *sent])
+
+    def _late(self, stored: Stored) -> bool:
+        return self._clock() - stored.row["created_at"] > TOO_LATE
+
+    async def _held(self, stored: Stored, venue: Venue) -> Decimal | None:
+        """Return what the venue holds of what an order closes, once no other order of it works; else None.
+
+        The venue is asked, for our books may lack a fill of an order that was canceled. Raises Transient.
+        """
+        if not stored.row["closes"] or self._late(stored):
+            return None
+        async with self._door.read() as tx:
+            await self._alone(tx, stored)
+        key = stored.order.terms.legs[0].instrument.key
+        return next((one.quantity for one in await venue.positions() if one.instrument.key == key), ZERO)
+
+    async def _alone(self, tx: Tx, stored: Stored) -> None:
+        """Raise Transient while another order of the same instrument works."""
+        order = stored.order
+        others = await self._store.open(tx, order.account_id, [order.terms.legs[0].instrument.key])
+        if any(one.order.id != order.id for one in others):
+            raise Transient("it waits for the end of other orders", retry_after_s=0.2)
+
+    async def _sized(self, tx: Tx, stored: Stored, held: Decimal) -> tuple[Stored, Sequence[Refusal]]:
+        """Give an order that closes a position the size of what is held; nothing is closed where that is gone."""
+        await self._alone(tx, stored)
+        order = stored.order
+        side = order.terms.legs[0].side
+        if not held or (held > 0) != (side == "sell"):
+            return stored, [Refusal("NOTHING_HELD", f"there is nothing left to {side}: {held:f} is held")]
+        if abs(held) == order.terms.quantity:
+            return stored, ()
+        sized = resized(order, abs(held))
+        await self._store.save(tx, sized, self._clock())
+        return Stored(sized, stored.row), ()
+
+    async def _rest_only(self, tx: Tx, stored: Stored) -> Stored:
+        """Let an order that is to be as large as the one it replaces fill what that one has left."""
+        old = None if stored.order.replaces is None else await self._store.lock(tx, stored.order.replaces)
+        if old is None or stored.order.terms.quantity != old.order.terms.quantity or rest(old.order) == ZERO:
+            return stored
+        sized = resized(stored.order, rest(old.order))
+        if sized != stored.order:
+            await self._store.save(tx, sized, self._clock())
+        return Stored(sized, stored.row)
+
+    async def _replacing(self, tx: Tx, account: Account, by: Order) -> tuple[Sequence[Refusal], Sequence[Event]]:
+        """Note at the old order that it is to be replaced."""
+        old = None if by.replaces is None else await self._store.lock(tx, by.replaces)
+        if old is None or old.order.state not in {"accepted", "partially_filled"}:
+            state = "gone" if old is None else old.order.state
+            return [Refusal("ORDER_OVER", f"the order to be replaced is {state}: place a new one")], ()
+        _, events = await self._orders.report(tx, account, old, Report("replace_asked", replaced_by=by.id))
+        return (), events
+
+    async def _balance(self, account: Account, venue: Venue) -> None:
+        """Ask for the money where what is known of it is old; one at a time for an account."""
+        async with self._asking.setdefault(account.id, asyncio.Lock()):
+            async with self._door.read() as tx:
+                row = await self._accounts.get(tx, account.id)
+            now = self._clock()
+            if row is not None and row["balance_at"] is not None and now - row["balance_at"] < BALANCE_AGE:
+                return
+            balance = await venue.balance()
+            async with self._door.transaction() as tx:
+                await self._accounts.balance(tx, account.id, balance, now)
+
+    # --- out ----------------------------------------------------------------------------------------
+
+    async def perform(self, row: Row) -> Performed:
+        """Say it. What the venue answers becomes part of the order with the row's end."""
+        stored, account = await self._read(row["order_id"])
+        order = stored.order
+        venue = await self._venues.of(account)
+        match row["kind"]:
+            case "submit":
+                report = await self._carefully(account, order.id, venue.submit(order))
+            case "replace" if order.replaces is not None:
+                old, _ = await self._read(order.replaces)
+                report = await self._carefully(account, order.id, venue.replace(old.order, order))
+            case "cancel":
+                report = await venue.cancel(order)
+            case _:
+                report = await venue.look_up(order)
+        return Performed({} if report is None else {"report": report})
+
+    async def _carefully(self, account: Account, order_id: UUID, saying: Awaitable[Report | None]) -> Report | None:
+        """Keep in the order what an error says of whether it went out, and let the error go on."""
+        try:
+            return await saying
+        except VenueRefused as error:
+            await self._venues.forget(account.id)  # opened anew, its credentials may be others
+            await self._told(account, order_id, Report("not_sent", reason=error.message))
+            await self._refuse(order_id, [Refusal(error.code, error.message)])
+            raise
+        except Transient:
+            await self._told(account, order_id, Report("not_sent"))
+            raise
+        except OutcomeUnknown:
+            await self._told(account, order_id, Report("outcome_unknown"))
+            raise
+
+    async def look_up(self, row: Row) -> bool:
+        """Whether what was said has taken effect, as the venue tells it."""
+        if row["kind"] == "look_up":
+            return False
+        stored, account = await self._read(row["order_id"])
+        if stored.order.state == "pending_submit":
+            await self._told(account, stored.order.id, Report("outcome_unknown"))
+        venue = await self._venues.of(account)
+        if stored.order.state == "new" and venue.knows_ids:
+            return False
+        report = await venue.look_up(stored.order)
+        if row["kind"] == "cancel":
+            order = await self._told(account, stored.order.id, report)
+            return order.state in OVER and report.kind not in {"accepted", "fill"}
+        if report.kind == "not_found" and not venue.knows_ids:
+            if self._clock() - row["created_at"] < UNSEEN:
+                raise Transient("the venue has not seen it yet", retry_after_s=5)
+            await self._told(account, stored.order.id, report)
+            await self._refuse(stored.order.id, [UNSEEN_ORDER])
+            raise NotSent(UNSEEN_ORDER.message)
+        order = await self._told(account, stored.order.id, report)
+        if order.state != "new" and order.replaces is not None:
+            old, _ = await self._read(order.replaces)
+            await self._told(account, old.order.id, await venue.look_up(old.order))
+        return order.state != "new"
+
+    async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:
+        """Take the venue's answer into the order."""
+        row = settled.row
+        account, stored = await self._locked(tx, row["order_id"])
+        report: Report | None = settled.result.get("report")
+        if settled.status != "done":
+            if stored.order.state == "new" and settled.status == "failed":
+                gave_up = Refusal("NOT_SENT", f"it could not be sent: {settled.detail}")
+                return await self._give_up(tx, account, stored, [gave_up])
+            return ()
+        if report is None:
+            return ()
+        if row["kind"] == "look_up" and report.kind == "not_found" and not stored.order.seen:
+            return await self._never_arrived(tx, account, stored, report)
+        if row["kind"] != "replace" or stored.order.replaces is None:
+            return (await self._orders.report(tx, account, stored, report))[1]
+        _, old = await self._locked(tx, stored.order.replaces)
+        _, events = await self._orders.report(tx, account, old, report)
+        of_new = Report("accepted") if report.kind == "replaced" else Report("rejected", reason=report.reason)
+        return [*events, *(await self._orders.report(tx, account, stored, of_new))[1]]
+
+    async def _never_arrived(self, tx: Tx, account: Account, stored: Stored, report: Report) -> Sequence[Event]:
+        """End an order that the venue has not seen and that nobody sends any more."""
+        order = stored.order
+        if order.state in OVER or await self._store.going(tx, order.id):
+            return ()
+        if order.replaces is not None:
+            _, old = await self._locked(tx, order.replaces)
+            if old.order.replaced_by == order.id and old.order.state not in OVER:
+                return ()  # the venue has taken the wish and not carried it out yet
+        events: list[Event] = []
+        for one in ([Report("outcome_unknown")] if order.state == "pending_submit" else []) + [report]:
+            order, happened = await self._orders.report(tx, account, Stored(order, stored.row), one)
+            events += happened
+        return [*events, *await self._give_up(tx, account, Stored(order, stored.row), [UNSEEN_ORDER])]
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    async def _read(self, order_id: UUID) -> tuple[Stored, Account]:
+        async with self._door.read() as tx:
+            stored = await self._store.get(tx, order_id)
+            account = None if stored is None else await self._accounts.get(tx, stored.order.account_id)
+        if stored is None or account is None:
+            raise AssertionError("accounts and orders are not deleted")
+        return stored, account_of(account)
+
+    async def _locked(self, tx: Tx, order_id: UUID) -> tuple[Account, Stored]:
+        stored = await self._store.lock(tx, order_id)
+        account = None if stored is None else await self._accounts.get(tx, stored.order.account_id)
+        if stored is None or account is None:
+            raise AssertionError("accounts and orders are not deleted")
+        return account_of(account), stored
+
+    async def _told(self, account: Account, order_id: UUID, report: Report) -> Order:
+        """Take a report in, in a transaction of its own."""
+
+        async def take(tx: Tx) -> Done[Order]:
+            _, stored = await self._locked(tx, order_id)
+            return Done(*await self._orders.report(tx, account, stored, report))
+
+        return await self._door.run(take)
+
+    async def _refuse(self, order_id: UUID, refusals: Sequence[Refusal]) -> None:
+        async def refuse(tx: Tx) -> Sequence[Event]:
+            account, stored = await self._locked(tx, order_id)
+            return await self._give_up(tx, account, stored, refusals)
+
+        await self._door.publish(refuse)
+
+    async def _give_up(self, tx: Tx, account: Account, stored: Stored, refusals: Sequence[Refusal]) -> Sequence[Event]:
+        """Refuse an order that was not sent; one that it was to replace works on as it is."""
+        events = await self._orders.refuse(tx, account, stored, refusals)
+        if stored.order.replaces is None:
+            return events
+        _, old = await self._locked(tx, stored.order.replaces)
+        return [*events, *(await self._orders.report(tx, account, old, Report("replace_rejected")))[1]]

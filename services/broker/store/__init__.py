@@ -1,0 +1,1 @@
+"""The brokerage's tables and queries."""

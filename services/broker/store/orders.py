@@ -1,0 +1,296 @@
+"""Orders, what is to be said of them to venues, and flags."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final, Literal
+from uuid import UUID
+
+from sqlalchemy import text
+
+from services.broker.domain import shapes
+from services.broker.domain.lifecycle import filled
+from services.broker.domain.orders import ZERO, Order, Terms
+from services.broker.ports import Account
+from shared.contracts.broker import OrderTerms
+from shared.db import Row, Tx
+
+Sending = Literal["submit", "cancel", "replace", "look_up"]
+
+_ADD: Final = text("""
+    insert into orders (id, account_id, user_id, venue, state, symbols, terms, replaces, closes, created_at, updated_at)
+    values (:id, :account_id, :user_id, :venue, 'new', :symbols, cast(:terms as jsonb), :replaces, :closes,
+        cast(:at as timestamptz), :at)
+    on conflict (id) do nothing""")
+_GET: Final = text("select * from orders where id = :id")
+_LOCK: Final = text("select * from orders where id = :id for no key update")
+_LOCK_ALL: Final = text("select * from orders where id = any(:ids) order by id for no key update")
+_SAVE: Final = text("""
+    update orders set state = :state, terms = cast(:terms as jsonb), submits = :submits, seen = :seen,
+        said_filled = :said_filled, cancel_wanted = :cancel_wanted, venue_order_id = :venue_order_id,
+        replaced_by = :replaced_by, reason = :reason, executions = cast(:executions as jsonb),
+        cumulative = cast(:cumulative as jsonb), filled = :filled, version = version + 1, updated_at = :at,
+        sent_at = case when :submits > submits then :at else sent_at end
+    where id = :id returning version""")
+_RESERVE: Final = text("update orders set reserved = :reserved where id = :id")
+_REFUSE: Final = text("update orders set refusals = cast(:refusals as jsonb) where id = :id")
+_OPEN: Final = text("""
+    select * from orders
+    where account_id = :account_id and state not in ('filled', 'canceled', 'replaced', 'rejected', 'expired')
+      and (cast(:symbols as text[]) is null or symbols && cast(:symbols as text[]))
+    order by created_at, id""")
+_RECENT: Final = text("""
+    select created_at, terms from orders
+    where account_id = :account_id and created_at > :since and (state <> 'rejected' or submits > 0)
+      and (created_at, id) < (select own.created_at, own.id from orders own where own.id = :of)
+    order by created_at desc limit :most""")
+_RESERVED: Final = text("""
+    select coalesce(sum(reserved), 0) from orders
+    where account_id = :account_id and id <> :but
+      and (sent_at >= :since or state in ('pending_submit', 'unknown')
+        or (updated_at >= :since and sent_at >= cast(:since as timestamptz) - interval '1 minute'))
+      and state <> 'new' and (state not in ('rejected', 'canceled', 'expired') or filled > 0)""")
+_LIST: Final = text("""
+    select * from orders
+    where account_id = :account_id and (cast(:state as text) is null or state = :state)
+      and (cast(:at as timestamptz) is null or (created_at, id) < (cast(:at as timestamptz), cast(:before as uuid)))
+    order by created_at desc, id desc limit :most""")
+_BUSY: Final = text("""
+    select distinct unnest(symbols) as symbol from orders
+    where account_id = :account_id and symbols && cast(:symbols as text[])
+      and (updated_at > :since or state not in ('filled', 'canceled', 'replaced', 'rejected', 'expired'))""")
+_BY_VENUE_ID: Final = text("select id from orders where venue = :venue and venue_order_id = :venue_order_id")
+_STUCK: Final = text("""
+    select o.* from orders o
+    where o.state in ('pending_submit', 'accepted', 'partially_filled', 'pending_cancel', 'unknown')
+      and o.updated_at < :before
+      and not exists (select from sendings s where s.order_id = o.id and s.status in ('pending', 'claimed', 'started'))
+    order by o.updated_at limit :most""")
+_SEND: Final = text("""
+    insert into sendings (id, order_id, kind, lane, due_at, created_at)
+    select :id, cast(:order_id as uuid), :kind, :lane, cast(:due_at as timestamptz), :at
+    where :kind not in ('cancel', 'look_up') or not exists (
+        select from sendings where order_id = :order_id and kind = :kind and status = 'pending')
+    on conflict do nothing""")
+_GOING: Final = text("""
+    select exists(select from sendings where order_id = :order_id and kind in ('submit', 'replace')
+        and status in ('pending', 'claimed', 'started'))""")
+_UNSENT: Final = text("""
+    delete from sendings where order_id = :order_id and kind in ('submit', 'replace') and status = 'pending'
+        and not uncertain""")
+_FLAG: Final = text("""
+    insert into flags (id, account_id, order_id, code, message, at)
+    values (:id, :account_id, :order_id, :code, :message, :at) on conflict do nothing""")
+_FLAGS: Final = text("select * from flags where account_id = :account_id order by at desc, id limit :most")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An order as it lies in the table."""
+
+    order: Order
+    row: Row
+
+    @property
+    def user_id(self) -> UUID:
+        """Whose it is."""
+        user: UUID = self.row["user_id"]
+        return user
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """What cannot be, or should not."""
+
+    id: UUID
+    account_id: UUID
+    order_id: UUID | None
+    code: str
+    message: str
+    at: datetime
+
+
+class OrderStore:
+    """Reads and writes orders."""
+
+    async def add(
+        self,
+        tx: Tx,
+        order_id: UUID,
+        account: Account,
+        terms: OrderTerms,
+        at: datetime,
+        *,
+        replaces: UUID | None = None,
+        closes: bool = False,
+    ) -> bool:
+        """Keep a new order; False when its id is known."""
+        return bool(
+            await tx.execute(
+                _ADD,
+                id=order_id,
+                account_id=account.id,
+                user_id=account.user_id,
+                venue=account.venue,
+                symbols=[leg.symbol for leg in terms.legs],
+                terms=terms.model_dump(mode="json"),
+                replaces=replaces,
+                closes=closes,
+                at=at,
+            )
+        )
+
+    async def get(self, tx: Tx, order_id: UUID) -> Stored | None:
+        """Return an order."""
+        row = await tx.fetchrow(_GET, id=order_id)
+        return None if row is None else stored(row)
+
+    async def lock(self, tx: Tx, order_id: UUID) -> Stored | None:
+        """Return an order that nobody else changes until the commit."""
+        row = await tx.fetchrow(_LOCK, id=order_id)
+        return None if row is None else stored(row)
+
+    async def lock_all(self, tx: Tx, order_ids: Collection[UUID]) -> dict[UUID, Stored]:
+        """Return orders that nobody else changes until the commit."""
+        rows = await tx.fetch(_LOCK_ALL, ids=list(order_ids))
+        return {row["id"]: stored(row) for row in rows}
+
+    async def save(self, tx: Tx, order: Order, at: datetime) -> int:
+        """Write an order as it is now; return its version."""
+        version: int = await tx.fetchval(
+            _SAVE,
+            id=order.id,
+            state=order.state,
+            terms=shapes.to_contract(order.terms).model_dump(mode="json"),
+            submits=order.submits,
+            seen=order.seen,
+            said_filled=order.said_filled,
+            cancel_wanted=order.cancel_wanted,
+            venue_order_id=order.venue_order_id,
+            replaced_by=order.replaced_by,
+            reason=order.reason,
+            executions=shapes.dump_executions(tuple(order.executions.values())),
+            cumulative=shapes.dump_cumulative(tuple(order.cumulative.values())),
+            filled=filled(order),
+            at=at,
+        )
+        return version
+
+    async def reserve(self, tx: Tx, order_id: UUID, reserved: Decimal) -> None:
+        """Keep what an order takes of the buying power until the venue tells it anew."""
+        await tx.execute(_RESERVE, id=order_id, reserved=reserved)
+
+    async def refused(self, tx: Tx, order_id: UUID, refusals: Sequence[Mapping[str, str]]) -> None:
+        """Keep why an order did not go out."""
+        await tx.execute(_REFUSE, id=order_id, refusals=[dict(one) for one in refusals])
+
+    async def open(self, tx: Tx, account_id: UUID, symbols: Collection[str] | None = None) -> list[Stored]:
+        """Return an account's orders that are not over, or those with a leg in one of the symbols."""
+        rows = await tx.fetch(_OPEN, account_id=account_id, symbols=None if symbols is None else list(symbols))
+        return [stored(row) for row in rows]
+
+    async def busy(self, tx: Tx, account_id: UUID, symbols: Collection[str], since: datetime) -> set[str]:
+        """Return symbols of orders with a leg in one of these that are not over, or that changed since then."""
+        rows = await tx.fetch(_BUSY, account_id=account_id, symbols=list(symbols), since=since)
+        return {row["symbol"] for row in rows}
+
+    async def recent(
+        self, tx: Tx, account_id: UUID, since: datetime, of: UUID, most: int
+    ) -> list[tuple[datetime, Terms]]:
+        """Return (when, terms) of an account's orders since then, asked for before that one, newest first, so many.
+
+        Those that its venue refused are among them, those that never went out are not.
+        """
+        rows = await tx.fetch(_RECENT, account_id=account_id, since=since, of=of, most=most)
+        return [(row["created_at"], _terms(row)) for row in rows]
+
+    async def reserved(self, tx: Tx, account_id: UUID, since: datetime, but: UUID) -> Decimal:
+        """Return what orders have taken of the buying power since the venue told it.
+
+        One that was on its way then and of which something was heard since counts, too: it may not be in what was told.
+        """
+        found: Decimal = await tx.fetchval(_RESERVED, account_id=account_id, since=since, but=but)
+        return found
+
+    async def page(
+        self, tx: Tx, account_id: UUID, state: str | None, before: tuple[datetime, UUID] | None, most: int
+    ) -> list[Stored]:
+        """Return an account's orders, newest first."""
+        at, order_id = before or (None, None)
+        rows = await tx.fetch(_LIST, account_id=account_id, state=state, at=at, before=order_id, most=most)
+        return [stored(row) for row in rows]
+
+    async def by_venue_id(self, tx: Tx, venue: str, venue_order_id: str) -> Sequence[UUID]:
+        """Return the orders that a venue calls so."""
+        rows = await tx.fetch(_BY_VENUE_ID, venue=venue, venue_order_id=venue_order_id)
+        return [row["id"] for row in rows]
+
+    async def stuck(self, tx: Tx, before: datetime, most: int) -> list[Stored]:
+        """Return orders that were sent, are not over, and of which nothing was heard since then."""
+        return [stored(row) for row in await tx.fetch(_STUCK, before=before, most=most)]
+
+    async def send(self, tx: Tx, sending_id: UUID, order_id: UUID, kind: Sending, at: datetime) -> None:
+        """Write what is to be said to the venue; a wish that waits already is not doubled."""
+        await tx.execute(_SEND, id=sending_id, order_id=order_id, kind=kind, lane=str(order_id), due_at=at, at=at)
+
+    async def going(self, tx: Tx, order_id: UUID) -> bool:
+        """Whether an order is still being sent: then nobody but its sending says that it never arrived."""
+        return bool(await tx.fetchval(_GOING, order_id=order_id))
+
+    async def unsend(self, tx: Tx, order_id: UUID) -> None:
+        """Take back a submit that has certainly not begun."""
+        await tx.execute(_UNSENT, order_id=order_id)
+
+    async def flag(self, tx: Tx, flag: Flag) -> bool:
+        """Keep what a person should look at, once; False when its id is known."""
+        return bool(
+            await tx.execute(
+                _FLAG,
+                id=flag.id,
+                account_id=flag.account_id,
+                order_id=flag.order_id,
+                code=flag.code,
+                message=flag.message[:1000],
+                at=flag.at,
+            )
+        )
+
+    async def flags(self, tx: Tx, account_id: UUID, most: int) -> Sequence[Row]:
+        """Return an account's flags, newest first."""
+        return await tx.fetch(_FLAGS, account_id=account_id, most=most)
+
+
+def stored(row: Row) -> Stored:
+    """Return a row as the order that it is."""
+    executions: list[Any] = row["executions"]
+    cumulative: list[Any] = row["cumulative"]
+    return Stored(
+        Order(
+            id=row["id"],
+            account_id=row["account_id"],
+            venue=row["venue"],
+            terms=_terms(row),
+            state=row["state"],
+            submits=row["submits"],
+            seen=row["seen"],
+            said_filled=row["said_filled"],
+            cancel_wanted=row["cancel_wanted"],
+            venue_order_id=row["venue_order_id"],
+            replaces=row["replaces"],
+            replaced_by=row["replaced_by"],
+            reason=row["reason"],
+            executions={(one.leg, one.id): one for one in shapes.load_executions(executions)},
+            cumulative={one.leg: one for one in shapes.load_cumulative(cumulative)},
+        ),
+        row,
+    )
+
+
+def rest(order: Order) -> Decimal:
+    """Return how many units of an order are still to be filled; nothing is known of one by notional."""
+    return ZERO if order.terms.quantity is None else max(order.terms.quantity - filled(order), ZERO)
+
+
+def _terms(row: Row) -> Terms:
+    return shapes.to_domain(OrderTerms.model_validate(row["terms"]))
