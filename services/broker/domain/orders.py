@@ -19,25 +19,10 @@ from typing import Final, Literal, get_args
 from uuid import UUID, uuid5
 
 from services.broker.domain.instruments import Instrument
+from shared.contracts.broker import OrderState as State
+from shared.contracts.broker import OrderType, Side, Strategy, TimeInForce
 
-Side = Literal["buy", "sell"]
-OrderType = Literal["market", "limit", "stop", "stop_limit", "trailing_stop"]
-TimeInForce = Literal["day", "gtc", "ioc", "fok", "opg", "cls"]
 OrderClass = Literal["simple", "bracket", "oco", "multi_leg"]
-Strategy = Literal["vertical", "calendar", "straddle", "strangle"]
-State = Literal[
-    "new",
-    "pending_submit",
-    "accepted",
-    "partially_filled",
-    "filled",
-    "pending_cancel",
-    "canceled",
-    "replaced",
-    "rejected",
-    "expired",
-    "unknown",
-]
 OurKind = Literal["submit_sent", "not_sent", "outcome_unknown", "refused", "cancel_asked", "replace_asked"]
 VenueKind = Literal[
     "accepted",
