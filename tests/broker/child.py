@@ -89,7 +89,7 @@ class RemoteVenue:
     async def _frames(self, told: list[Update]) -> AsyncIterator[Update]:
         seen = len(told)
         while True:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # the stand-in is asked for frames over HTTP, which tells nobody by itself
             for update in await self._ask("frames", seen):
                 seen += 1
                 yield update

@@ -6,8 +6,7 @@ exchange's WebSocket says that something has: a frame that is lost costs time, n
 An account's money is in one currency (`currency`), and only pairs quoted in it are traded: a cross such as ETH/BTC
 would move a second position that no order of ours names.
 
-What would surprise you: ccxt is imported when the first account is opened (90 MB, some seconds), or when an adapter's
-capabilities are asked for; importing this module costs nothing.
+What would surprise you: ccxt (90 MB, some seconds) is imported when an account is opened or capabilities are asked for.
 """
 
 import asyncio
