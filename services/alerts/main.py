@@ -1,22 +1,28 @@
 """Wires the alerts service."""
 
+import base64
+import secrets
+
 from services.alerts import READS, consumers
 from services.alerts.adapters.discord import Discord
 from services.alerts.adapters.smtp import Smtp, SmtpServer
+from services.alerts.adapters.webhook import WebhookSender
 from services.alerts.domain.links import Links
-from services.alerts.ports import Sender
+from services.alerts.ports import Check, Sender
 from services.alerts.routes import alerts as alert_routes
+from services.alerts.routes import channels as channel_routes
 from services.alerts.routes import notices as notice_routes
-from services.alerts.service import Alerts, Notices, Options
+from services.alerts.service import Alerts, Channels, Notices, Options
 from services.alerts.settings import AlertsSettings
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.notices import NoticeStore
 from services.alerts.workers import Confirmation, Delivery, NoticeDelivery, Retention
-from shared.clock import new_id
+from shared.clock import Clock, new_id
 from shared.contracts.alerts import Channel
 from shared.identity import identity_secret
+from shared.outward import Outward
 from shared.schedule import Job
 from shared.service import Environment, Service
 from shared.work import Worker
@@ -34,7 +40,7 @@ def build(env: Environment) -> Service:
     links = Links(identity_secret(env.settings))
 
     workers: list[Worker] = []
-    offered = _senders(settings)
+    offered, checks = _senders(settings, service.clock)
     for channel, (sender, concurrency) in offered.items():
         service.closes(sender)
         for work in (
@@ -65,8 +71,20 @@ def build(env: Environment) -> Service:
         max_rules=settings.max_rules,
         offered=tuple(offered),
         discord_base=settings.discord_base,
+        outward_base=settings.outward_base,
     )
-    alerts = Alerts(store, audience, confirmations, options, links=links, clock=service.clock, new_id=new_id, wake=wake)
+    alerts = Alerts(store, audience, options, clock=service.clock, new_id=new_id, wake=wake)
+    channels = Channels(
+        audience,
+        confirmations,
+        options,
+        links=links,
+        clock=service.clock,
+        new_id=new_id,
+        new_secret=_new_secret,
+        checks=checks,
+        wake=wake,
+    )
     told = Notices(notices, clock=service.clock, wake=wake)
     for consumer in consumers.tables(alerts, told):
         service.consume(consumer)
@@ -83,26 +101,38 @@ def build(env: Environment) -> Service:
     service.serve(
         [
             *alert_routes.handlers(alerts, store, audience, service.door),
+            *channel_routes.handlers(channels, audience, service.door),
             *notice_routes.handlers(told, notices, service.door),
         ]
     )
     return service
 
 
-def _senders(settings: AlertsSettings) -> dict[Channel, tuple[Sender, int]]:
-    """Return each channel that is set up, with how many messages may be on their way at once."""
+def _new_secret() -> str:
+    return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"  # the form of Standard Webhooks
+
+
+def _senders(settings: AlertsSettings, clock: Clock) -> tuple[dict[Channel, tuple[Sender, int]], dict[Channel, Check]]:
+    """Return each channel that is set up, with how many messages go out at once, and what checks targets."""
     senders: dict[Channel, tuple[Sender, int]] = {
         "discord": (Discord(connections=settings.discord_concurrency), settings.discord_concurrency)
     }
     if settings.smtp_host is not None:
-        password = settings.smtp_password.get_secret_value() if settings.smtp_password else None
-        server = SmtpServer(
-            host=settings.smtp_host,
-            port=settings.smtp_port,
-            sender=settings.smtp_from,
-            user=settings.smtp_user,
-            password=password,
-            starttls=settings.smtp_starttls,
-        )
-        senders["email"] = (Smtp(server), settings.smtp_concurrency)
-    return senders
+        senders["email"] = (_mail(settings, settings.smtp_host), settings.smtp_concurrency)
+    at_once = settings.outward_concurrency
+    webhook = WebhookSender(Outward(allowed=settings.outward_base, connections=at_once, clock=clock), clock)
+    senders["webhook"] = (webhook, at_once)
+    return senders, {"webhook": webhook.check}
+
+
+def _mail(settings: AlertsSettings, host: str) -> Smtp:
+    password = settings.smtp_password.get_secret_value() if settings.smtp_password else None
+    server = SmtpServer(
+        host=host,
+        port=settings.smtp_port,
+        sender=settings.smtp_from,
+        user=settings.smtp_user,
+        password=password,
+        starttls=settings.smtp_starttls,
+    )
+    return Smtp(server)

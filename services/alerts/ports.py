@@ -5,6 +5,7 @@ that the other side asked for; `Permanent` means that this message is refused; `
 will be; `OutcomeUnknown` that it may have been sent.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +25,10 @@ class Sent:
 
     provider_id: str
     pause_s: float = 0.0
+
+
+Check = Callable[[str], Awaitable[None]]
+"""Asks of a target what no rule can tell, before it is written; raises Invalid. It is asked again when it is used."""
 
 
 class Sender(Protocol):

@@ -26,6 +26,11 @@ class AlertsSettings(BaseSettings):
     """An origin besides Discord's own that webhooks may have (http://127.0.0.1:8900); for development."""
     discord_concurrency: int = Field(default=32, ge=1)
 
+    outward_base: str | None = None
+    """An origin that signed webhooks and push endpoints may have although it is private; for development."""
+    outward_concurrency: int = Field(default=16, ge=1)
+    """How many messages of each of these channels may be on their way at once."""
+
     smtp_host: str | None = None
     """Without it there is no e-mail channel."""
     smtp_port: int = 587

@@ -59,9 +59,9 @@ class Delivery:
         async with self._door.read() as tx:
             found = await self._store.delivery(tx, row["id"], row["session"])
         if found is None or found["target"] is None:
-            raise Permanent("the channel was removed")
-        if not found["enabled"] or not found["same"]:
-            raise Permanent("the channel was disabled or changed")
+            raise Permanent("the channel was removed or changed")
+        if not found["enabled"]:
+            raise Permanent("the channel was disabled")
         if found["superseded"]:
             raise Permanent("a later notification of the same alert took its place")
         return found
@@ -110,7 +110,7 @@ class NoticeDelivery:
         """Read what a delivery says and where it goes. Raises Permanent for one that must not go out."""
         async with self._door.read() as tx:
             found = await self._notices.delivery(tx, row["id"])
-        if found is None or found["target"] is None or not found["enabled"] or not found["same"]:
+        if found is None or found["target"] is None or not found["enabled"]:
             raise Permanent("the channel was removed, disabled or changed")
         return found
 

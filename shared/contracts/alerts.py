@@ -10,7 +10,7 @@ from pydantic import AwareDatetime
 from shared.contracts.base import Event
 from shared.contracts.topics import ALERTS, DELIVERIES, Topic
 
-Channel = Literal["discord", "email"]
+Channel = Literal["discord", "email", "webhook", "webpush", "fcm", "apprise"]
 DeliveryStatus = Literal["delivered", "failed", "unknown"]
 
 

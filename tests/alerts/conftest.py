@@ -1,5 +1,6 @@
 """The alerts service's parts on a real database, with what detector and gateway would tell it."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -14,13 +15,13 @@ from services.alerts.domain.channels import lane_of
 from services.alerts.domain.links import Link, Links
 from services.alerts.domain.text import Message
 from services.alerts.ports import Sent
-from services.alerts.service import Actor, Alerts, Notices, Options
+from services.alerts.service import Actor, Alerts, Channels, Notices, Options
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.notices import NoticeStore
 from services.alerts.workers import Confirmation, Delivery, NoticeDelivery
-from shared.clock import new_id
+from shared.clock import Clock, new_id
 from shared.contracts.api import StockAdded, UserSettingsChanged, UserSignedUp
 from shared.contracts.base import Event
 from shared.contracts.detector import ActivityDetected, ScoreParts, UnusualContract
@@ -107,24 +108,17 @@ class Bench:
         self.door = Door(database, Outbox("alerts", lambda: None))
         self.store = AlertsStore()
         self.audience = AudienceStore(Defaults(60.0, Decimal(25_000)))
-        self.discord, self.email = FakeSender(), FakeSender()
+        self.discord, self.email, self.webhook = FakeSender(), FakeSender(), FakeSender()
         self.wakes = 0
         self.confirmations, self.links = ConfirmationStore(), Links("x" * 32)
-        self.alerts = Alerts(
-            self.store,
-            self.audience,
-            self.confirmations,
-            Options(offered=("discord", "email"), best_few=3, max_rules=3),
-            links=self.links,
-            clock=clock,
-            new_id=new_id,
-            wake=self._woken,
-        )
+        self._secrets = itertools.count(1)
+        self.offer(Options(offered=("discord", "email", "webhook"), best_few=3, max_rules=3))
         self.notices = NoticeStore()
         self.telling = Notices(self.notices, clock=clock, wake=self._woken)
         deliveries = [
             Delivery("discord", self.discord, self.store, self.notices, self.door),
             Delivery("email", self.email, self.store, self.notices, self.door),
+            Delivery("webhook", self.webhook, self.store, self.notices, self.door),
         ]
         asking = Confirmation(
             self.email,
@@ -138,9 +132,26 @@ class Bench:
         notices = [
             NoticeDelivery("discord", self.discord, self.notices, self.store, self.door),
             NoticeDelivery("email", self.email, self.notices, self.store, self.door),
+            NoticeDelivery("webhook", self.webhook, self.notices, self.store, self.door),
         ]
         works = [*(one.work(8) for one in deliveries), *(one.work() for one in notices)]
         self.workers = [Worker(work, self.door, clock, draw=lambda: 0.5) for work in works]
+
+    def offer(self, options: Options, clock: Clock | None = None, wake: Callable[[], None] | None = None) -> None:
+        """Begin anew with other options."""
+        told, wake = clock or self.clock, wake or self._woken
+        self.alerts = Alerts(self.store, self.audience, options, clock=told, new_id=new_id, wake=wake)
+        self.channels = Channels(
+            self.audience,
+            self.confirmations,
+            options,
+            links=self.links,
+            clock=told,
+            new_id=new_id,
+            new_secret=lambda: f"whsec_{next(self._secrets)}",
+            checks={},
+            wake=wake,
+        )
 
     def _woken(self) -> None:
         self.wakes += 1
@@ -171,10 +182,10 @@ class Bench:
 
     async def channel(self, user_id: UUID, channel: Any = "discord", target: str | None = WEBHOOK) -> Row:
         """Set a channel; an address is confirmed at once, without its mail."""
-        row = await self.door.run(lambda tx: self.alerts.set_channel(ACTOR, user_id, channel, target, tx))
+        row = (await self.door.run(lambda tx: self.channels.set(ACTOR, user_id, channel, target, tx))).row
         if channel == "email":
             token = self.links.sign(Link(user_id, lane_of("email", row["target"])), self.clock())
-            await self.door.run(lambda tx: self.alerts.confirm(token, tx))
+            await self.door.run(lambda tx: self.channels.confirm(token, tx))
         return row
 
     async def ask(self) -> None:

@@ -24,15 +24,15 @@ ADA = "ada@example.com"
 
 
 async def put(bench: Bench, user_id: UUID, target: str | None = ADA) -> Row:
-    return await bench.door.run(lambda tx: bench.alerts.set_channel(ACTOR, user_id, "email", target, tx))
+    return (await bench.door.run(lambda tx: bench.channels.set(ACTOR, user_id, "email", target, tx))).row
 
 
 async def ask_again(bench: Bench, user_id: UUID) -> Row:
-    return await bench.door.run(lambda tx: bench.alerts.ask_again(user_id, "email", tx))
+    return await bench.door.run(lambda tx: bench.channels.ask_again(user_id, "email", tx))
 
 
 async def confirm(bench: Bench, token: str) -> None:
-    await bench.door.run(lambda tx: bench.alerts.confirm(token, tx))
+    await bench.door.run(lambda tx: bench.channels.confirm(token, tx))
 
 
 def token_of(bench: Bench) -> str:

@@ -8,9 +8,9 @@ from uuid import UUID
 import pytest
 
 from services.alerts.adapters.discord import Discord
-from services.alerts.service import Alerts, Options
+from services.alerts.service import Options
 from services.alerts.workers import Delivery
-from shared.clock import new_id, utc_now
+from shared.clock import utc_now
 from shared.db import Database
 from shared.work import Worker
 from tests.alerts.conftest import Bench, activity, contract
@@ -23,16 +23,7 @@ async def delivering(bench: Bench, server: FakeDiscord) -> AsyncGenerator[None]:
     sender = Discord()
     work = Delivery("discord", sender, bench.store, bench.notices, bench.door).work(8)
     worker = Worker(work, bench.door, utc_now, draw=lambda: 0.0)
-    bench.alerts = Alerts(
-        bench.store,
-        bench.audience,
-        bench.confirmations,
-        Options(discord_base=server.base),
-        links=bench.links,
-        clock=utc_now,
-        new_id=new_id,
-        wake=worker.wake,
-    )
+    bench.offer(Options(discord_base=server.base), utc_now, worker.wake)
     running = asyncio.create_task(worker.run())
     try:
         yield

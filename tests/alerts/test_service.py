@@ -11,7 +11,7 @@ from sqlalchemy import text
 from services.alerts.domain.matching import watchlist_rule_id
 from services.alerts.domain.text import REPEAT_NOTE, SIMULATED_NOTE
 from services.alerts.ports import ChannelGone
-from services.alerts.service import Alerts, ChannelNotOffered, NewRule, Options
+from services.alerts.service import ChannelNotOffered, NewRule, Options
 from services.alerts.workers import Retention
 from shared.contracts.alerts import AlertRaised, AlertUpdated
 from shared.contracts.api import StockAdded, StockRemoved, StockSettingsChanged, UserSettingsChanged
@@ -187,7 +187,7 @@ async def test_a_new_webhook_is_not_disabled_by_the_old_ones_end(bench: Bench) -
     (channel,) = await bench.rows("channels")
     assert channel["enabled"]
     (delivery,) = await bench.rows("deliveries")
-    assert delivery["last_error"] == "the channel was disabled or changed"
+    assert delivery["last_error"] == "the channel was removed or changed"
 
 
 async def test_setting_a_disabled_channel_again_enables_it(bench: Bench) -> None:
@@ -301,16 +301,7 @@ async def test_no_event_holds_a_webhooks_secret(bench: Bench) -> None:
 async def test_mail_without_a_server_is_refused_and_old_addresses_get_nothing(bench: Bench) -> None:
     user_id = await bench.user("AAPL")
     await bench.channel(user_id, "email", None)
-    bench.alerts = Alerts(
-        bench.store,
-        bench.audience,
-        bench.confirmations,
-        Options(offered=("discord",)),
-        links=bench.links,
-        clock=bench.clock,
-        new_id=uuid4,
-        wake=lambda: None,
-    )
+    bench.offer(Options(offered=("discord",)))
     with pytest.raises(ChannelNotOffered):
         await bench.channel(user_id, "email", None)
     await bench.tell(activity())
@@ -324,7 +315,7 @@ async def test_a_webhook_elsewhere_and_an_unknown_channel_are_refused(bench: Ben
     with pytest.raises(ChannelNotOffered):
         await bench.channel(user_id, "pigeon", "roof")
     with pytest.raises(NotFound):
-        await bench.door.run(lambda tx: bench.alerts.remove_channel(ACTOR, user_id, "email", tx))
+        await bench.door.run(lambda tx: bench.channels.remove(ACTOR, user_id, "email", None, tx))
 
 
 async def test_ringing_again_makes_an_opened_alert_unopened(bench: Bench) -> None:

@@ -2,13 +2,23 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from urllib.parse import urlsplit
 
 from pydantic import EmailStr, TypeAdapter
 
+from services.alerts.domain.targets import (
+    Webhook,
+    checked_apprise,
+    checked_subscription,
+    checked_token,
+    checked_url,
+    schema_of,
+    subscription_of,
+    webhook_of,
+)
 from shared.contracts.alerts import Channel
 from shared.errors import Invalid
 
@@ -19,13 +29,33 @@ MAILS_A_DAY: Final = 5
 """Confirmation mails to a user and to an address, whoever asks for them."""
 MAIL_GAP_S: Final = 60.0
 
+MOST: Final[Mapping[Channel, int]] = {"discord": 1, "email": 1, "webhook": 3, "webpush": 10, "fcm": 10, "apprise": 3}
+"""How many targets of each channel a user may have."""
+
 _ADDRESS: Final = TypeAdapter[str](EmailStr)
 
 
 def checked_target(channel: Channel, target: str, *, extra_base: str | None) -> str:
-    """Return the target as it is stored; raises Invalid."""
-    if channel == "discord":
-        return _webhook(target, extra_base)
+    """Return the target as it is stored (a webhook's without secrets); raises Invalid.
+
+    `extra_base` is an origin that development allows besides.
+    """
+    match channel:
+        case "discord":
+            return _webhook(target, extra_base)
+        case "email":
+            return _address(target)
+        case "webhook":
+            return Webhook(checked_url(target, extra_base), ()).text
+        case "webpush":
+            return checked_subscription(target, extra_base).text
+        case "fcm":
+            return checked_token(target)
+        case "apprise":
+            return checked_apprise(target)
+
+
+def _address(target: str) -> str:
     if not target.isascii():
         raise Invalid("an address outside ASCII is not supported")
     try:
@@ -58,14 +88,38 @@ def next_mail_in_s(sent: Sequence[datetime], now: datetime) -> float:
     return max([0.0, *waits])
 
 
+def url_of(channel: Channel, target: str) -> str:
+    """Return where a target is: a webhook's or subscription's URL, of other channels all of the target."""
+    if channel == "webhook":
+        return webhook_of(target).url
+    return subscription_of(target).endpoint if channel == "webpush" else target
+
+
 def lane_of(channel: Channel, target: str) -> str:
     """Return the name of the destination that gives nothing of it away."""
-    return f"{channel}/{hashlib.sha256(target.encode()).hexdigest()[:32]}"
+    return f"{channel}/{hashlib.sha256(url_of(channel, target).encode()).hexdigest()[:32]}"
+
+
+def target_id(lane: str) -> str:
+    """Return what a target is called outside: the part of its lane after the channel."""
+    return lane.partition("/")[2]
 
 
 def masked(channel: Channel, target: str) -> str:
-    """Return what may be shown of a target: a webhook's URL is a secret, an address is not."""
-    if channel == "email":
-        return target
+    """Return what may be shown of a target: URLs and tokens are secrets, an address is not."""
+    match channel:
+        case "email":
+            return target
+        case "webhook" | "webpush":
+            return f"https://{urlsplit(url_of(channel, target)).hostname}/…"
+        case "fcm":
+            return f"…{target[-4:]}"
+        case "apprise":
+            return f"{schema_of(target)}://…"
+        case "discord":
+            return _masked_webhook(target)
+
+
+def _masked_webhook(target: str) -> str:
     found = _WEBHOOK.search(urlsplit(target).path)
     return f"https://{urlsplit(target).netloc}/api/webhooks/…{found[1][-4:] if found else ''}/…"

@@ -1,28 +1,22 @@
-"""Door 2, HTTP: a user's alerts, channels and rules. Users reach only their own.
+"""Door 2, HTTP: a user's alerts and rules. Users reach only their own."""
 
-What would surprise you: the link that confirms an address opens a page whose button does it, because programs that
-look through mail open links as well.
-"""
-
-import html
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
-from litestar import MediaType, Request, Response, delete, get, post, put
+from litestar import Request, Response, delete, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.types import ControllerRouterHandler
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from services.alerts.domain.channels import masked
+from services.alerts.domain.channels import target_id
 from services.alerts.domain.text import SIMULATED_NOTE
 from services.alerts.service import Actor, Alerts, NewRule
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore
-from shared.contracts.alerts import Channel
 from shared.contracts.symbols import PATTERN
 from shared.db import Row
 from shared.http import Caller, Who, exchange_of
@@ -35,7 +29,6 @@ MAX_SYMBOLS: Final = 200
 
 HttpRequest = Request[Any, Any, Any]
 
-Token = Annotated[str, QueryParameter(min_length=1, max_length=1000)]
 Symbol = Annotated[str, StringConstraints(pattern=f"^(?i:{PATTERN})$", to_upper=True, strip_whitespace=True)]
 
 
@@ -50,19 +43,12 @@ class RuleBody(BaseModel):
     min_premium_usd: Decimal = Field(default=Decimal(0), ge=0, le=Decimal(10) ** 12, decimal_places=2)
 
 
-class ChannelBody(BaseModel):
-    """Where a channel goes: a Discord webhook's URL or an e-mail address (left out: the one of sign-up)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    target: str | None = Field(default=None, min_length=3, max_length=500)
-
-
 class DeliveryView(msgspec.Struct, frozen=True):
     """One delivery of an alert."""
 
     id: UUID
     channel: str
+    target_id: str
     status: str
     attempts: int
     created_at: datetime
@@ -123,20 +109,6 @@ class Opened(msgspec.Struct, frozen=True):
     opened_at: datetime
 
 
-class ChannelView(msgspec.Struct, frozen=True):
-    """A channel. A webhook's URL is a secret: `target` shows enough to recognise it.
-
-    Nothing goes to a channel that is not `enabled`; `reason` says why. An address is `confirmed` by its reader.
-    """
-
-    channel: str
-    target: str
-    enabled: bool
-    confirmed: bool
-    reason: str | None
-    updated_at: datetime
-
-
 class RuleView(msgspec.Struct, frozen=True):
     """A rule. The one of kind "watchlist" follows the user's watchlist and settings."""
 
@@ -153,9 +125,7 @@ def handlers(alerts: Alerts, store: AlertsStore, audience: AudienceStore, door: 
     """Return the routes."""
     return [
         *_alert_routes(alerts, store, door),
-        *_channel_routes(alerts, audience, door),
         *_rule_routes(alerts, audience, door),
-        *_link_routes(alerts, door),
     ]
 
 
@@ -204,72 +174,6 @@ def _alert_routes(alerts: Alerts, store: AlertsStore, door: Door) -> list[HTTPRo
     return [list_alerts, open_alert, stats]
 
 
-def _channel_routes(alerts: Alerts, audience: AudienceStore, door: Door) -> list[HTTPRouteHandler]:
-    @get("/api/alerts/{user_id:uuid}/channels", caller=Caller.USER)
-    async def list_channels(identity: Who, user_id: FromPath[UUID]) -> list[ChannelView]:
-        """Return where the user's alerts go besides the app."""
-        own(identity, user_id)
-        async with door.read() as tx:
-            return [_channel(row) for row in await audience.channels(tx, user_id)]
-
-    @put("/api/alerts/{user_id:uuid}/channels/{channel:str}", caller=Caller.USER)
-    async def set_channel(
-        request: HttpRequest,
-        identity: Who,
-        user_id: FromPath[UUID],
-        channel: FromPath[Channel],
-        data: JSONBody[ChannelBody],
-    ) -> ChannelView:
-        """Set where a channel goes. A webhook is enabled at once, an address when its reader has confirmed it."""
-        own(identity, user_id)
-        actor, target = _actor(request, identity), data.target
-        return _channel(await door.run(lambda tx: alerts.set_channel(actor, user_id, channel, target, tx)))
-
-    @delete("/api/alerts/{user_id:uuid}/channels/{channel:str}", caller=Caller.USER)
-    async def remove_channel(
-        request: HttpRequest, identity: Who, user_id: FromPath[UUID], channel: FromPath[Channel]
-    ) -> None:
-        """Remove a channel."""
-        own(identity, user_id)
-        actor = _actor(request, identity)
-        await door.run(lambda tx: alerts.remove_channel(actor, user_id, channel, tx))
-
-    @post("/api/alerts/{user_id:uuid}/channels/{channel:str}/confirmation", caller=Caller.USER, status_code=200)
-    async def ask_again(identity: Who, user_id: FromPath[UUID], channel: FromPath[Channel]) -> ChannelView:
-        """Send the mail that confirms an address once more; five a day at most."""
-        own(identity, user_id)
-        return _channel(await door.run(lambda tx: alerts.ask_again(user_id, channel, tx)))
-
-    return [list_channels, set_channel, remove_channel, ask_again]
-
-
-def _link_routes(alerts: Alerts, door: Door) -> list[HTTPRouteHandler]:
-    @get("/links/confirm-email", caller=Caller.LINK, media_type=MediaType.HTML)
-    async def show_link(token: Token) -> Response[str]:
-        """Show the page whose button confirms a mail address."""
-        alerts.check_link(token)
-        button = (
-            f'<form method="post" action="?token={html.escape(token)}"><button>Confirm this address</button></form>'
-        )
-        return _page("Receive Openbell's alerts at this address?", button)
-
-    @post("/links/confirm-email", caller=Caller.LINK, media_type=MediaType.HTML, status_code=200)
-    async def confirm(token: Token) -> Response[str]:
-        """Confirm a mail address: its user's alerts go there from now on. Again changes nothing."""
-        await door.run(lambda tx: alerts.confirm(token, tx))
-        return _page("Confirmed", "<p>Openbell's alerts come to this address from now on.</p>")
-
-    return [show_link, confirm]
-
-
-def _page(title: str, body: str) -> Response[str]:
-    text = (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>{body}</html>\n'
-    )
-    headers = {"cache-control": "no-store", "referrer-policy": "no-referrer"}  # the address of the page is the secret
-    return Response(text, media_type=MediaType.HTML, headers=headers)
-
-
 def _rule_routes(alerts: Alerts, audience: AudienceStore, door: Door) -> list[HTTPRouteHandler]:
     @get("/api/alerts/{user_id:uuid}/rules", caller=Caller.USER)
     async def list_rules(identity: Who, user_id: FromPath[UUID]) -> list[RuleView]:
@@ -295,7 +199,7 @@ def _rule_routes(alerts: Alerts, audience: AudienceStore, door: Door) -> list[HT
     ) -> Response[bytes]:
         """Add a rule. An Idempotency-Key makes a repetition harmless."""
         own(identity, user_id)
-        actor = _actor(request, identity)
+        actor = actor_of(request, identity)
         rule = NewRule(data.name, tuple(data.symbols), data.min_score, data.min_premium_usd)
 
         async def add(tx: Any) -> Done[RuleView]:
@@ -310,13 +214,14 @@ def _rule_routes(alerts: Alerts, audience: AudienceStore, door: Door) -> list[HT
     ) -> None:
         """Remove a rule; its alerts stay."""
         own(identity, user_id)
-        actor = _actor(request, identity)
+        actor = actor_of(request, identity)
         await door.run(lambda tx: alerts.remove_rule(actor, user_id, rule_id, tx))
 
     return [list_rules, add_rule, remove_rule]
 
 
-def _actor(request: HttpRequest, identity: Identity) -> Actor:
+def actor_of(request: HttpRequest, identity: Identity) -> Actor:
+    """Return who calls, for the auditor."""
     return Actor(str(identity.user_id), exchange_of(request.scope).request_id)
 
 
@@ -345,6 +250,7 @@ def _alert(row: Row, deliveries: list[Row]) -> AlertView:
             DeliveryView(
                 id=one["id"],
                 channel=one["channel"],
+                target_id=target_id(one["lane"]),
                 status=one["status"],
                 attempts=one["attempts"],
                 created_at=one["created_at"],
@@ -354,17 +260,6 @@ def _alert(row: Row, deliveries: list[Row]) -> AlertView:
             )
             for one in deliveries
         ],
-    )
-
-
-def _channel(row: Row) -> ChannelView:
-    return ChannelView(
-        row["channel"],
-        masked(row["channel"], row["target"]),
-        row["enabled"],
-        row["confirmed_at"] is not None,
-        row["reason"],
-        row["updated_at"],
     )
 
 

@@ -9,6 +9,7 @@ from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, QueryParameter
 
+from services.alerts.domain.channels import target_id
 from services.alerts.service import Notices
 from services.alerts.store.notices import NoticeStore
 from shared.http import Caller, Who
@@ -20,7 +21,9 @@ from shared.messaging.door import Door
 class NoticeDelivery(msgspec.Struct, frozen=True):
     """One delivery of a notice."""
 
+    id: UUID
     channel: str
+    target_id: str
     status: str
     attempts: int
     settled_at: datetime | None
@@ -73,7 +76,15 @@ def handlers(notices: Notices, store: NoticeStore, door: Door) -> list[HTTPRoute
                 row["at"],
                 row["opened_at"],
                 [
-                    NoticeDelivery(one["channel"], one["status"], one["attempts"], one["settled_at"], one["last_error"])
+                    NoticeDelivery(
+                        one["id"],
+                        one["channel"],
+                        target_id(one["lane"]),
+                        one["status"],
+                        one["attempts"],
+                        one["settled_at"],
+                        one["last_error"],
+                    )
                     for one in deliveries
                     if one["notice_id"] == row["notice_id"]
                 ],

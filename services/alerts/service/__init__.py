@@ -1,6 +1,8 @@
-"""Use cases of alerts: what users are alerted of, and what they are told besides."""
+"""Use cases of alerts: what users are alerted of, what they are told besides, and where it goes."""
 
-from services.alerts.service.alerts import Actor, Alerts, ChannelNotOffered, NewRule, Options
+from services.alerts.service.alerts import Alerts, NewRule, Options
+from services.alerts.service.audit import Actor
+from services.alerts.service.channels import ChannelNotOffered, Channels, ChannelSet
 from services.alerts.service.notices import Notices
 
-__all__ = ["Actor", "Alerts", "ChannelNotOffered", "NewRule", "Notices", "Options"]
+__all__ = ["Actor", "Alerts", "ChannelNotOffered", "ChannelSet", "Channels", "NewRule", "Notices", "Options"]

@@ -7,17 +7,15 @@ symbol; a batch that is cut differently tells the same end in other steps.
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from services.alerts.domain.channels import MAILS_A_DAY, UNCONFIRMED, checked_target, lane_of, masked, next_mail_in_s
-from services.alerts.domain.links import Link, LinkRefused, Links
 from services.alerts.domain.matching import Change, Line, Stock, better, changes, sightings
 from services.alerts.domain.text import title
+from services.alerts.service.audit import Actor, audited
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore
-from services.alerts.store.confirmations import ConfirmationStore
 from shared.clock import Clock, NewId
 from shared.contracts.alerts import AlertRaised, AlertUpdated, Channel
 from shared.contracts.api import (
@@ -31,14 +29,8 @@ from shared.contracts.api import (
 from shared.contracts.base import Event
 from shared.contracts.detector import ActivityDetected
 from shared.db import Row, Tx
-from shared.errors import Conflict, Invalid, NotFound, RateLimited
+from shared.errors import Conflict, NotFound
 from shared.messaging.door import Done
-
-
-class ChannelNotOffered(Invalid):
-    """This channel is not set up on this installation."""
-
-    code = "CHANNEL_NOT_OFFERED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +42,7 @@ class Options:
     max_rules: int = 50
     offered: tuple[Channel, ...] = ("discord",)
     discord_base: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Who does something, in which request."""
-
-    name: str
-    request_id: str | None = None
+    outward_base: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +62,14 @@ class Alerts:
         self,
         store: AlertsStore,
         audience: AudienceStore,
-        confirmations: ConfirmationStore,
         options: Options,
         *,
-        links: Links,
         clock: Clock,
         new_id: NewId,
         wake: Callable[[], None],
     ) -> None:
         self._store = store
         self._audience = audience
-        self._confirmations = confirmations
-        self._links = links
         self._options = options
         self._clock = clock
         self._new_id = new_id
@@ -183,78 +164,6 @@ class Alerts:
             raise NotFound("there is no such alert")
         return Done(at)
 
-    async def set_channel(self, actor: Actor, user_id: UUID, channel: Channel, target: str | None, tx: Tx) -> Done[Row]:
-        """Set where a channel goes. Without a target, e-mail goes to the address of sign-up.
-
-        A webhook is enabled at once; an address when its reader opens the link of the mail that goes there now. Raises
-        Invalid for a target that is not acceptable, ChannelNotOffered without a mail server, RateLimited for too many
-        mails.
-        """
-        if channel not in self._options.offered:
-            raise ChannelNotOffered(f"{channel} is not set up here: its server is not configured")
-        if target is None and channel == "email":
-            target = await self._audience.email(tx, user_id)
-        if target is None:
-            raise Invalid("a target is needed")
-        target = checked_target(channel, target, extra_base=self._options.discord_base)
-        now, known = self._clock(), await self._known_channel(user_id, channel, tx)
-        same = known is not None and known["target"] == target
-        confirmed_at = now if channel != "email" else known["confirmed_at"] if known is not None and same else None
-        reason = None if confirmed_at else known["reason"] if known is not None and same else UNCONFIRMED
-        row = await self._audience.set_channel(
-            tx, user_id, channel, target, confirmed_at=confirmed_at, reason=reason, now=now
-        )
-        if row is None:
-            raise Conflict
-        if confirmed_at is None and not same:
-            await self._ask_to_confirm(Link(user_id, lane_of(channel, target)), tx)
-        shown = {"target": masked(channel, target)} if channel == "discord" else {}
-        return Done(row, [self._audited(actor, "set.channel", f"{user_id}/{channel}", **shown)])
-
-    async def ask_again(self, user_id: UUID, channel: Channel, tx: Tx) -> Done[Row]:
-        """Send the confirmation mail once more. Raises NotFound, Conflict for a confirmed address, RateLimited."""
-        known = await self._known_channel(user_id, channel, tx)
-        if known is None:
-            raise NotFound("there is no such channel")
-        if known["confirmed_at"] is not None:
-            raise Conflict("there is nothing to confirm any more")
-        row = await self._audience.set_channel(
-            tx, user_id, channel, known["target"], confirmed_at=None, reason=UNCONFIRMED, now=self._clock()
-        )
-        await self._ask_to_confirm(Link(user_id, known["lane"]), tx)
-        return Done(row or known)
-
-    def check_link(self, token: str) -> Link:
-        """Return what a signed link stands for; raises LinkRefused."""
-        return self._links.read(token, self._clock())
-
-    async def confirm(self, token: str, tx: Tx) -> Done[None]:
-        """Enable the channel whose mail was read; again changes nothing. Raises LinkRefused."""
-        link = self.check_link(token)
-        if await self._confirmations.confirm(tx, link, self._clock()):
-            actor = Actor(str(link.user_id))
-            return Done(None, [self._audited(actor, "confirm.channel", f"{link.user_id}/email")])
-        if not await self._confirmations.confirmed(tx, link):
-            raise LinkRefused
-        return Done(None)
-
-    async def _known_channel(self, user_id: UUID, channel: Channel, tx: Tx) -> Row | None:
-        return next((row for row in await self._audience.channels(tx, user_id) if row["channel"] == channel), None)
-
-    async def _ask_to_confirm(self, link: Link, tx: Tx) -> None:
-        now = self._clock()
-        sent = await self._confirmations.lately(tx, link, now - timedelta(days=1), MAILS_A_DAY)
-        if (wait_s := next_mail_in_s(sent, now)) > 0:
-            raise RateLimited("too many confirmation mails to this user or this address", retry_after_s=wait_s)
-        await self._confirmations.add(tx, self._new_id(), link, now)
-        tx.after_commit(self._wake)
-
-    async def remove_channel(self, actor: Actor, user_id: UUID, channel: Channel, tx: Tx) -> Done[None]:
-        """Remove a channel. Raises NotFound."""
-        if not await self._audience.remove_channel(tx, user_id, channel):
-            raise NotFound("there is no such channel")
-        return Done(None, [self._audited(actor, "remove.channel", f"{user_id}/{channel}")])
-
     async def add_rule(self, actor: Actor, user_id: UUID, rule: NewRule, tx: Tx) -> Done[Row]:
         """Add a rule. Raises Conflict when the user has too many."""
         await self._audience.lock_rules(tx, user_id)
@@ -281,18 +190,7 @@ class Alerts:
         return Done(None, [self._audited(actor, "remove.rule", f"{user_id}/{rule_id}")])
 
     def _audited(self, actor: Actor, action: str, subject: str, **details: str) -> ActionAudited:
-        now = self._clock()
-        return ActionAudited(
-            id=self._new_id(),
-            time=now,
-            service="alerts",
-            actor=actor.name,
-            request_id=actor.request_id,
-            action=action,
-            subject=subject,
-            at=now,
-            details=details,
-        )
+        return audited(actor, action, subject, id=self._new_id(), at=self._clock(), **details)
 
 
 def _told(change: Change) -> Event:

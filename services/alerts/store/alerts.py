@@ -59,14 +59,14 @@ _ADD_DELIVERIES = text("""
     on conflict (id, session) do nothing""")
 
 _DELIVERY = text("""
-    select d.id, d.uncertain, c.target, c.enabled, c.lane = d.lane as same,
+    select d.id, d.uncertain, c.target, c.enabled,
         exists (select from deliveries l where l.alert_id = d.alert_id and l.session = d.session
             and l.channel = d.channel and l.lane = d.lane and l.ring > d.ring) as superseded,
         a.symbol, a.session, a.rule_name, a.as_of, a.delay_s, a.source, a.title, a.contract_count, a.premium_usd,
         a.best, a.simulated
     from deliveries d
     join alerts a on a.alert_id = d.alert_id and a.session = d.session
-    left join channels c on c.user_id = d.user_id and c.channel = d.channel
+    left join channels c on c.user_id = d.user_id and c.channel = d.channel and c.lane = d.lane
     where d.id = :id and d.session = :session""")
 _DELIVERED = text("""
     update deliveries set provider_id = :provider_id where id = :id and session = :session""")
@@ -84,7 +84,7 @@ _PAGE = text("""
       and (cast(:before_at as timestamptz) is null or (created_at, alert_id) < (:before_at, :before_id))
     order by created_at desc, alert_id desc limit :limit""")
 _DELIVERIES_OF = text("""
-    select id, alert_id, channel, status, attempts, due_at, settled_at, last_error, created_at from deliveries
+    select id, alert_id, channel, lane, status, attempts, due_at, settled_at, last_error, created_at from deliveries
     where alert_id = any(cast(:alert_ids as uuid[])) order by created_at, id""")
 _OPENED = text("""
     update alerts set opened_at = coalesce(opened_at, :now) where alert_id = :alert_id and user_id = :user_id
@@ -169,14 +169,14 @@ class AlertsStore:
         await tx.execute(_SAVE_ALERTS, rows=rows, now=now)
 
     async def add_deliveries(self, tx: Tx, ringing: Sequence[Change], offered: Sequence[Channel], now: datetime) -> int:
-        """Write a row for each enabled channel of each alert's user; return how many."""
+        """Write a row for each enabled target of each alert's user; return how many."""
         user_ids = sorted({change.rule.user_id for change in ringing})
         channels: dict[UUID, list[Row]] = defaultdict(list)
         for row in await tx.fetch(_CHANNELS_OF, user_ids=user_ids, offered=list(offered)):
             channels[row["user_id"]].append(row)
         rows = [
             {
-                "id": uuid5(change.alert_id, f"delivery/{row['channel']}/{change.notifications}"),
+                "id": uuid5(change.alert_id, f"delivery/{row['lane']}/{change.notifications}"),
                 "session": change.session,
                 "alert_id": change.alert_id,
                 "user_id": change.rule.user_id,
@@ -200,7 +200,7 @@ class AlertsStore:
         await tx.execute(_DELIVERED, id=delivery_id, session=session, provider_id=provider_id)
 
     async def disable_channel(self, tx: Tx, delivery: Row, reason: str, now: datetime) -> list[Row]:
-        """Disable the channel that a delivery went to, unless its target changed since; fail what waits for it.
+        """Disable the channel that a delivery went to, if it is still there; fail what waits for it.
 
         Return the deliveries that failed with it.
         """

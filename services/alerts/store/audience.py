@@ -45,16 +45,22 @@ _RULES_FOR = text("""
     where (r.symbols = '{}' or r.symbols && cast(:symbols as text[])) and r.enabled
       and coalesce(u.alerts_enabled, true)""")
 
-_CHANNEL_LIST = text("select * from channels where user_id = :user_id order by channel")
+_CHANNEL_LIST = text("select * from channels where user_id = :user_id order by channel, created_at, lane")
+_LOCK_CHANNELS = text("select pg_advisory_xact_lock(hashtextextended('alerts/channels/' || :user_id, 0))")
 _SET_CHANNEL = text("""
     insert into channels (user_id, channel, target, lane, enabled, reason, confirmed_at, created_at, updated_at)
     values (:user_id, :channel, :target, :lane, cast(:confirmed_at as timestamptz) is not null,
         cast(:reason as text), :confirmed_at, :now, :now)
-    on conflict (user_id, channel) do update set target = excluded.target, lane = excluded.lane,
+    on conflict (user_id, channel, lane) do update set target = excluded.target,
         enabled = excluded.enabled, reason = excluded.reason, confirmed_at = excluded.confirmed_at,
         updated_at = excluded.updated_at
     returning *""")
-_REMOVE_CHANNEL = text("delete from channels where user_id = :user_id and channel = :channel")
+_NEW_TARGET = text("""
+    update channels set target = :target, updated_at = :now
+    where user_id = :user_id and channel = :channel and lane = :lane returning *""")
+_REMOVE_CHANNEL = text("""
+    delete from channels where user_id = :user_id and channel = :channel
+      and (cast(:lane as text) is null or lane = :lane)""")
 _RULE_LIST = text("select * from rules where user_id = :user_id order by created_at, rule_id")
 _LOCK_RULES = text("select pg_advisory_xact_lock(hashtextextended('alerts/rules/' || :user_id, 0))")
 _ADD_RULE = text("""
@@ -125,7 +131,7 @@ class AudienceStore:
         return found
 
     async def channels(self, tx: Tx, user_id: UUID) -> list[Row]:
-        """Return a user's channels."""
+        """Return a user's channels, a row for each target."""
         return await tx.fetch(_CHANNEL_LIST, user_id=user_id)
 
     async def set_channel(
@@ -138,9 +144,9 @@ class AudienceStore:
         confirmed_at: datetime | None,
         reason: str | None,
         now: datetime,
-    ) -> Row | None:
-        """Set where a channel goes; it is enabled when it is confirmed, else `reason` says what is missing."""
-        return await tx.fetchrow(
+    ) -> Row:
+        """Set a target of a channel; it is enabled when it is confirmed, else `reason` says what is missing."""
+        row = await tx.fetchrow(
             _SET_CHANNEL,
             user_id=user_id,
             channel=channel,
@@ -150,10 +156,23 @@ class AudienceStore:
             reason=reason,
             now=now,
         )
+        assert row is not None  # noqa: S101 - it was inserted or updated
+        return row
 
-    async def remove_channel(self, tx: Tx, user_id: UUID, channel: Channel) -> bool:
-        """Remove a channel; False when there was none."""
-        return bool(await tx.execute(_REMOVE_CHANNEL, user_id=user_id, channel=channel))
+    async def new_target(self, tx: Tx, channel: Row, target: str, now: datetime) -> Row:
+        """Write another text for a target that stays the same place (domain.channels.lane_of)."""
+        place = {"user_id": channel["user_id"], "channel": channel["channel"], "lane": channel["lane"]}
+        row = await tx.fetchrow(_NEW_TARGET, target=target, now=now, **place)
+        assert row is not None  # noqa: S101 - the caller holds the lock of the user's channels
+        return row
+
+    async def lock_channels(self, tx: Tx, user_id: UUID) -> None:
+        """Keep others from counting this user's targets until the end of the transaction."""
+        await tx.execute(_LOCK_CHANNELS, user_id=str(user_id))
+
+    async def remove_channel(self, tx: Tx, user_id: UUID, channel: Channel, lane: str | None) -> bool:
+        """Remove one target of a channel, without a lane all of them; False when there was none."""
+        return bool(await tx.execute(_REMOVE_CHANNEL, user_id=user_id, channel=channel, lane=lane))
 
     async def rules(self, tx: Tx, user_id: UUID) -> list[Row]:
         """Return a user's own rules."""

@@ -14,7 +14,6 @@ _ADD: Final = text("""
     insert into notices (notice_id, user_id, kind, title, lines, at, created_at)
     values (:notice_id, :user_id, :kind, :title, cast(:lines as text[]), :at, :now)""")
 _KNOWN: Final = text("select notice_id from notices where notice_id = any(cast(:notices as uuid[]))")
-# Derived from the notice, as it is: a notice has one delivery a channel.
 _DELIVER: Final = text("""
     insert into notice_deliveries (id, notice_id, user_id, channel, lane, due_at, created_at)
     select gen_random_uuid(), n.notice_id, c.user_id, c.channel, c.lane, :now, :now
@@ -22,9 +21,9 @@ _DELIVER: Final = text("""
     where n.notice_id = any(cast(:notices as uuid[]))""")
 _DELIVERY: Final = text("""
     select d.id, d.uncertain, d.user_id, d.channel, d.lane, n.kind, n.title, n.lines, n.at,
-        c.target, c.enabled, c.lane = d.lane as same
+        c.target, c.enabled
     from notice_deliveries d join notices n using (notice_id)
-    left join channels c on c.user_id = d.user_id and c.channel = d.channel
+    left join channels c on c.user_id = d.user_id and c.channel = d.channel and c.lane = d.lane
     where d.id = :id""")
 _DELIVERED: Final = text("update notice_deliveries set provider_id = :provider_id where id = :id")
 _FAIL_PENDING: Final = text("""
@@ -36,7 +35,7 @@ _PAGE: Final = text("""
       and (cast(:before_at as timestamptz) is null or (created_at, notice_id) < (:before_at, :before_id))
     order by created_at desc, notice_id desc limit :limit""")
 _DELIVERIES_OF: Final = text("""
-    select notice_id, channel, status, attempts, settled_at, last_error from notice_deliveries
+    select id, notice_id, channel, lane, status, attempts, settled_at, last_error from notice_deliveries
     where notice_id = any(cast(:notices as uuid[])) order by created_at, channel""")
 _OPENED: Final = text("""
     update notices set opened_at = coalesce(opened_at, :now) where notice_id = :notice_id and user_id = :user_id
@@ -48,7 +47,7 @@ class NoticeStore:
     """Reads and writes notices, always inside the caller's transaction."""
 
     async def add(self, tx: Tx, notices: Sequence[dict[str, Any]], now: datetime) -> None:
-        """Add the notices whose ids are new, and a delivery of each on every enabled channel of its user."""
+        """Add the notices whose ids are new, and a delivery of each to every enabled target of its user."""
         first: dict[UUID, dict[str, Any]] = {}
         for notice in notices:
             first.setdefault(notice["notice_id"], notice)

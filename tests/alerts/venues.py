@@ -1,0 +1,157 @@
+"""The destinations that the suite of senders is held against: each a stand-in and the sender that talks to it."""
+
+import json
+from dataclasses import replace
+from typing import Any, Final, Protocol
+from uuid import uuid4
+
+from services.alerts.adapters.discord import Discord
+from services.alerts.adapters.smtp import Smtp, SmtpServer
+from services.alerts.adapters.webhook import WebhookSender
+from services.alerts.domain.targets import Webhook
+from services.alerts.domain.text import Message
+from services.alerts.ports import Sender
+from shared.outward import Outward
+from tests.alerts.conftest import NOW
+from tests.fakes import posts
+from tests.fakes.discord import Answer, FakeDiscord
+from tests.fakes.smtp import SILENCE, FakeSmtp
+from tests.fakes.webhook import FakeWebhook
+
+
+def message(target: str, **changed: object) -> Message:
+    return replace(
+        Message(
+            delivery_id=uuid4(),
+            target=target,
+            title="AAPL: 2 unusual contracts, score 71",
+            lines=("AAPL 2025-06-20 200 call, score 71", "<b>and</b> 1 more @everyone"),
+            notes=("Rule watchlist.", "Session 2025-06-02."),
+            simulated=False,
+            at=NOW,
+        ),
+        **changed,
+    )
+
+
+class Venue(Protocol):
+    """A destination that the suite can make behave."""
+
+    sender: Sender
+    target: str
+    secret: str
+    """The part of the target that nobody may read in a log."""
+
+    def fail_for_now(self) -> None: ...
+    def ask_to_wait(self) -> None: ...
+    def refuse_message(self) -> None: ...
+    def disappear(self) -> None: ...
+    def fall_silent(self) -> None: ...
+    def received(self) -> list[str]: ...
+    def unreachable(self) -> tuple[Sender, str]: ...
+
+
+class DiscordVenue:
+    def __init__(self, server: FakeDiscord) -> None:
+        self.server = server
+        self.sender: Sender = Discord(timeout_s=0.5)
+        self.target = server.webhook()
+        self.secret = self.target.rpartition("/")[2]
+
+    def fail_for_now(self) -> None:
+        self.server.answer(self.target, Answer(503))
+
+    def ask_to_wait(self) -> None:
+        self.server.answer(self.target, Answer(429, {"retry_after": 12.0}))
+
+    def refuse_message(self) -> None:
+        self.server.answer(self.target, Answer(400, {"message": "Invalid Form Body", "code": 50035}))
+
+    def disappear(self) -> None:
+        self.server.remove(self.target)
+
+    def fall_silent(self) -> None:
+        self.server.answer(self.target, Answer(hang=True))
+
+    def received(self) -> list[str]:
+        return [json.dumps(post.payload) for post in self.server.posts]
+
+    def unreachable(self) -> tuple[Sender, str]:
+        return self.sender, "http://127.0.0.1:9/api/webhooks/1/s3cret-s3cret-s3cret"
+
+
+class SmtpVenue:
+    def __init__(self, server: FakeSmtp) -> None:
+        self.server = server
+        self.address = SmtpServer(
+            server.host, server.port, "Openbell <alerts@openbell.invalid>", starttls=False, timeout_s=0.5
+        )
+        self.sender: Sender = Smtp(self.address)
+        self.target = self.secret = "reader@example.org"
+
+    def fail_for_now(self) -> None:
+        self.server.answer_data("451 try later")
+
+    def ask_to_wait(self) -> None:
+        raise NotImplementedError
+
+    def refuse_message(self) -> None:
+        self.server.answer_data("554 looks like spam")
+
+    def disappear(self) -> None:
+        self.server.refuse(self.target, "550 no such user")
+
+    def fall_silent(self) -> None:
+        self.server.answer_data(SILENCE)
+
+    def received(self) -> list[str]:
+        return [str(mail.message) for mail in self.server.mails]
+
+    def unreachable(self) -> tuple[Sender, str]:
+        return Smtp(replace(self.address, port=9)), self.target
+
+
+class WebhookVenue:
+    def __init__(self, server: FakeWebhook) -> None:
+        self.server = server
+        self.outward = Outward(allowed=server.base, timeout_s=0.5)
+        self.sender: Sender = WebhookSender(self.outward)
+        url, secret = server.endpoint()
+        self.path = url.removeprefix(server.base)
+        self.target = Webhook(url, (secret,)).text
+        self.secret = self.path.rpartition("/")[2]
+
+    def fail_for_now(self) -> None:
+        self.server.answer(self.path, posts.Answer(503))
+
+    def ask_to_wait(self) -> None:
+        self.server.answer(self.path, posts.Answer(429, headers={"retry-after": "12"}))
+
+    def refuse_message(self) -> None:
+        self.server.answer(self.path, posts.Answer(422))
+
+    def disappear(self) -> None:
+        self.server.remove(self.path)
+
+    def fall_silent(self) -> None:
+        self.server.answer(self.path, posts.Answer(hang=True))
+
+    def received(self) -> list[str]:
+        return [json.dumps(taken) for taken in self.server.taken.values()]
+
+    def unreachable(self) -> tuple[Sender, str]:
+        nobody = Outward(allowed="http://127.0.0.1:9")
+        return WebhookSender(nobody), Webhook("http://127.0.0.1:9/s3cret", ("whsec_c2VjcmV0",)).text
+
+
+VENUES: Final[dict[str, tuple[Any, Any]]] = {
+    "discord": (FakeDiscord, DiscordVenue),
+    "smtp": (FakeSmtp, SmtpVenue),
+    "webhook": (FakeWebhook, WebhookVenue),
+}
+"""Each stand-in, and the venue over it."""
+
+LACKS: Final[dict[str, dict[int, str]]] = {
+    "smtp": {9: "SMTP has no way to say how long to wait"},
+}
+"""The numbered cases of test_senders that a channel cannot show, and why."""
