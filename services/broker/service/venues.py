@@ -1,7 +1,9 @@
 """Accounts' venues, opened when they are needed and kept open: one for each account."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
@@ -15,6 +17,8 @@ Secrets = Callable[[Account], Awaitable[Mapping[str, str]]]
 """Returns an account's credentials, opened."""
 Version = Callable[[Account], Awaitable[UUID | None]]
 """Returns which credentials an account has now: another value for other ones."""
+IDLE_S: Final = 3600.0
+"""A venue that nobody used for so long is closed; it is opened anew when somebody does."""
 ASK_AGAIN_S: Final = 60.0
 """So long credentials are not asked for while their version stays: some are refreshed only when they are asked for."""
 
@@ -25,15 +29,16 @@ class NoSuchVenue(NotFound):
     code = "UNKNOWN_VENUE"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Open:
-    """A venue, what it was opened with, and when that was asked for."""
+    """A venue, what it was opened with, when that was asked for, and when the venue was used last."""
 
     account: Account
     venue: Venue
     version: UUID | None
     secrets: Mapping[str, str] = field(repr=False)
     asked_at: float
+    used_at: float
 
 
 async def the_same(account: Account) -> None:
@@ -49,6 +54,7 @@ class Venues:
         self._secrets = secrets
         self._version = version
         self._open: dict[UUID, _Open] = {}
+        self._kept: Counter[UUID] = Counter()
         self._opening: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
     @property
@@ -80,7 +86,20 @@ class Venues:
         known = self._open.get(account.id)
         if known is None or (known.account, known.version) != (account, version):
             return None
-        return known.venue if asyncio.get_running_loop().time() - known.asked_at < ASK_AGAIN_S else None
+        now = asyncio.get_running_loop().time()
+        known.used_at = now
+        return known.venue if now - known.asked_at < ASK_AGAIN_S else None
+
+    @asynccontextmanager
+    async def kept(self, account: Account) -> AsyncGenerator[Venue]:
+        """Return an account's venue that counts as used until the end of the block. Raises as `of`."""
+        self._kept[account.id] += 1
+        try:
+            yield await self.of(account)
+        finally:
+            self._kept[account.id] -= 1
+            if not self._kept[account.id]:
+                del self._kept[account.id]
 
     async def _opened(self, account: Account, version: UUID | None) -> Venue:
         adapter, now = self.adapter(account.venue), asyncio.get_running_loop().time()
@@ -96,8 +115,15 @@ class Venues:
         else:
             await self._drop(account.id)
             venue = adapter.open(account, secrets)
-        self._open[account.id] = _Open(account, venue, version, secrets, now)
+        self._open[account.id] = _Open(account, venue, version, secrets, now, used_at=now)
+        await self._close_idle(now)
         return venue
+
+    async def _close_idle(self, now: float) -> None:
+        """Close what nobody used for long, so that what is open stays bounded by what is used."""
+        idle = [one for one, known in self._open.items() if now - known.used_at > IDLE_S and not self._kept[one]]
+        for account_id in idle:
+            await self._drop(account_id)
 
     def _lock(self, account_id: UUID) -> asyncio.Lock:
         return self._opening.setdefault(account_id, asyncio.Lock())

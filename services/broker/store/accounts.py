@@ -19,7 +19,9 @@ _ADD: Final = text("""
 _GET: Final = text("select * from accounts where id = :id")
 _LOCK: Final = text("select * from accounts where id = :id for no key update")
 _OF_USER: Final = text("select * from accounts where user_id = :user_id and closed_at is null order by created_at, id")
-_OPEN: Final = text("select * from accounts where closed_at is null order by id")
+_OPEN: Final = text("""
+    select a.*, c.version as credentials from accounts a left join credentials c on c.account_id = a.id
+    where a.closed_at is null order by a.id""")
 _CLOSE: Final = text("update accounts set closed_at = :at where id = :id and closed_at is null")
 _BALANCE: Final = text("""
     update accounts set cash = :cash, buying_power = :buying_power, balance_at = :at
@@ -72,7 +74,7 @@ class AccountStore:
         return await tx.fetch(_OF_USER, user_id=user_id)
 
     async def open(self, tx: Tx) -> Sequence[Row]:
-        """Return all accounts that are not closed."""
+        """Return all accounts that are not closed; `credentials` is the version of theirs, null without any."""
         return await tx.fetch(_OPEN)
 
     async def close(self, tx: Tx, account_id: UUID, at: datetime) -> None:

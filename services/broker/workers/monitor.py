@@ -6,6 +6,7 @@ import logging
 import random
 import zlib
 from typing import Final
+from uuid import UUID
 
 import asyncpg
 from prometheus_client import Counter, Gauge
@@ -22,6 +23,8 @@ STREAMS: Final = Gauge("openbell_broker_streams", "Accounts whose venue is being
 GAPS: Final = Counter("openbell_broker_stream_gaps_total", "Times that a venue's stream was lost", ["venue"])
 RECONCILED: Final = Counter("openbell_broker_reconciliations_total", "Reconciliations that ended", ["venue", "outcome"])
 
+_Watched = tuple[Account, UUID | None]
+"""An account, and the version of its credentials."""
 LOCK: Final = zlib.crc32(b"broker/monitors")
 _LOST: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DatabaseUnavailable)
 _EXPECTED: Final = (OpenbellError, *_LOST)
@@ -59,7 +62,7 @@ class Monitors:
         self._door = door
         self._every_s = every_s
         self._draw = draw
-        self._watching: dict[Account, asyncio.Task[None]] = {}
+        self._watching: dict[_Watched, asyncio.Task[None]] = {}
         self._reconciling = asyncio.Semaphore(self.at_once)
         self._trouble = ""
 
@@ -92,20 +95,22 @@ class Monitors:
         while True:
             await connection.execute("select 1")  # the lock is lost with the connection
             async with self._door.read() as tx:
-                accounts = {account_of(row) for row in await self._accounts.open(tx)}
+                accounts = {(account_of(row), row["credentials"]) for row in await self._accounts.open(tx)}
             await self._watch_only(accounts)
-            for account in sorted(accounts - self._watching.keys(), key=lambda one: one.id):
+            for account, credentials in sorted(accounts - self._watching.keys(), key=lambda one: one[0].id):
                 task = asyncio.create_task(self._watch(account), name=f"broker {account.venue} {account.id}")
-                self._watching[account] = task
+                self._watching[account, credentials] = task
             self._trouble = ""
             await asyncio.sleep(self.poll_s)
 
-    async def _watch_only(self, accounts: set[Account]) -> None:
-        """Stop listening to others."""
-        gone = [self._watching.pop(account) for account in self._watching.keys() - accounts]
-        for task in gone:
+    async def _watch_only(self, accounts: set[_Watched]) -> None:
+        """Stop listening to others, and close what was opened for them: accounts end, and credentials change."""
+        gone = {one: self._watching.pop(one) for one in self._watching.keys() - accounts}
+        for task in gone.values():
             task.cancel()
-        await asyncio.gather(*gone, return_exceptions=True)
+        await asyncio.gather(*gone.values(), return_exceptions=True)
+        for account, _ in gone:
+            await self._venues.forget(account.id)
 
     async def _watch(self, account: Account) -> None:
         """Listen for ever; a line that is lost is taken up again, after longer and longer pauses while it fails."""
@@ -136,8 +141,7 @@ class Monitors:
 
     async def _listen(self, account: Account) -> None:
         """Listen until the line is lost. What happened before is asked for once the line is open."""
-        venue = await self._venues.of(account)
-        async with venue.stream() as updates:
+        async with self._venues.kept(account) as venue, venue.stream() as updates:
             STREAMS.labels(account.venue).inc()
             reconciling = asyncio.create_task(self._keep_reconciled(account))
             try:
