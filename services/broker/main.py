@@ -45,7 +45,7 @@ from services.broker.store.callbacks import CallbackStore
 from services.broker.store.credentials import CredentialStore
 from services.broker.store.oauth import OAuthStore
 from services.broker.store.orders import OrderStore
-from services.broker.workers.by_the_clock import sweeps
+from services.broker.workers.by_the_clock import retention, sweeps
 from services.broker.workers.monitor import Monitors
 from services.broker.workers.paper import Ticking, expiries, hears
 from shared.clock import new_id
@@ -193,6 +193,7 @@ def assemble(
         )
     )
     service.schedule(sweeps(reconcile, settings.quiet_s))
+    service.schedule(retention(order_store, door))
     for consumer in consumers.tables(commands, Quotes(book_store, service.clock, hear), accounts):
         service.consume(consumer)
     service.serve(

@@ -24,7 +24,8 @@ How an effect ends (`perform` raises, see shared.errors):
     OutcomeUnknown, any other  as a lease that ran out in `started`
 
 A `lane` is a destination with at most one effect in flight, whatever the number of replicas, and a wait that it asks
-for holds for all of them: it is a row of `work_pauses`, written with the outcome. Replicas need clocks that agree to
+for holds for all of them: it is a row of `work_pauses`, written with the outcome. Where several lanes lead to the same
+destination, `pauses` names the column that a wait binds. Replicas need clocks that agree to
 within a fraction of the lease.
 """
 

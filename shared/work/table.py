@@ -1,4 +1,7 @@
-"""The columns of a table of claimed rows, and every statement of its life. `{table}` and `{only}` are filled in."""
+"""The columns of a table of claimed rows, and every statement of its life.
+
+`{table}`, `{only}` and `{pauses}` are filled in.
+"""
 
 from typing import Any, Final
 
@@ -38,11 +41,13 @@ CLAIMABLE: Final = """
     select * from {table}
     where status = 'pending' and due_at <= :now and {only}
       and not exists (select from work_pauses where kind = :kind and lane = '' and until > :now)
-      and (lane is null or lane <> all(
-            array(select lane from work_pauses where kind = :kind and until > :now) || array(
+      and ({pauses} is null or cast({pauses} as text) <> all(
+            array(select lane from work_pauses where kind = :kind and until > :now)))
+      and (lane is null or lane <> all(array(
             select lane from {table} where status in ('claimed', 'started') and lane is not null)))
     order by due_at, id limit :candidates for update skip locked"""
-CLAIM: Final = "update {table} set status = 'claimed', token = :token, lease_until = :until where id = any(:ids)"
+CLAIM: Final = """
+    update {table} set status = 'claimed', token = :token, lease_until = :until where id = any(:ids) returning *"""
 LOOK: Final = """
     select exists(select from {table} where status = 'pending' and due_at <= :now and {only}) as ready, least(
         (select min(due_at) from {table} where status = 'pending' and due_at > :now and {only}),
@@ -87,6 +92,6 @@ def create_pauses(op: Any) -> None:
     op.execute(PAUSES)
 
 
-def statement(template: str, table: str, only: str) -> TextClause:
-    """Return a statement for one table, narrowed to the rows that `only` names."""
-    return text(template.replace("{table}", table).replace("{only}", f"({only})"))
+def statement(template: str, table: str, only: str, pauses: str) -> TextClause:
+    """Return a statement for one table, narrowed to the rows that `only` names; `pauses` names what waits bind."""
+    return text(template.replace("{table}", table).replace("{only}", f"({only})").replace("{pauses}", pauses))

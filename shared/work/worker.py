@@ -54,7 +54,9 @@ class Work:
     `only` is an SQL condition for a table that several kinds share. `perform` gets the row as it was claimed, or what
     `prepare` made of it: all reading belongs there, for it runs before `started`, and what it raises is no doubt about
     the effect. `settled` runs in the transaction that records the end and returns the events that tell of it.
-    `look_up` answers whether an uncertain effect has happened.
+    `look_up` answers whether an uncertain effect has happened. `pauses` is the column that names who is left alone when
+    an effect ends with Busy, where that is not the lane alone: several lanes may lead to one destination. A row carries
+    its token: whoever may have stalled over its lease checks that it is still there before it changes anything else.
     """
 
     kind: str
@@ -65,6 +67,7 @@ class Work:
     settled: Callable[[Settled, Tx], Awaitable[Sequence[Event]]] | None = None
     look_up: Callable[[Row], Awaitable[bool]] | None = None
     only: str = "true"
+    pauses: str = "lane"
     policy: Policy = field(default_factory=Policy)
 
 
@@ -124,7 +127,7 @@ class Worker:
         self._forget_pauses = self._sql(table.FORGET_PAUSES)
 
     def _sql(self, template: str) -> TextClause:
-        return table.statement(template, self._work.table, self._work.only)
+        return table.statement(template, self._work.table, self._work.only, self._work.pauses)
 
     def wake(self) -> None:
         """Look for rows now instead of at the next poll."""
@@ -200,10 +203,10 @@ class Worker:
         async with self._door.transaction() as tx:
             await tx.execute(self._serialise)  # lanes stay single across replicas
             candidates = await tx.fetch(self._claimable, now=now, kind=self._work.kind, candidates=limit)
-            rows = choose(candidates, free)
-            if rows:
-                until = now + timedelta(seconds=self._policy.lease_s)
-                await tx.execute(self._claim_rows, token=token, until=until, ids=[row["id"] for row in rows])
+            ids = [row["id"] for row in choose(candidates, free)]
+            until = now + timedelta(seconds=self._policy.lease_s)
+            claimed = await tx.fetch(self._claim_rows, token=token, until=until, ids=ids) if ids else []
+        rows = sorted(claimed, key=lambda row: ids.index(row["id"]))
         return rows, token, bool(rows) and len(candidates) == limit
 
     async def _look(self, now: datetime) -> tuple[bool, float]:
@@ -270,9 +273,10 @@ class Worker:
     async def _pause(self, row: Row, error: Exception | None, performed: Performed, now: datetime, tx: Tx) -> None:
         """Keep, for every replica, how long the lane (or everyone) is to be left alone."""
         busy_s = (error.retry_after_s or 0.0) if isinstance(error, Busy) else performed.pause_s
-        lane = "" if isinstance(error, Busy) and error.everyone else row["lane"]
+        lane = "" if isinstance(error, Busy) and error.everyone else row[self._work.pauses]
         if busy_s > 0 and lane is not None:
-            await tx.execute(self._add_pause, kind=self._work.kind, lane=lane, until=now + timedelta(seconds=busy_s))
+            until = now + timedelta(seconds=busy_s)
+            await tx.execute(self._add_pause, kind=self._work.kind, lane=str(lane), until=until)
 
     async def _settle(self, row: Row, token: UUID, error: Exception | None, performed: Performed) -> None:
         give_up_at = self._clock() + timedelta(seconds=self._policy.lease_s)

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
@@ -15,8 +14,6 @@ from services.broker.service.checking import Rulebook
 from services.broker.service.vault import NoCredentials
 from services.broker.service.venues import Venues
 from shared.contracts.broker import LegTerms, OrderRequested, OrderTerms
-from shared.db import Tx
-from shared.errors import Transient
 from tests.broker.brokerage import NOW, USER, Brokerage
 from tests.conftest import ManualClock
 from tests.fakes.venue import MemoryAdapter
@@ -124,24 +121,3 @@ async def test_rules_are_kept_by_venue_and_mode_and_only_so_many() -> None:
     for place in (("x", "paper"), ("x", "live")):
         assert set(await book.of(place, venue, [apple, other])) == {"AAPL", "MSFT"}  # type: ignore[arg-type]
     assert {place for place, _ in book._known} == {("x", "live")}
-
-
-async def test_an_order_that_another_worker_has_judged_is_not_refused(brokerage: Brokerage) -> None:
-    account, order = await brokerage.account(), uuid4()
-    await brokerage.hear(
-        OrderRequested(
-            id=uuid4(), time=brokerage.clock(), account_id=account, user_id=USER, order_id=order, terms=TERMS
-        )
-    )
-    (row,) = await brokerage.rows("select * from sendings")
-    sendings: Any = cast("Any", brokerage.worker._work.perform).__self__
-    venue = await brokerage.monitors._venues.of(await brokerage.account_of(account))
-    rules = await venue.rules([instrument("AAPL")])
-    await sendings.prepare(row)
-
-    async def judged_again(tx: Tx) -> Any:
-        return await sendings._judge(tx, row, (await brokerage.account_of(account), venue), rules, None)
-
-    with pytest.raises(Transient):
-        await brokerage.service.door.run(judged_again)
-    assert await brokerage.state(order) == "pending_submit"

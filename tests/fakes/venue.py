@@ -7,7 +7,7 @@ What would surprise you: nothing is matched. An order is filled by `fill` and by
 OCO only the order itself is kept, not what it would send.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -34,6 +34,8 @@ class Desk(Books):
         super().__init__(manner, clock)
         self.down = False  # nothing reaches the venue
         self.revoked = False  # it does not take our credentials
+        self.before_submits: list[Callable[[], Awaitable[None]]] = []  # what each of the next ones waits for
+        self.before_balance: list[Callable[[], Awaitable[None]]] = []
         self.odd: Exception | None = None  # what asking for the money ends with
         self._last_fill: Update | None = None
         self._lost: Literal["request", "answer"] | None = None
@@ -174,6 +176,8 @@ class MemoryVenue:
         return {one.key: _rules(one) for one in known}
 
     async def submit(self, order: Order) -> Report:
+        if self._desk.before_submits:
+            await self._desk.before_submits.pop(0)()
         return self._open().write(partial(self._desk.place, order))
 
     async def cancel(self, order: Order) -> Report | None:
@@ -196,6 +200,8 @@ class MemoryVenue:
 
     async def balance(self) -> Balance:
         self._open().ask()
+        if self._desk.before_balance:
+            await self._desk.before_balance.pop(0)()
         if self._desk.odd is not None:
             raise self._desk.odd
         return Balance(self._desk.cash, self._desk.cash)

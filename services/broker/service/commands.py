@@ -66,6 +66,7 @@ class Commands:
         account = await self._account(tx, event)
         if account is None:
             return self._nobodys(event, event.by_order_id)
+        await self._store.lock_all(tx, [event.order_id, event.by_order_id])
         old = await self._own(tx, account, event.order_id)
         if old is None:
             return self._orders.refusal(account, event.by_order_id, [NO_ORDER])
@@ -148,9 +149,10 @@ class Commands:
 
     async def _cancel_open(self, tx: Tx, account: Account, symbol: str | None) -> list[Event]:
         events: list[Event] = []
-        for one in await self._store.open(tx, account.id, None if symbol is None else [symbol]):
-            stored = await self._store.lock(tx, one.order.id)
-            if stored is not None:
+        found = await self._store.open(tx, account.id, None if symbol is None else [symbol])
+        locked = await self._store.lock_all(tx, [one.order.id for one in found])
+        for stored in (locked[one.order.id] for one in found):
+            if stored.order.state not in OVER:  # else it has ended while we waited for it
                 events += await self._cancel(tx, account, stored)
         return events
 

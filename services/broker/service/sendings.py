@@ -5,23 +5,26 @@
     cancel    may be repeated
     look_up   asks how an order stands
 
+A venue that asks to be left alone is, by all of the account's orders.
+
+Whoever stalls so long that another worker takes the row over changes nothing more (`_ours`).
+
 What would surprise you: a venue that does not refuse an id that it has seen gets no order twice. Where a look-up finds
 nothing there for a minute, the order is over, and should it turn up after all, its fills count and are flagged.
 """
 
-import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from typing import Final
 from uuid import UUID
-from weakref import WeakValueDictionary
 
-from services.broker.domain.checks import Refusal, TradeRules
+from services.broker.domain.checks import Refusal
 from services.broker.domain.orders import OVER, ZERO, Order, Report
 from services.broker.domain.shapes import resized
-from services.broker.ports import Account, Venue, VenueRefused
-from services.broker.service.checking import Checking, Rulebook
+from services.broker.ports import Account, VenueRefused
+from services.broker.service.asking import Asking, Told
+from services.broker.service.checking import Checking
 from services.broker.service.orders import Orders
 from services.broker.service.venues import NoSuchVenue, Venues
 from services.broker.store.accounts import AccountStore, account_of
@@ -38,9 +41,6 @@ TOO_LATE: Final = timedelta(seconds=60)
 UNSEEN: Final = timedelta(seconds=60)
 """So long a venue that takes an id twice is asked for an order that it may have got."""
 UNSEEN_ORDER: Final = Refusal("NOT_SENT", "the venue has not seen the order, and it is not sent twice: place it anew")
-BALANCE_AGE: Final = timedelta(seconds=10)
-ASKING_S: Final = 5.0
-"""So long a venue may take to tell what judging an order needs; the order tries again, and others have their turn."""
 LATE: Final = Refusal("TOO_LATE", "it could not be sent for a minute: place it anew")
 
 
@@ -68,16 +68,16 @@ class Sendings:
         self._accounts = accounts
         self._checking = checking
         self._venues = venues
-        self._rulebook = Rulebook()
         self._door = door
         self._clock = clock
-        self._asking: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+        self._asking = Asking(self._store, accounts, venues, door=door, clock=clock)
 
     def work(self, concurrency: int) -> Work:
         """Return the work."""
         return Work(
             kind="venue",
             table="sendings",
+            pauses="account_id",
             prepare=self.prepare,
             perform=self.perform,
             on_unknown="look_up",
@@ -107,39 +107,30 @@ class Sendings:
             return row
         if stored.order.state == "pending_submit" and not row["uncertain"]:
             # It was judged, and the process died before it went.
-            await self._told(account, row["order_id"], Report("not_sent"))
+            await self._told(row, account, Report("not_sent"))
         elif stored.order.state == "new" and self._late(stored):  # whether or not its venue answers
-            await self._refuse(row["order_id"], [LATE])
+            await self._refuse(row, [LATE])
             raise NotSent(LATE.message)
         try:
-            async with asyncio.timeout(ASKING_S):
-                venue = await self._venues.of(account)
-                instruments = [leg.instrument for leg in stored.order.terms.legs]
-                rules = await self._rulebook.of((account.venue, account.mode), venue, instruments)
-                await self._balance(account, venue)
-                held = await self._held(stored, venue)
-        except TimeoutError:
-            raise Transient(f"{account.venue} takes too long", retry_after_s=1) from None
+            told = await self._asking.of(account, stored)
         except (VenueRefused, NoSuchVenue) as error:
-            await self._refuse(row["order_id"], [Refusal(error.code, error.message)])
+            await self._refuse(row, [Refusal(error.code, error.message)])
             raise NotSent(error.message) from error
 
         async def judge(tx: Tx) -> Done[str | None]:
-            return await self._judge(tx, row, (account, venue), rules, held)
+            return await self._judge(tx, row, account, told)
 
         if why_not := await self._door.run(judge):
             raise NotSent(why_not)
         return row
 
-    async def _judge(
-        self, tx: Tx, row: Row, at: tuple[Account, Venue], rules: Mapping[str, TradeRules], held: Decimal | None
-    ) -> Done[str | None]:
+    async def _judge(self, tx: Tx, row: Row, account: Account, told: Told) -> Done[str | None]:
         """Let an order go, or refuse it; return why it does not go. One at a time for an account."""
-        account, venue = at
         held_account = await self._accounts.lock(tx, account.id)
         _, fresh = await self._locked(tx, row["order_id"])
+        await self._ours(tx, row)
         if fresh.order.state == "pending_submit":
-            raise Transient("another worker has judged it meanwhile", retry_after_s=1)  # its lease had run out, or ours
+            raise Transient("another worker has judged it meanwhile", retry_after_s=1)  # before its lease ran out
         if fresh.order.state != "new" or held_account is None:
             return Done(f"the order is {fresh.order.state}")
         refusals: Sequence[Refusal] = ()
@@ -148,15 +139,16 @@ class Sendings:
             refusals = [Refusal("ACCOUNT_CLOSED", "the account was closed: choose another one")]
         elif self._late(fresh):
             refusals = [LATE]
-        elif held is not None:
-            fresh, refusals = await self._sized(tx, fresh, held)
+        elif told.held is not None:
+            fresh, refusals = await self._sized(tx, fresh, told.held)
         else:
             fresh = await self._rest_only(tx, fresh)
         if not refusals:
-            refusals, taken = await self._checking.judge(tx, held_account, fresh.order, venue.capabilities, rules)
+            able, rules = told.venue.capabilities, told.rules
+            refusals, taken = await self._checking.judge(tx, held_account, fresh.order, able, rules)
             await self._store.reserve(tx, fresh.order.id, taken)
         if not refusals and fresh.order.replaces is not None:
-            refusals, events = await self._replacing(tx, account, fresh.order)
+            refusals, events = await self._replacing(tx, account, fresh.order, fresh.order.replaces)
         if refusals:
             return Done(refusals[0].message, await self._orders.refuse(tx, account, fresh, refusals))
         _, sent = await self._orders.report(tx, account, fresh, Report("submit_sent"))
@@ -165,28 +157,9 @@ class Sendings:
     def _late(self, stored: Stored) -> bool:
         return self._clock() - stored.row["created_at"] > TOO_LATE
 
-    async def _held(self, stored: Stored, venue: Venue) -> Decimal | None:
-        """Return what the venue holds of what an order closes, once no other order of it works; else None.
-
-        The venue is asked, for our books may lack a fill of an order that was canceled. Raises Transient.
-        """
-        if not stored.row["closes"] or self._late(stored):
-            return None
-        async with self._door.read() as tx:
-            await self._alone(tx, stored)
-        key = stored.order.terms.legs[0].instrument.key
-        return next((one.quantity for one in await venue.positions() if one.instrument.key == key), ZERO)
-
-    async def _alone(self, tx: Tx, stored: Stored) -> None:
-        """Raise Transient while another order of the same instrument works."""
-        order = stored.order
-        others = await self._store.open(tx, order.account_id, [order.terms.legs[0].instrument.key])
-        if any(one.order.id != order.id for one in others):
-            raise Transient("it waits for the end of other orders", retry_after_s=0.2)
-
     async def _sized(self, tx: Tx, stored: Stored, held: Decimal) -> tuple[Stored, Sequence[Refusal]]:
         """Give an order that closes a position the size of what is held; nothing is closed where that is gone."""
-        await self._alone(tx, stored)
+        await self._asking.alone(tx, stored)
         order = stored.order
         side = order.terms.legs[0].side
         if not held or (held > 0) != (side == "sell"):
@@ -199,34 +172,25 @@ class Sendings:
 
     async def _rest_only(self, tx: Tx, stored: Stored) -> Stored:
         """Let an order that is to be as large as the one it replaces fill what that one has left."""
-        old = None if stored.order.replaces is None else await self._store.lock(tx, stored.order.replaces)
-        if old is None or stored.order.terms.quantity != old.order.terms.quantity or rest(old.order) == ZERO:
+        if stored.order.replaces is None:
+            return stored
+        old = await self._old(tx, stored.order.replaces)
+        if stored.order.terms.quantity != old.order.terms.quantity or rest(old.order) == ZERO:
             return stored
         sized = resized(stored.order, rest(old.order))
         if sized != stored.order:
             await self._store.save(tx, sized, self._clock())
         return Stored(sized, stored.row)
 
-    async def _replacing(self, tx: Tx, account: Account, by: Order) -> tuple[Sequence[Refusal], Sequence[Event]]:
+    async def _replacing(
+        self, tx: Tx, account: Account, by: Order, replaces: UUID
+    ) -> tuple[Sequence[Refusal], Sequence[Event]]:
         """Note at the old order that it is to be replaced."""
-        old = None if by.replaces is None else await self._store.lock(tx, by.replaces)
-        if old is None or old.order.state not in {"accepted", "partially_filled"}:
-            state = "gone" if old is None else old.order.state
-            return [Refusal("ORDER_OVER", f"the order to be replaced is {state}: place a new one")], ()
+        old = await self._old(tx, replaces)
+        if old.order.state not in {"accepted", "partially_filled"}:
+            return [Refusal("ORDER_OVER", f"the order to be replaced is {old.order.state}: place a new one")], ()
         _, events = await self._orders.report(tx, account, old, Report("replace_asked", replaced_by=by.id))
         return (), events
-
-    async def _balance(self, account: Account, venue: Venue) -> None:
-        """Ask for the money where what is known of it is old; one at a time for an account."""
-        async with self._asking.setdefault(account.id, asyncio.Lock()):
-            async with self._door.read() as tx:
-                row = await self._accounts.get(tx, account.id)
-            now = self._clock()
-            if row is not None and row["balance_at"] is not None and now - row["balance_at"] < BALANCE_AGE:
-                return
-            balance = await venue.balance()
-            async with self._door.transaction() as tx:
-                await self._accounts.balance(tx, account.id, balance, now)
 
     # --- out ----------------------------------------------------------------------------------------
 
@@ -237,30 +201,33 @@ class Sendings:
         venue = await self._venues.of(account)
         match row["kind"]:
             case "submit":
-                report = await self._carefully(account, order.id, venue.submit(order))
+                report = await self._carefully(row, account, venue.submit(order))
             case "replace" if order.replaces is not None:
                 old, _ = await self._read(order.replaces)
-                report = await self._carefully(account, order.id, venue.replace(old.order, order))
+                report = await self._carefully(row, account, venue.replace(old.order, order))
             case "cancel":
                 report = await venue.cancel(order)
             case _:
                 report = await venue.look_up(order)
         return Performed({} if report is None else {"report": report})
 
-    async def _carefully(self, account: Account, order_id: UUID, saying: Awaitable[Report | None]) -> Report | None:
+    async def _carefully(self, row: Row, account: Account, saying: Awaitable[Report | None]) -> Report | None:
         """Keep in the order what an error says of whether it went out, and let the error go on."""
         try:
             return await saying
         except VenueRefused as error:
             await self._venues.forget(account.id)  # opened anew, its credentials may be others
-            await self._told(account, order_id, Report("not_sent", reason=error.message))
-            await self._refuse(order_id, [Refusal(error.code, error.message)])
+            await self._told(row, account, Report("not_sent", reason=error.message))
+            await self._refuse(row, [Refusal(error.code, error.message)])
             raise
         except Transient:
-            await self._told(account, order_id, Report("not_sent"))
+            await self._told(row, account, Report("not_sent"))
             raise
-        except OutcomeUnknown:
-            await self._told(account, order_id, Report("outcome_unknown"))
+        except OutcomeUnknown as unknown:
+            try:
+                await self._told(row, account, Report("outcome_unknown"))
+            except Exception as error:
+                raise unknown from error  # a lost database is no sign that the venue has not got it
             raise
 
     async def look_up(self, row: Row) -> bool:
@@ -269,24 +236,24 @@ class Sendings:
             return False
         stored, account = await self._read(row["order_id"])
         if stored.order.state == "pending_submit":
-            await self._told(account, stored.order.id, Report("outcome_unknown"))
+            await self._told(row, account, Report("outcome_unknown"))
         venue = await self._venues.of(account)
         if stored.order.state == "new" and venue.knows_ids:
             return False
         report = await venue.look_up(stored.order)
         if row["kind"] == "cancel":
-            order = await self._told(account, stored.order.id, report)
+            order = await self._told(row, account, report)
             return order.state in OVER and report.kind not in {"accepted", "fill"}
         if report.kind == "not_found" and not venue.knows_ids:
             if self._clock() - row["created_at"] < UNSEEN:
                 raise Transient("the venue has not seen it yet", retry_after_s=5)
-            await self._told(account, stored.order.id, report)
-            await self._refuse(stored.order.id, [UNSEEN_ORDER])
+            await self._told(row, account, report)
+            await self._refuse(row, [UNSEEN_ORDER])
             raise NotSent(UNSEEN_ORDER.message)
-        order = await self._told(account, stored.order.id, report)
+        order = await self._told(row, account, report)
         if order.state != "new" and order.replaces is not None:
             old, _ = await self._read(order.replaces)
-            await self._told(account, old.order.id, await venue.look_up(old.order))
+            await self._told(row, account, await venue.look_up(old.order), of=old.order.id)
         return order.state != "new"
 
     async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:
@@ -305,7 +272,7 @@ class Sendings:
             return await self._never_arrived(tx, account, stored, report)
         if row["kind"] != "replace" or stored.order.replaces is None:
             return (await self._orders.report(tx, account, stored, report))[1]
-        _, old = await self._locked(tx, stored.order.replaces)
+        old = await self._old(tx, stored.order.replaces)
         _, events = await self._orders.report(tx, account, old, report)
         of_new = Report("accepted") if report.kind == "replaced" else Report("rejected", reason=report.reason)
         return [*events, *(await self._orders.report(tx, account, stored, of_new))[1]]
@@ -316,7 +283,7 @@ class Sendings:
         if order.state in OVER or await self._store.going(tx, order.id):
             return ()
         if order.replaces is not None:
-            _, old = await self._locked(tx, order.replaces)
+            old = await self._old(tx, order.replaces)
             if old.order.replaced_by == order.id and old.order.state not in OVER:
                 return ()  # the venue has taken the wish and not carried it out yet
         events: list[Event] = []
@@ -336,24 +303,42 @@ class Sendings:
         return stored, account_of(account)
 
     async def _locked(self, tx: Tx, order_id: UUID) -> tuple[Account, Stored]:
-        stored = await self._store.lock(tx, order_id)
+        """Return an order; it is locked, and the one that it replaces."""
+        stored = await self._store.lock_both(tx, order_id)
         account = None if stored is None else await self._accounts.get(tx, stored.order.account_id)
         if stored is None or account is None:
             raise AssertionError("accounts and orders are not deleted")
         return account_of(account), stored
 
-    async def _told(self, account: Account, order_id: UUID, report: Report) -> Order:
-        """Take a report in, in a transaction of its own."""
+    async def _old(self, tx: Tx, order_id: UUID) -> Stored:
+        """Return the order that another one replaces; both are locked already."""
+        stored = await self._store.lock(tx, order_id)
+        if stored is None:
+            raise AssertionError("orders are not deleted")
+        return stored
+
+    async def _ours(self, tx: Tx, row: Row) -> None:
+        """Raise Transient where another worker has the sending by now: what we know of it is old.
+
+        Its order is locked, so whoever has claimed it since waits for what we do.
+        """
+        if not await self._store.ours(tx, row):
+            raise Transient("its lease has run out, and another worker has it")
+
+    async def _told(self, row: Row, account: Account, report: Report, of: UUID | None = None) -> Order:
+        """Take a report of the sending's order, or of another one, in, in a transaction of its own."""
 
         async def take(tx: Tx) -> Done[Order]:
-            _, stored = await self._locked(tx, order_id)
+            _, stored = await self._locked(tx, of or row["order_id"])
+            await self._ours(tx, row)
             return Done(*await self._orders.report(tx, account, stored, report))
 
         return await self._door.run(take)
 
-    async def _refuse(self, order_id: UUID, refusals: Sequence[Refusal]) -> None:
+    async def _refuse(self, row: Row, refusals: Sequence[Refusal]) -> None:
         async def refuse(tx: Tx) -> Sequence[Event]:
-            account, stored = await self._locked(tx, order_id)
+            account, stored = await self._locked(tx, row["order_id"])
+            await self._ours(tx, row)
             return await self._give_up(tx, account, stored, refusals)
 
         await self._door.publish(refuse)
@@ -363,5 +348,5 @@ class Sendings:
         events = await self._orders.refuse(tx, account, stored, refusals)
         if stored.order.replaces is None:
             return events
-        _, old = await self._locked(tx, stored.order.replaces)
+        old = await self._old(tx, stored.order.replaces)
         return [*events, *(await self._orders.report(tx, account, old, Report("replace_rejected")))[1]]

@@ -15,6 +15,7 @@ from services.broker.domain.orders import ZERO, Order, Terms
 from services.broker.ports import Account
 from shared.contracts.broker import OrderTerms
 from shared.db import Row, Tx
+from shared.retention import Transaction, forget, slice_of
 
 Sending = Literal["submit", "cancel", "replace", "look_up"]
 
@@ -25,6 +26,9 @@ _ADD: Final = text("""
     on conflict (id) do nothing""")
 _GET: Final = text("select * from orders where id = :id")
 _LOCK: Final = text("select * from orders where id = :id for no key update")
+_LOCK_BOTH: Final = text("""
+    select * from orders where id = :id or id = (select own.replaces from orders own where own.id = :id)
+    order by id for no key update""")
 _LOCK_ALL: Final = text("select * from orders where id = any(:ids) order by id for no key update")
 _SAVE: Final = text("""
     update orders set state = :state, terms = cast(:terms as jsonb), submits = :submits, seen = :seen,
@@ -68,17 +72,21 @@ _STUCK: Final = text("""
       and not exists (select from sendings s where s.order_id = o.id and s.status in ('pending', 'claimed', 'started'))
     order by o.updated_at limit :most""")
 _SEND: Final = text("""
-    insert into sendings (id, order_id, kind, lane, due_at, created_at)
-    select :id, cast(:order_id as uuid), :kind, :lane, cast(:due_at as timestamptz), :at
+    insert into sendings (id, order_id, account_id, kind, lane, due_at, created_at)
+    select :id, cast(:order_id as uuid), (select account_id from orders where id = :order_id), :kind, :lane,
+        cast(:due_at as timestamptz), :at
     where :kind not in ('cancel', 'look_up') or not exists (
         select from sendings where order_id = :order_id and kind = :kind and status = 'pending')
     on conflict do nothing""")
+_OURS: Final = text("""
+    select exists(select from sendings where id = :id and token = :token and status in ('claimed', 'started'))""")
 _GOING: Final = text("""
     select exists(select from sendings where order_id = :order_id and kind in ('submit', 'replace')
         and status in ('pending', 'claimed', 'started'))""")
 _UNSENT: Final = text("""
     delete from sendings where order_id = :order_id and kind in ('submit', 'replace') and status = 'pending'
         and not uncertain""")
+_FORGET: Final = slice_of("sendings", "settled_at < :look_ups and (kind = 'look_up' or settled_at < :others)")
 _FLAG: Final = text("""
     insert into flags (id, account_id, order_id, code, message, at)
     values (:id, :account_id, :order_id, :code, :message, :at) on conflict do nothing""")
@@ -112,7 +120,7 @@ class Flag:
 
 
 class OrderStore:
-    """Reads and writes orders."""
+    """Reads and writes orders. Whoever locks several locks them by their id, so that nobody waits for each other."""
 
     async def add(
         self,
@@ -150,6 +158,11 @@ class OrderStore:
         """Return an order that nobody else changes until the commit."""
         row = await tx.fetchrow(_LOCK, id=order_id)
         return None if row is None else stored(row)
+
+    async def lock_both(self, tx: Tx, order_id: UUID) -> Stored | None:
+        """Return an order that nobody else changes until the commit; the one that it replaces is locked, too."""
+        rows = await tx.fetch(_LOCK_BOTH, id=order_id)
+        return next((stored(row) for row in rows if row["id"] == order_id), None)
 
     async def lock_all(self, tx: Tx, order_ids: Collection[UUID]) -> dict[UUID, Stored]:
         """Return orders that nobody else changes until the commit."""
@@ -234,6 +247,10 @@ class OrderStore:
         """Write what is to be said to the venue; a wish that waits already is not doubled."""
         await tx.execute(_SEND, id=sending_id, order_id=order_id, kind=kind, lane=str(order_id), due_at=at, at=at)
 
+    async def ours(self, tx: Tx, sending: Row) -> bool:
+        """Whether a claimed sending is still whose who claimed it. Lock its order first: then it stays so."""
+        return bool(await tx.fetchval(_OURS, id=sending["id"], token=sending["token"]))
+
     async def going(self, tx: Tx, order_id: UUID) -> bool:
         """Whether an order is still being sent: then nobody but its sending says that it never arrived."""
         return bool(await tx.fetchval(_GOING, order_id=order_id))
@@ -241,6 +258,10 @@ class OrderStore:
     async def unsend(self, tx: Tx, order_id: UUID) -> None:
         """Take back a submit that has certainly not begun."""
         await tx.execute(_UNSENT, order_id=order_id)
+
+    async def forget_sendings(self, transaction: Transaction, look_ups: datetime, others: datetime) -> int:
+        """Delete look-ups that ended before then, and whatever else was said to venues that ended before `others`."""
+        return await forget(transaction, _FORGET, look_ups=look_ups, others=others)
 
     async def flag(self, tx: Tx, flag: Flag) -> bool:
         """Keep what a person should look at, once; False when its id is known."""
