@@ -5,6 +5,8 @@ import secrets
 
 from services.alerts import READS, consumers
 from services.alerts.adapters.discord import Discord
+from services.alerts.adapters.resend import Resend
+from services.alerts.adapters.sendgrid import SendGrid
 from services.alerts.adapters.smtp import Smtp, SmtpServer
 from services.alerts.adapters.webhook import WebhookSender
 from services.alerts.domain.links import Links
@@ -117,22 +119,39 @@ def _senders(settings: AlertsSettings, clock: Clock) -> tuple[dict[Channel, tupl
     senders: dict[Channel, tuple[Sender, int]] = {
         "discord": (Discord(connections=settings.discord_concurrency), settings.discord_concurrency)
     }
-    if settings.smtp_host is not None:
-        senders["email"] = (_mail(settings, settings.smtp_host), settings.smtp_concurrency)
+    mail = _mail(settings)
+    if mail is not None:
+        senders["email"] = (mail, settings.smtp_concurrency)
     at_once = settings.outward_concurrency
     webhook = WebhookSender(Outward(allowed=settings.outward_base, connections=at_once, clock=clock), clock)
     senders["webhook"] = (webhook, at_once)
     return senders, {"webhook": webhook.check}
 
 
-def _mail(settings: AlertsSettings, host: str) -> Smtp:
-    password = settings.smtp_password.get_secret_value() if settings.smtp_password else None
-    server = SmtpServer(
-        host=host,
-        port=settings.smtp_port,
-        sender=settings.smtp_from,
-        user=settings.smtp_user,
-        password=password,
-        starttls=settings.smtp_starttls,
+def _mail(settings: AlertsSettings) -> Sender | None:
+    """Return what sends mail; None when it is not set up."""
+    connections = settings.smtp_concurrency
+    if settings.email_via == "sendgrid":
+        key, base = settings.sendgrid_api_key, settings.sendgrid_base
+        made = SendGrid(key.get_secret_value(), settings.smtp_from, base=base, connections=connections) if key else None
+    elif settings.email_via == "resend":
+        key, base = settings.resend_api_key, settings.resend_base
+        made = Resend(key.get_secret_value(), settings.smtp_from, base=base, connections=connections) if key else None
+    else:
+        made = _smtp(settings)
+    return made
+
+
+def _smtp(settings: AlertsSettings) -> Sender | None:
+    if settings.smtp_host is None:
+        return None
+    return Smtp(
+        SmtpServer(
+            host=settings.smtp_host,
+            port=settings.smtp_port,
+            sender=settings.smtp_from,
+            user=settings.smtp_user,
+            password=settings.smtp_password.get_secret_value() if settings.smtp_password else None,
+            starttls=settings.smtp_starttls,
+        )
     )
-    return Smtp(server)

@@ -1,6 +1,7 @@
 """What the alerts service needs to know, from the environment (prefix OPENBELL_ALERTS_)."""
 
 from decimal import Decimal
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -31,13 +32,20 @@ class AlertsSettings(BaseSettings):
     outward_concurrency: int = Field(default=16, ge=1)
     """How many messages of each of these channels may be on their way at once."""
 
+    email_via: Literal["smtp", "sendgrid", "resend"] = "smtp"
+    """Who takes mail. Without that one's host or key there is no e-mail channel."""
+    sendgrid_api_key: SecretStr | None = None
+    sendgrid_base: str = "https://api.sendgrid.com"
+    """The European region has another one."""
+    resend_api_key: SecretStr | None = None
+    resend_base: str = "https://api.resend.com"
     smtp_host: str | None = None
-    """Without it there is no e-mail channel."""
     smtp_port: int = 587
     smtp_user: str | None = None
     smtp_password: SecretStr | None = None
     smtp_starttls: bool = True
     smtp_from: str = "Openbell <alerts@openbell.invalid>"
+    """From whom mail is, whoever takes it: an address of a domain that is set up to send (docs/mail.md)."""
     smtp_concurrency: int = Field(default=4, ge=1)
 
     keep_alerts_months: int = Field(default=13, ge=1)

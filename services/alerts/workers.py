@@ -10,7 +10,7 @@ from typing import Final
 from uuid import uuid5
 
 from services.alerts.domain.links import Link, Links
-from services.alerts.domain.text import REPEAT_NOTE, Message, body, confirmation, notes
+from services.alerts.domain.text import REPEAT_NOTE, Message, body, confirmation, fields, notes
 from services.alerts.ports import ChannelGone, Sender
 from services.alerts.store.alerts import AlertsStore, lines_of
 from services.alerts.store.confirmations import ConfirmationStore
@@ -124,6 +124,7 @@ class NoticeDelivery:
             notes=(REPEAT_NOTE,) if found["uncertain"] else (),
             simulated=False,
             at=found["at"],
+            kind=found["kind"],
         )
         sent = await self._sender.send(message)
         return Performed({"provider_id": sent.provider_id}, pause_s=sent.pause_s)
@@ -232,11 +233,12 @@ class Retention:
 
 
 def _message(found: Row, *, repeat: bool) -> Message:
+    best = lines_of(found)
     return Message(
         delivery_id=found["id"],
         target=found["target"],
         title=found["title"],
-        lines=body(found["symbol"], lines_of(found), found["contract_count"]),
+        lines=body(found["symbol"], best, found["contract_count"]),
         notes=notes(
             rule_name=found["rule_name"],
             session=found["session"],
@@ -249,6 +251,8 @@ def _message(found: Row, *, repeat: bool) -> Message:
         ),
         simulated=found["simulated"],
         at=found["as_of"],
+        kind="alert",
+        fields=fields(found["symbol"], best, found["contract_count"]),
     )
 
 

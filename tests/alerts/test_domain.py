@@ -22,6 +22,7 @@ from services.alerts.domain.matching import (
     sightings,
     summarise,
 )
+from services.alerts.domain.words import Words
 from shared.errors import Invalid
 from tests.alerts.conftest import NOW, SESSION, WEBHOOK, activity, contract
 
@@ -149,7 +150,7 @@ def test_a_line_reads_as_a_trader_would_say_it() -> None:
     [("999", "$999"), ("1000", "$1k"), ("999999", "$1000k"), ("1250000", "$1.2M"), ("3.2E9", "$3.2B")],
 )
 def test_amounts_are_short(amount: str, told: str) -> None:
-    assert text.dollars(Decimal(amount)) == told
+    assert Words().dollars(Decimal(amount)) == told
 
 
 def test_a_webhook_of_discord_is_accepted_as_it_is() -> None:

@@ -7,7 +7,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from services.alerts.domain.notices import PAID, TRADED, money, notice_of
+from services.alerts.domain.notices import PAID, TRADED, notice_of
+from services.alerts.domain.words import Words
 from services.alerts.ports import ChannelGone
 from services.alerts.workers import Retention
 from shared.contracts.broker import Drift, OrderFilled, OrderFlagged, OrderRejected, PositionsDrifted
@@ -55,7 +56,7 @@ COST: dict[str, Any] = {"amount": Decimal(29), "currency": "USD"}
             PaymentFailed(**about(USER, **COST, reason="The card was declined.", next_attempt_at=NOW)),
             "payment_failed",
             "Your payment of 29.00 USD did not work",
-            ("The card was declined.", "It is tried again on 2 June 2025."),
+            ("The card was declined.", "It is tried again on June 2, 2025."),
         ),
         (
             PaymentFailed(**about(USER, **COST, reason="", action_required=True, pay_url="https://pay.example/3ds")),
@@ -76,7 +77,7 @@ COST: dict[str, Any] = {"amount": Decimal(29), "currency": "USD"}
             "The dispute over 29.00 USD is closed: the money went back to you",
             (),
         ),
-        (TrialEnding(**about(USER, ends_at=NOW)), "trial_ending", "Your trial ends on 2 June 2025", ()),
+        (TrialEnding(**about(USER, ends_at=NOW)), "trial_ending", "Your trial ends on June 2, 2025", ()),
         (
             CardExpiring(**about(USER, brand="visa", last4="4242", expires="2025-07")),
             "card_expiring",
@@ -87,13 +88,13 @@ COST: dict[str, Any] = {"amount": Decimal(29), "currency": "USD"}
             RenewalDue(**about(USER, **COST, due_at=NOW, days_left=1)),
             "renewal_due",
             "Your subscription ends in 1 day: 29.00 USD renews it",
-            ("Due on 2 June 2025.",),
+            ("Due on June 2, 2025.",),
         ),
         (
             RenewalDue(**about(USER, **COST, due_at=NOW, days_left=-2)),
             "renewal_due",
             "Your subscription is not paid: 29.00 USD keeps it",
-            ("Due on 2 June 2025.",),
+            ("Due on June 2, 2025.",),
         ),
     ],
 )
@@ -184,13 +185,13 @@ async def test_of_an_orders_parts_the_first_is_told_and_what_makes_it_whole(benc
 
 
 def test_coins_keep_their_digits() -> None:
-    assert money(Decimal("0.01250000"), "BTC") == "0.0125 BTC"
-    assert money(Decimal("1234.5"), "USD") == "1,234.50 USD"
-    assert money(Decimal(1500), "JPY") == "1,500 JPY"
-    assert money(Decimal("1.5"), "KWD") == "1.500 KWD"
-    assert money(Decimal("1.234"), "KWD") == "1.234 KWD"
-    assert money(Decimal("123456789012.123456789012345678"), "X") == "123,456,789,012.123456789012345678 X"
-    assert money(Decimal(10**38), "X") == f"{10**38:,}.00 X"
+    assert Words().money(Decimal("0.01250000"), "BTC") == "0.0125 BTC"
+    assert Words().money(Decimal("1234.5"), "USD") == "1,234.50 USD"
+    assert Words().money(Decimal(1500), "JPY") == "1,500 JPY"
+    assert Words().money(Decimal("1.5"), "KWD") == "1.500 KWD"
+    assert Words().money(Decimal("1.234"), "KWD") == "1.234 KWD"
+    assert Words().money(Decimal("123456789012.123456789012345678"), "X") == "123,456,789,012.123456789012345678 X"
+    assert Words().money(Decimal(10**38), "X") == f"{10**38:,}.00 X"
 
 
 async def test_a_notice_goes_out_once_on_every_enabled_channel(bench: Bench) -> None:

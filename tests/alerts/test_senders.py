@@ -7,8 +7,9 @@ from uuid import UUID
 
 import pytest
 
-from services.alerts.adapters.discord import LONGEST_WAIT_S, Discord, clip, payload
+from services.alerts.adapters.discord import LONGEST_WAIT_S, Discord, payload
 from services.alerts.adapters.smtp import Smtp, SmtpServer
+from services.alerts.domain.cutting import clip
 from services.alerts.domain.text import REPEAT_NOTE
 from services.alerts.ports import ChannelGone
 from shared.errors import OpenbellError, Permanent, Transient

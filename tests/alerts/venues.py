@@ -13,8 +13,10 @@ from services.alerts.domain.text import Message
 from services.alerts.ports import Sender
 from shared.outward import Outward
 from tests.alerts.conftest import NOW
+from tests.alerts.mail_venues import ResendVenue, SendGridVenue
 from tests.fakes import posts
 from tests.fakes.discord import Answer, FakeDiscord
+from tests.fakes.mail_apis import FakeResend, FakeSendGrid
 from tests.fakes.smtp import SILENCE, FakeSmtp
 from tests.fakes.webhook import FakeWebhook
 
@@ -148,10 +150,13 @@ VENUES: Final[dict[str, tuple[Any, Any]]] = {
     "discord": (FakeDiscord, DiscordVenue),
     "smtp": (FakeSmtp, SmtpVenue),
     "webhook": (FakeWebhook, WebhookVenue),
+    "sendgrid": (FakeSendGrid, SendGridVenue),
+    "resend": (FakeResend, ResendVenue),
 }
 """Each stand-in, and the venue over it."""
 
 LACKS: Final[dict[str, dict[int, str]]] = {
     "smtp": {9: "SMTP has no way to say how long to wait"},
+    "resend": {4: "Resend takes mail for any address and tells by webhook that it bounced"},
 }
 """The numbered cases of test_senders that a channel cannot show, and why."""

@@ -2,26 +2,36 @@
 
 Discord's webhooks know no idempotency key, so a message whose outcome is unknown is sent again, with a line that
 says so: a missed alert is worse than a doubled one. Limits are the documented ones (docs/resources/channel,
-"embed limits"; docs/topics/rate-limits): what is too long is cut, a 429 is obeyed to the millisecond, and an
-answer that says the bucket is empty asks for the pause before the next message.
+"embed limits"; docs/topics/rate-limits): the last blocks of a description that is too long give way to "and N more",
+a 429 is obeyed to the millisecond, and an answer that says the bucket is empty asks for the pause before the next one.
+Discord bans an address after 10,000 invalid answers in ten minutes, so after half of that nothing is sent for a while;
+replicas behind one address share the ban and not the count, so give each its part (`most_invalid`).
 
 What would surprise you: the URL is a secret and httpx logs URLs at INFO, so its logger is raised to WARNING.
 """
 
+import json
 import logging
+import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import httpx
 
-from services.alerts.domain.text import Message
+from services.alerts.domain.cutting import clip, fit, units
+from services.alerts.domain.text import IMAGE_NAME, Message, context, fitted
 from services.alerts.ports import ChannelGone, Sent
+from services.alerts.templates import render_packaged
 from shared.errors import Permanent, Transient
 from shared.work import Busy, OutcomeUnknown
 
 CONTENT_MAX: Final = 2_000
 TITLE_MAX: Final = 256
-DESCRIPTION_MAX: Final = 3_500  # documented: 4,096, and 6,000 for all of an embed
+DESCRIPTION_MAX: Final = 4_096
 FOOTER_MAX: Final = 2_000  # documented: 2,048
+EMBED_MAX: Final = 6_000
+INVALID_WINDOW_S: Final = 600.0
 
 LONGEST_WAIT_S: Final = 30 * 86_400.0
 """Longer waits are obeyed as this one: no delivery lives to see its end, and a date so far off need not exist."""
@@ -40,23 +50,56 @@ _SIMULATED: Final = 0x9E9E9E
 class Discord:
     """Sends messages to webhooks, over pooled connections."""
 
-    def __init__(self, *, connections: int = 32, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        *,
+        connections: int = 32,
+        timeout_s: float = 10.0,
+        most_invalid: int = 5_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._timeout = httpx.Timeout(timeout_s, pool=30.0)
         self._limits = httpx.Limits(max_connections=connections, keepalive_expiry=60.0)
         self._http: httpx.AsyncClient | None = None
+        self._most_invalid = most_invalid
+        self._clock = clock
+        self._invalid: deque[float] = deque(maxlen=most_invalid)
 
     async def send(self, message: Message) -> Sent:
         """Post the message; see services.alerts.ports for how it may end."""
+        self._stay_below_the_ban()
         try:
-            answer = await self._client().post(message.target, params={"wait": "true"}, json=payload(message))
+            answer = await self._post(fitted(message))
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise Transient(f"Discord is not reachable: {type(error).__name__}") from None
         except httpx.HTTPError as error:
             raise OutcomeUnknown(f"Discord did not answer: {type(error).__name__}") from None
         if answer.is_success:
             return Sent(str(_json(answer).get("id", "")), pause_s=_pause_s(answer))
+        if answer.status_code == _WAIT or answer.status_code in _GONE:
+            self._invalid.append(self._clock())
         raise _refusal(answer)
+
+    async def _post(self, message: Message) -> httpx.Response:
+        made = payload(message)
+        client, params = self._client(), {"wait": "true"}
+        if message.image is None:
+            return await client.post(message.target, params=params, json=made)
+        made["embeds"][0]["image"] = {"url": f"attachment://{IMAGE_NAME}"}
+        made["attachments"] = [{"id": 0, "filename": IMAGE_NAME}]
+        files = {"files[0]": (IMAGE_NAME, message.image, "image/png")}
+        return await client.post(message.target, params=params, data={"payload_json": json.dumps(made)}, files=files)
+
+    def _stay_below_the_ban(self) -> None:
+        since = self._clock() - INVALID_WINDOW_S
+        while self._invalid and self._invalid[0] <= since:
+            self._invalid.popleft()
+        if len(self._invalid) >= self._most_invalid:
+            wait_s = self._invalid[0] - since
+            raise Busy(
+                "too many refusals by Discord: waiting, so as not to be banned", retry_after_s=wait_s, everyone=True
+            )
 
     async def close(self) -> None:
         """Close the connections; another send opens new ones."""
@@ -73,32 +116,24 @@ class Discord:
 
 def payload(message: Message) -> dict[str, Any]:
     """Return the webhook's JSON: the title as content, the rest as one embed; nobody is mentioned."""
+    rendered = message.rendered or render_packaged("discord", message.kind, context(message), message.words)
+    if rendered is None:
+        raise Permanent("there is no template for this message")
+    title, footer = clip(rendered.subject, TITLE_MAX), clip("\n".join(message.notes), FOOTER_MAX)
+    room = min(DESCRIPTION_MAX, EMBED_MAX - units(title) - units(footer))
     return {
-        "content": clip(message.title, CONTENT_MAX),
+        "content": clip(rendered.subject, CONTENT_MAX),
         "embeds": [
             {
-                "title": clip(message.title, TITLE_MAX),
-                "description": clip("\n".join(message.lines), DESCRIPTION_MAX),
-                "footer": {"text": clip("\n".join(message.notes), FOOTER_MAX)},
+                "title": title,
+                "description": fit(rendered.text.strip(), room),
+                "footer": {"text": footer},
                 "timestamp": message.at.isoformat(),
                 "color": _SIMULATED if message.simulated else _REAL,
             }
         ],
         "allowed_mentions": {"parse": []},
     }
-
-
-def clip(text: str, longest: int) -> str:
-    """Return the text, cut with an ellipsis; counted in UTF-16 units, the stricter of two ways to count."""
-    if _units(text) <= longest:
-        return text
-    while _units(text) >= longest:
-        text = text[: -max(1, (_units(text) - longest) // 2)]
-    return text + "…"
-
-
-def _units(text: str) -> int:
-    return len(text.encode("utf-16-le")) // 2
 
 
 def _refusal(answer: httpx.Response) -> Exception:

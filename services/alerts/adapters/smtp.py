@@ -12,13 +12,13 @@ import re
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
-from email.utils import format_datetime, parseaddr
+from email.utils import parseaddr
 from typing import Final
 
 import aiosmtplib
-from jinja2 import Environment, StrictUndefined
 
-from services.alerts.domain.text import Message
+from services.alerts.adapters.mail import Letter, letter
+from services.alerts.domain.text import IMAGE_NAME, Message
 from services.alerts.ports import ChannelGone, Sent
 from shared.errors import Permanent, Transient
 from shared.work import OutcomeUnknown
@@ -29,15 +29,6 @@ _ADDRESS: Final = "1"  # RFC 3463: 5.1.x is about an address, 5.7.x about policy
 _SENDERS: Final = frozenset({"7", "8"})  # ... and 5.1.7 and 5.1.8 about the sender's
 
 _POLICY: Final = SMTP_POLICY.clone(cte_type="7bit")
-_HTML: Final = """\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title></head>
-<body style="font-family: sans-serif">
-<h2>{{ title }}</h2>
-<ul>{% for line in lines %}<li>{{ line | urlize }}</li>{% endfor %}</ul>
-{% for note in notes %}<p style="color: #555">{{ note }}</p>{% endfor %}
-</body></html>
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +49,10 @@ class Smtp:
 
     def __init__(self, server: SmtpServer) -> None:
         self._server = server
-        self._html = Environment(autoescape=True, undefined=StrictUndefined).from_string(_HTML)
 
     async def send(self, message: Message) -> Sent:
         """Hand the message in; see services.alerts.ports for how it may end."""
-        mail = self._mail(message)
+        mail = mime(letter(message, self._server.sender))
         client = await self._connect()
         try:
             await self._envelope(client, message.target)
@@ -114,19 +104,22 @@ class Smtp:
         except (aiosmtplib.SMTPException, OSError) as error:
             raise OutcomeUnknown(f"the mail server fell silent after the text: {_reason(error)}") from None
 
-    def _mail(self, message: Message) -> EmailMessage:
-        domain = parseaddr(self._server.sender)[1].rpartition("@")[2]
-        mail = EmailMessage(policy=_POLICY)
-        mail["From"] = self._server.sender
-        mail["To"] = message.target
-        mail["Subject"] = message.title
-        mail["Date"] = format_datetime(message.at)
-        mail["Message-ID"] = f"<{message.delivery_id}@{domain}>"
-        mail["Auto-Submitted"] = "auto-generated"
-        mail.set_content("\n".join([message.title, "", *message.lines, "", *message.notes, ""]))
-        html = self._html.render(title=message.title, lines=message.lines, notes=message.notes)
-        mail.add_alternative(html, subtype="html")
-        return mail
+
+def mime(letter: Letter) -> EmailMessage:
+    """Return the letter as SMTP carries it: the text, then HTML with the picture that it shows."""
+    mail = EmailMessage(policy=_POLICY)
+    mail["From"] = letter.sender
+    mail["To"] = letter.to
+    mail["Subject"] = letter.subject
+    for name, value in letter.headers.items():
+        mail[name] = value
+    mail.set_content(letter.text)
+    mail.add_alternative(letter.html, subtype="html")
+    if letter.image is not None:
+        html = mail.get_body(("html",))
+        assert html is not None  # noqa: S101 - it was added just now
+        html.add_related(letter.image, "image", "png", cid=f"<{IMAGE_NAME}>", filename=IMAGE_NAME, disposition="inline")
+    return mail
 
 
 def _says_gone(error: aiosmtplib.SMTPRecipientRefused) -> bool:

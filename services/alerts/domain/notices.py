@@ -1,13 +1,11 @@
 """How what payment and the brokerage tell reads. Pure."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from decimal import Decimal, localcontext
 from functools import singledispatch
 from typing import Final, get_args
 from uuid import UUID, uuid5
 
+from services.alerts.domain.words import DEFAULT, Words
 from shared.contracts.base import Event
 from shared.contracts.broker import OrderFilled, OrderFlagged, OrderRejected, PositionsDrifted
 from shared.contracts.payment import (
@@ -26,12 +24,6 @@ Told = Paid | Traded
 """What becomes a notice."""
 PAID: Final[tuple[type[Paid], ...]] = get_args(Paid)
 TRADED: Final[tuple[type[Traded], ...]] = get_args(Traded)
-_NONE: Final = "BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF"
-_THREE: Final = "BHD IQD JOD KWD LYD OMR TND"
-_DECIMALS: Final[Mapping[str, int]] = {
-    code: decimals for decimals, codes in ((0, _NONE), (3, _THREE)) for code in codes.split()
-}
-"""Of currencies that have not two, as services.payment.domain.money counts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +36,28 @@ class Notice:
 
 
 @singledispatch
-def notice_of(event: Event) -> Notice:
+def notice_of(event: Event, _words: Words = DEFAULT) -> Notice:
     """Return what an event tells its user. Raises TypeError for one that tells nothing."""
     raise TypeError(f"{event.type} is no notice")
 
 
 @notice_of.register
-def _(event: PaymentReceived) -> Notice:
+def _(event: PaymentReceived, words: Words = DEFAULT) -> Notice:
     what = "renewed" if event.renewal else "paid"
-    title = f"Your Openbell subscription is {what}: {money(event.amount, event.currency)}"
+    title = f"Your Openbell subscription is {what}: {words.money(event.amount, event.currency)}"
     return Notice("renewed" if event.renewal else "receipt", title, _some(event.plan, receipt=event.receipt_url))
 
 
 @notice_of.register
-def _(event: PaymentFailed) -> Notice:
-    amount = money(event.amount, event.currency)
+def _(event: PaymentFailed, words: Words = DEFAULT) -> Notice:
+    amount = words.money(event.amount, event.currency)
     if event.action_required:
         return Notice(
             "payment_action_required",
             f"Your payment of {amount} needs you to confirm it",
             _some(event.plan, pay=event.pay_url),
         )
-    again = f"It is tried again on {day(event.next_attempt_at)}." if event.next_attempt_at else None
+    again = f"It is tried again on {words.day(event.next_attempt_at)}." if event.next_attempt_at else None
     return Notice(
         "payment_failed",
         f"Your payment of {amount} did not work",
@@ -74,13 +66,13 @@ def _(event: PaymentFailed) -> Notice:
 
 
 @notice_of.register
-def _(event: PaymentRefunded) -> Notice:
-    return Notice("refunded", f"You have been refunded {money(event.amount, event.currency)}", _some(event.plan))
+def _(event: PaymentRefunded, words: Words = DEFAULT) -> Notice:
+    return Notice("refunded", f"You have been refunded {words.money(event.amount, event.currency)}", _some(event.plan))
 
 
 @notice_of.register
-def _(event: PaymentDisputed) -> Notice:
-    amount = money(event.amount, event.currency)
+def _(event: PaymentDisputed, words: Words = DEFAULT) -> Notice:
+    amount = words.money(event.amount, event.currency)
     titles = {
         "opened": f"Your bank disputes a payment of {amount}",
         "won": f"The dispute over {amount} is closed: the payment stands",
@@ -90,19 +82,19 @@ def _(event: PaymentDisputed) -> Notice:
 
 
 @notice_of.register
-def _(event: TrialEnding) -> Notice:
-    return Notice("trial_ending", f"Your trial ends on {day(event.ends_at)}", _some(event.plan))
+def _(event: TrialEnding, words: Words = DEFAULT) -> Notice:
+    return Notice("trial_ending", f"Your trial ends on {words.day(event.ends_at)}", _some(event.plan))
 
 
 @notice_of.register
-def _(event: CardExpiring) -> Notice:
+def _(event: CardExpiring, _words: Words = DEFAULT) -> Notice:
     title = f"Your card ({event.brand}, ending in {event.last4}) expires in {event.expires}"
     return Notice("card_expiring", title, ("Update it so that your subscription goes on.",))
 
 
 @notice_of.register
-def _(event: RenewalDue) -> Notice:
-    amount = money(event.amount, event.currency)
+def _(event: RenewalDue, words: Words = DEFAULT) -> Notice:
+    amount = words.money(event.amount, event.currency)
     if event.days_left > 0:
         days = "1 day" if event.days_left == 1 else f"{event.days_left} days"
         title = f"Your subscription ends in {days}: {amount} renews it"
@@ -110,15 +102,15 @@ def _(event: RenewalDue) -> Notice:
         title = f"Your subscription is not paid: {amount} keeps it"
     next_step = None
     if event.next_step_at is not None and event.days_left <= 0:
-        next_step = f"{'It ends' if event.last else 'The next reminder comes'} on {day(event.next_step_at)}."
-    lines = _some(event.plan, f"Due on {day(event.due_at)}.", next_step, pay=event.pay_url)
+        next_step = f"{'It ends' if event.last else 'The next reminder comes'} on {words.day(event.next_step_at)}."
+    lines = _some(event.plan, f"Due on {words.day(event.due_at)}.", next_step, pay=event.pay_url)
     return Notice("renewal_due", title, lines)
 
 
 @notice_of.register
-def _(event: OrderFilled) -> Notice:
+def _(event: OrderFilled, words: Words = DEFAULT) -> Notice:
     verb = "Bought" if event.side == "buy" else "Sold"
-    title = f"{verb} {number(event.quantity)} {event.symbol} at {number(event.price)} ({event.mode})"
+    title = f"{verb} {words.number(event.quantity)} {event.symbol} at {words.number(event.price)} ({event.mode})"
     kind, line = (
         ("order_filled", "Nothing of the order is left.")
         if event.whole
@@ -128,18 +120,18 @@ def _(event: OrderFilled) -> Notice:
 
 
 @notice_of.register
-def _(event: OrderRejected) -> Notice:
+def _(event: OrderRejected, _words: Words = DEFAULT) -> Notice:
     return Notice("order_rejected", f"Your order was refused at {event.venue} ({event.mode})", event.reasons)
 
 
 @notice_of.register
-def _(event: OrderFlagged) -> Notice:
+def _(event: OrderFlagged, _words: Words = DEFAULT) -> Notice:
     return Notice("order_flagged", f"Look at your order at {event.venue} ({event.mode})", (event.message,))
 
 
 @notice_of.register
-def _(event: PositionsDrifted) -> Notice:
-    lines = (f"{one.symbol}: {number(one.venue)}, not {number(one.ours)}." for one in event.drifts)
+def _(event: PositionsDrifted, words: Words = DEFAULT) -> Notice:
+    lines = (f"{one.symbol}: {words.number(one.venue)}, not {words.number(one.ours)}." for one in event.drifts)
     return Notice("positions_drifted", f"Your positions were put right: {event.venue} holds others", tuple(lines))
 
 
@@ -148,25 +140,6 @@ def id_of(event: Told) -> UUID:
     if isinstance(event, OrderFilled):
         return uuid5(event.order_id, f"{'whole' if event.whole else 'part'}/{event.symbol}")
     return event.id
-
-
-def number(amount: Decimal) -> str:
-    """Return a quantity or a price without idle zeros: 10, 1,234.5, 0.00000001."""
-    with localcontext(prec=120):
-        return f"{amount.normalize():,f}"
-
-
-def money(amount: Decimal, currency: str) -> str:
-    """Return an amount as a receipt shows it: 29.00 USD, 500 JPY, 1.500 KWD, 0.0125 BTC."""
-    decimals = _DECIMALS.get(currency, 2)
-    with localcontext(prec=120):
-        shown = f"{amount:,.{decimals}f}" if amount == round(amount, decimals) else f"{amount.normalize():,f}"
-    return f"{shown} {currency}"
-
-
-def day(at: datetime) -> str:
-    """Return a date that everybody reads alike."""
-    return f"{at.day} {at:%B %Y}"
 
 
 def _some(plan: str | None, *lines: str | None, receipt: str | None = None, pay: str | None = None) -> tuple[str, ...]:

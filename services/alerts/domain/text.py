@@ -1,17 +1,22 @@
 """How an alert reads. What is simulated says so, first thing."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from services.alerts.domain.matching import Line, Summary
+from services.alerts.domain.templates import Rendered
+from services.alerts.domain.words import DEFAULT, Words
 
 SIMULATED_MARK: Final = "[SIMULATED] "
 SIMULATED_NOTE: Final = "Simulated data: no real market stands behind these figures."
 REPEAT_NOTE: Final = "This may repeat an earlier message."
+IMAGE_NAME: Final = "chart.png"
+IMAGE_MAX: Final = 8 * 1024 * 1024
+"""Bytes. What Discord takes; mail servers take more."""
 
 _SIDES: Final = {
     "above_ask": "above the ask",
@@ -25,7 +30,11 @@ _RIGHTS: Final = {"C": "call", "P": "put"}
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a sender sends. `target` is a webhook URL or an address: a secret, kept out of every repr."""
+    """What a sender sends. `target` is a webhook URL or an address: a secret, kept out of every repr.
+
+    `kind` names the template that lays it out, with what `fields` hold besides title, lines and notes; `rendered` is
+    the layout where it was made already. `image` is a PNG that goes with it, `unsubscribe` a signed link.
+    """
 
     delivery_id: UUID
     target: str = field(repr=False)
@@ -34,6 +43,35 @@ class Message:
     notes: tuple[str, ...]
     simulated: bool
     at: datetime
+    kind: str = "message"
+    words: Words = DEFAULT
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    rendered: Rendered | None = field(default=None, repr=False)
+    image: bytes | None = field(default=None, repr=False)
+    unsubscribe: str | None = field(default=None, repr=False)
+
+
+def context(message: Message) -> dict[str, Any]:
+    """Return what a template sees of a message."""
+    return {
+        "kind": message.kind,
+        "title": message.title,
+        "lines": message.lines,
+        "notes": message.notes,
+        "simulated": message.simulated,
+        "at": message.at,
+        "unsubscribe": message.unsubscribe,
+        "image": f"cid:{IMAGE_NAME}" if message.image else None,
+        **message.fields,
+    }
+
+
+def fitted(message: Message) -> Message:
+    """Return the message without a picture that is too large to go with it; a note says so."""
+    if message.image is None or len(message.image) <= IMAGE_MAX:
+        return message
+    note = f"The chart was left out: it is larger than {IMAGE_MAX // 1024 // 1024} MiB."
+    return replace(message, image=None, notes=(*message.notes, note))
 
 
 def title(symbol: str, summary: Summary) -> str:
@@ -43,22 +81,43 @@ def title(symbol: str, summary: Summary) -> str:
     return f"{mark}{symbol}: {summary.contract_count} unusual {contracts}, score {summary.top_score:.0f}"
 
 
-def line(symbol: str, one: Line) -> str:
+def fields(symbol: str, best: Sequence[Line], contract_count: int) -> dict[str, Any]:
+    """Return what an alert's template sees besides its words."""
+    return {
+        "symbol": symbol,
+        "more": max(0, contract_count - len(best)),
+        "contracts": [
+            {
+                "right": _RIGHTS[one.right],
+                "expiration": one.expiration,
+                "strike": one.strike,
+                "score": round(one.score),
+                "volume": one.volume,
+                "open_interest": one.open_interest,
+                "premium_usd": one.premium_usd,
+                "side": _SIDES.get(one.side),
+            }
+            for one in best
+        ],
+    }
+
+
+def line(symbol: str, one: Line, words: Words = DEFAULT) -> str:
     """Return one contract in one line."""
     parts = [
-        f"{symbol} {one.expiration.isoformat()} {one.strike.normalize():f} {_RIGHTS[one.right]}",
+        f"{symbol} {one.expiration.isoformat()} {words.number(one.strike)} {_RIGHTS[one.right]}",
         f"score {one.score:.0f}",
-        f"volume {one.volume:,} over {one.open_interest:,} open",
-        f"premium {dollars(one.premium_usd)}",
+        f"volume {words.number(one.volume)} over {words.number(one.open_interest)} open",
+        f"premium {words.dollars(one.premium_usd)}",
     ]
     if one.side in _SIDES:
         parts.append(_SIDES[one.side])
     return ", ".join(parts)
 
 
-def body(symbol: str, best: Sequence[Line], contract_count: int) -> tuple[str, ...]:
+def body(symbol: str, best: Sequence[Line], contract_count: int, words: Words = DEFAULT) -> tuple[str, ...]:
     """Return the best few contracts, and how many more there are."""
-    lines = [line(symbol, one) for one in best]
+    lines = [line(symbol, one, words) for one in best]
     if contract_count > len(best):
         lines.append(f"and {contract_count - len(best)} more")
     return tuple(lines)
@@ -74,12 +133,13 @@ def notes(  # what stands below the contracts
     premium_usd: Decimal,
     simulated: bool,
     repeat: bool,
+    words: Words = DEFAULT,
 ) -> tuple[str, ...]:
     """Return where the alert comes from, and what to keep in mind."""
     delay = f", delayed {delay_s / 60:.0f} min" if delay_s >= 60 else ""  # noqa: PLR2004 - shown in minutes
     told = [
-        f"Rule {rule_name}. Total premium {dollars(premium_usd)} at most.",
-        f"Session {session.isoformat()}, as of {as_of.astimezone(UTC):%H:%M} UTC{delay}, from {source}.",
+        f"Rule {rule_name}. Total premium {words.dollars(premium_usd)} at most.",
+        f"Session {session.isoformat()}, as of {words.clock(as_of)}{delay}, from {source}.",
     ]
     if simulated:
         told.append(SIMULATED_NOTE)
@@ -101,12 +161,5 @@ def confirmation(delivery_id: UUID, target: str, link: str, at: datetime) -> Mes
         ),
         simulated=False,
         at=at,
+        kind="confirmation",
     )
-
-
-def dollars(amount: Decimal) -> str:
-    """Return an amount as people say it: $1.2M, $350k, $900."""
-    for unit, name in ((Decimal(1_000_000_000), "B"), (Decimal(1_000_000), "M"), (Decimal(1_000), "k")):
-        if amount >= unit:
-            return f"${amount / unit:.{1 if name != 'k' else 0}f}{name}"
-    return f"${amount:.0f}"
