@@ -14,12 +14,15 @@ from services.alerts.ports import Check, Sender
 from services.alerts.routes import alerts as alert_routes
 from services.alerts.routes import channels as channel_routes
 from services.alerts.routes import notices as notice_routes
-from services.alerts.service import Alerts, Channels, Notices, Options
+from services.alerts.routes import preferences as preference_routes
+from services.alerts.service import Alerts, Channels, Notices, Options, Preferences, Router
 from services.alerts.settings import AlertsSettings
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
+from services.alerts.store.deliveries import DeliveryStore
 from services.alerts.store.notices import NoticeStore
+from services.alerts.store.preferences import PreferenceStore
 from services.alerts.workers import Confirmation, Delivery, NoticeDelivery, Retention
 from shared.clock import Clock, new_id
 from shared.contracts.alerts import Channel
@@ -75,7 +78,9 @@ def build(env: Environment) -> Service:
         discord_base=settings.discord_base,
         outward_base=settings.outward_base,
     )
-    alerts = Alerts(store, audience, options, clock=service.clock, new_id=new_id, wake=wake)
+    deliveries, preferences = DeliveryStore(), PreferenceStore()
+    router = Router(deliveries, tuple(offered), wake=wake)
+    alerts = Alerts(store, audience, options, router=router, clock=service.clock, new_id=new_id)
     channels = Channels(
         audience,
         confirmations,
@@ -87,7 +92,7 @@ def build(env: Environment) -> Service:
         checks=checks,
         wake=wake,
     )
-    told = Notices(notices, clock=service.clock, wake=wake)
+    told = Notices(notices, router=router, clock=service.clock)
     for consumer in consumers.tables(alerts, told):
         service.consume(consumer)
     retention = Retention(
@@ -105,6 +110,9 @@ def build(env: Environment) -> Service:
             *alert_routes.handlers(alerts, store, audience, service.door),
             *channel_routes.handlers(channels, audience, service.door),
             *notice_routes.handlers(told, notices, service.door),
+            *preference_routes.handlers(
+                Preferences(preferences, clock=service.clock, new_id=new_id), preferences, deliveries, service.door
+            ),
         ]
     )
     return service

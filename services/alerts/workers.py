@@ -4,12 +4,12 @@ A delivery tells the alert as it is when it goes out, so one that waited tells t
 again meanwhile, the later delivery tells it, and this one ends without a message: after an outage one comes, not two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Final
 from uuid import uuid5
 
 from services.alerts.domain.links import Link, Links
+from services.alerts.domain.states import end_of
 from services.alerts.domain.text import REPEAT_NOTE, Message, body, confirmation, fields, notes
 from services.alerts.ports import ChannelGone, Sender
 from services.alerts.store.alerts import AlertsStore, lines_of
@@ -17,18 +17,18 @@ from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.notices import NoticeStore
 from shared import months
 from shared.clock import Clock
-from shared.contracts.alerts import Channel, DeliverySettled, DeliveryStatus
+from shared.contracts.alerts import Channel, DeliverySettled
 from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.errors import Permanent
 from shared.messaging.door import Door
-from shared.work import Performed, Policy, Settled, Status, Work
+from shared.work import Performed, Policy, Settled, Work
 
-_STATUS: Final[Mapping[Status, DeliveryStatus]] = {
-    "done": "delivered",
-    "failed": "failed",
-    "unknown": "unknown",
-}
+
+def _since(row: Row) -> datetime:
+    """Return when a delivery's age begins: what was planned for later is not old when its time comes."""
+    at: datetime = row["planned_at"] or row["created_at"]
+    return at
 
 
 class Delivery:
@@ -52,6 +52,7 @@ class Delivery:
             on_unknown="resend",
             settled=self.settled,
             policy=Policy(concurrency=concurrency, max_attempts=10, max_age_s=6 * 3600.0),
+            since=_since,
         )
 
     async def prepare(self, row: Row) -> Row:
@@ -104,6 +105,7 @@ class NoticeDelivery:
             on_unknown="resend",
             settled=self.settled,
             policy=Policy(concurrency=4, max_attempts=10, max_age_s=24 * 3600.0),
+            since=_since,
         )
 
     async def prepare(self, row: Row) -> Row:
@@ -264,7 +266,7 @@ def _settled(row: Row, settled: Settled) -> DeliverySettled:
         alert_id=row["alert_id"],
         user_id=row["user_id"],
         channel=row["channel"],
-        status=_STATUS[settled.status],
+        status=end_of(settled.status),
         attempts=settled.attempts,
         detail=settled.detail,
     )

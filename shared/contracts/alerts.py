@@ -11,7 +11,9 @@ from shared.contracts.base import Event
 from shared.contracts.topics import ALERTS, DELIVERIES, Topic
 
 Channel = Literal["discord", "email", "webhook", "webpush", "fcm", "apprise"]
-DeliveryStatus = Literal["delivered", "failed", "unknown"]
+DeliveryStatus = Literal["sent", "delivered", "failed", "unknown", "suppressed", "digested"]
+"""How a delivery ended: the other side took it, or (`delivered`) confirmed that it arrived; it failed, or nobody knows;
+its user did not want it, or wants it in a digest. At first `delivered` stood for what is `sent` now."""
 
 
 class _Alert(Event):

@@ -47,6 +47,12 @@ class Settled:
     at: datetime
 
 
+def created_at(row: Row) -> datetime:
+    """Return when a row was written."""
+    at: datetime = row["created_at"]
+    return at
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """One kind of effect, and the table its rows wait in.
@@ -57,6 +63,7 @@ class Work:
     `look_up` answers whether an uncertain effect has happened. `pauses` is the column that names who is left alone when
     an effect ends with Busy, where that is not the lane alone: several lanes may lead to one destination. A row carries
     its token: whoever may have stalled over its lease checks that it is still there before it changes anything else.
+    `since` says when a row's age begins.
     """
 
     kind: str
@@ -69,6 +76,7 @@ class Work:
     only: str = "true"
     pauses: str = "lane"
     policy: Policy = field(default_factory=Policy)
+    since: Callable[[Row], datetime] = created_at
 
 
 def choose(rows: Sequence[Row], free: int) -> list[Row]:
@@ -299,7 +307,7 @@ class Worker:
             error,
             attempts=row["attempts"],
             uncertain=row["uncertain"],
-            created_at=row["created_at"],
+            created_at=self._work.since(row),
             now=now,
             draw=self._draw(),
         )

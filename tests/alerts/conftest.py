@@ -15,10 +15,11 @@ from services.alerts.domain.channels import lane_of
 from services.alerts.domain.links import Link, Links
 from services.alerts.domain.text import Message
 from services.alerts.ports import Sent
-from services.alerts.service import Actor, Alerts, Channels, Notices, Options
+from services.alerts.service import Actor, Alerts, Channels, Notices, Options, Router
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
+from services.alerts.store.deliveries import DeliveryStore
 from services.alerts.store.notices import NoticeStore
 from services.alerts.workers import Confirmation, Delivery, NoticeDelivery
 from shared.clock import Clock, new_id
@@ -114,7 +115,7 @@ class Bench:
         self._secrets = itertools.count(1)
         self.offer(Options(offered=("discord", "email", "webhook"), best_few=3, max_rules=3))
         self.notices = NoticeStore()
-        self.telling = Notices(self.notices, clock=clock, wake=self._woken)
+        self.telling = Notices(self.notices, router=self.router, clock=clock)
         deliveries = [
             Delivery("discord", self.discord, self.store, self.notices, self.door),
             Delivery("email", self.email, self.store, self.notices, self.door),
@@ -140,7 +141,8 @@ class Bench:
     def offer(self, options: Options, clock: Clock | None = None, wake: Callable[[], None] | None = None) -> None:
         """Begin anew with other options."""
         told, wake = clock or self.clock, wake or self._woken
-        self.alerts = Alerts(self.store, self.audience, options, clock=told, new_id=new_id, wake=wake)
+        self.router = Router(DeliveryStore(), options.offered, wake=wake)
+        self.alerts = Alerts(self.store, self.audience, options, router=self.router, clock=told, new_id=new_id)
         self.channels = Channels(
             self.audience,
             self.confirmations,
@@ -173,9 +175,10 @@ class Bench:
                 "alerts_enabled": True,
                 "min_score": 60.0,
                 "min_premium_usd": Decimal(0),
+                "timezone": "UTC",
                 **settings,
             }
-            await self.handle(self.alerts.note_settings, UserSettingsChanged(**about, timezone="UTC", **chosen))
+            await self.handle(self.alerts.note_settings, UserSettingsChanged(**about, **chosen))
         for symbol in symbols:
             await self.handle(self.alerts.watch, StockAdded(**about, symbol=symbol))
         return user_id

@@ -242,7 +242,7 @@ async def test_notices_are_listed_newest_first_and_opened_by_their_user_only(cli
         await bench.deliver()
     first = (await client("GET", f"/api/alerts/{user}/notices?limit=2", user)).json()
     assert [one["title"][-8:] for one in first["notices"]] == ["3.00 USD", "2.00 USD"]
-    assert first["notices"][0]["deliveries"][0]["status"] == "done"
+    assert first["notices"][0]["deliveries"][0]["status"] == "sent"
     rest = await client("GET", f"/api/alerts/{user}/notices", user, params={"before": first["next"]})
     assert len(rest.json()["notices"]) == 1
     notice = first["notices"][0]["id"]

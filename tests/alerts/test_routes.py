@@ -54,7 +54,7 @@ async def test_a_users_alerts_come_newest_first_in_pages_with_their_deliveries(c
     assert first["alerts"][0]["simulated"] is True
     assert "Simulated" in first["alerts"][0]["note"]
     assert first["alerts"][1]["note"] is None
-    assert [one["status"] for one in first["alerts"][1]["deliveries"]] == ["done"]
+    assert [one["status"] for one in first["alerts"][1]["deliveries"]] == ["sent"]
     answer = await client("GET", f"/api/alerts/{user}", user, params={"limit": 2, "before": first["next"]})
     second = answer.json()
     assert [one["symbol"] for one in second["alerts"]] == ["AAPL"]

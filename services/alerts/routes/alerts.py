@@ -13,6 +13,7 @@ from litestar.types import ControllerRouterHandler
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from services.alerts.domain.channels import target_id
+from services.alerts.domain.states import state_of
 from services.alerts.domain.text import SIMULATED_NOTE
 from services.alerts.service import Actor, Alerts, NewRule
 from services.alerts.store.alerts import AlertsStore
@@ -251,7 +252,7 @@ def _alert(row: Row, deliveries: list[Row]) -> AlertView:
                 id=one["id"],
                 channel=one["channel"],
                 target_id=target_id(one["lane"]),
-                status=one["status"],
+                status=state_of(one["status"]),
                 attempts=one["attempts"],
                 created_at=one["created_at"],
                 settled_at=one["settled_at"],

@@ -10,6 +10,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, QueryParameter
 
 from services.alerts.domain.channels import target_id
+from services.alerts.domain.states import state_of
 from services.alerts.service import Notices
 from services.alerts.store.notices import NoticeStore
 from shared.http import Caller, Who
@@ -80,7 +81,7 @@ def handlers(notices: Notices, store: NoticeStore, door: Door) -> list[HTTPRoute
                         one["id"],
                         one["channel"],
                         target_id(one["lane"]),
-                        one["status"],
+                        state_of(one["status"]),
                         one["attempts"],
                         one["settled_at"],
                         one["last_error"],

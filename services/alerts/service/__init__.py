@@ -4,5 +4,20 @@ from services.alerts.service.alerts import Alerts, NewRule, Options
 from services.alerts.service.audit import Actor
 from services.alerts.service.channels import ChannelNotOffered, Channels, ChannelSet
 from services.alerts.service.notices import Notices
+from services.alerts.service.preferences import Preferences, Said
+from services.alerts.service.routing import NoticeRing, Router
 
-__all__ = ["Actor", "Alerts", "ChannelNotOffered", "ChannelSet", "Channels", "NewRule", "Notices", "Options"]
+__all__ = [
+    "Actor",
+    "Alerts",
+    "ChannelNotOffered",
+    "ChannelSet",
+    "Channels",
+    "NewRule",
+    "NoticeRing",
+    "Notices",
+    "Options",
+    "Preferences",
+    "Router",
+    "Said",
+]

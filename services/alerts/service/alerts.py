@@ -5,7 +5,7 @@ symbol; a batch that is cut differently tells the same end in other steps.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -14,6 +14,7 @@ from uuid import UUID
 from services.alerts.domain.matching import Change, Line, Stock, better, changes, sightings
 from services.alerts.domain.text import title
 from services.alerts.service.audit import Actor, audited
+from services.alerts.service.routing import Router
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore
 from shared.clock import Clock, NewId
@@ -64,16 +65,16 @@ class Alerts:
         audience: AudienceStore,
         options: Options,
         *,
+        router: Router,
         clock: Clock,
         new_id: NewId,
-        wake: Callable[[], None],
     ) -> None:
         self._store = store
         self._audience = audience
+        self._router = router
         self._options = options
         self._clock = clock
         self._new_id = new_id
-        self._wake = wake
 
     # What the gateway tells
 
@@ -83,13 +84,14 @@ class Alerts:
         return ()
 
     async def note_settings(self, event: UserSettingsChanged, tx: Tx) -> Sequence[Event]:
-        """Keep a user's thresholds, and whether they want alerts."""
+        """Keep a user's thresholds and time zone, and whether they want alerts."""
         await self._audience.put_settings(
             tx,
             event.user_id,
             enabled=event.alerts_enabled,
             min_score=event.min_score,
             min_premium_usd=event.min_premium_usd,
+            timezone=event.timezone,
         )
         return ()
 
@@ -139,10 +141,8 @@ class Alerts:
             return ()
         now = self._clock()
         await self._store.save_alerts(tx, changed, now)
-        ringing = [change for change in changed if change.notify]
-        if ringing and await self._store.add_deliveries(tx, ringing, self._options.offered, now):
-            tx.after_commit(self._wake)
-        return [_told(change) for change in changed]
+        settled = await self._router.ring_alerts([change for change in changed if change.notify], now, tx)
+        return [*(_told(change) for change in changed), *settled]
 
     async def _merge(
         self, by_stock: dict[Stock, list[ActivityDetected]], stocks: Sequence[Stock], tx: Tx

@@ -1,9 +1,10 @@
 """Notices: what a user is told once, besides alerts. These are payments and trades."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from uuid import UUID
 
 from services.alerts.domain.notices import Told, id_of, notice_of
+from services.alerts.service.routing import NoticeRing, Router
 from services.alerts.store.notices import NoticeStore
 from shared.clock import Clock
 from shared.contracts.base import Event
@@ -15,13 +16,13 @@ from shared.messaging.door import Done
 class Notices:
     """Takes a transaction, returns what happened."""
 
-    def __init__(self, store: NoticeStore, *, clock: Clock, wake: Callable[[], None]) -> None:
+    def __init__(self, store: NoticeStore, *, router: Router, clock: Clock) -> None:
         self._store = store
+        self._router = router
         self._clock = clock
-        self._wake = wake
 
     async def tell(self, events: Sequence[Told], tx: Tx) -> Sequence[Event]:
-        """Write a notice for each event, with a delivery on each channel that its user has enabled.
+        """Write a notice for each event, and let it ring.
 
         An id that is there was told before.
         """
@@ -36,8 +37,10 @@ class Notices:
             }
             for event in events
         ]
-        await self._store.add(tx, notices, self._clock())
-        tx.after_commit(self._wake)
+        now = self._clock()
+        new = await self._store.add(tx, notices, now)
+        ringing = [NoticeRing(notice["notice_id"], notice["user_id"], notice["kind"]) for notice in new]
+        await self._router.ring_notices(ringing, now, tx)
         return ()
 
     async def open(self, user_id: UUID, notice_id: UUID, tx: Tx) -> Done[None]:

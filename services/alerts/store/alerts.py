@@ -1,9 +1,9 @@
-"""Contracts, alerts and deliveries."""
+"""Contracts, alerts, and how their deliveries go."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import msgspec
 from sqlalchemy import text
@@ -11,7 +11,6 @@ from sqlalchemy import text
 from services.alerts.domain.matching import Change, Known, Line, Stock, Summary
 from services.alerts.domain.text import title
 from shared import retention
-from shared.contracts.alerts import Channel
 from shared.db import Row, Tx
 
 _CONTRACTS = text("""
@@ -48,20 +47,11 @@ _SAVE_ALERTS = text("""
         premium_usd = excluded.premium_usd, best = excluded.best, notified_score = excluded.notified_score,
         opened_at = case when excluded.notifications > a.notifications then null else a.opened_at end,
         notifications = excluded.notifications""")
-_CHANNELS_OF = text("""
-    select user_id, channel, lane from channels
-    where user_id = any(cast(:user_ids as uuid[])) and enabled and channel = any(cast(:offered as text[]))""")
-_ADD_DELIVERIES = text("""
-    insert into deliveries (id, session, alert_id, user_id, channel, lane, ring, due_at, created_at)
-    select r.id, r.session, r.alert_id, r.user_id, r.channel, r.lane, r.ring, cast(:now as timestamptz), :now
-    from jsonb_to_recordset(cast(:rows as jsonb))
-        as r (id uuid, session date, alert_id uuid, user_id uuid, channel text, lane text, ring int)
-    on conflict (id, session) do nothing""")
-
 _DELIVERY = text("""
     select d.id, d.uncertain, c.target, c.enabled,
         exists (select from deliveries l where l.alert_id = d.alert_id and l.session = d.session
-            and l.channel = d.channel and l.lane = d.lane and l.ring > d.ring) as superseded,
+            and l.channel = d.channel and l.lane = d.lane and l.ring > d.ring
+            and l.status not in ('suppressed', 'digested')) as superseded,
         a.symbol, a.session, a.rule_name, a.as_of, a.delay_s, a.source, a.title, a.contract_count, a.premium_usd,
         a.best, a.simulated
     from deliveries d
@@ -167,27 +157,6 @@ class AlertsStore:
             for change in sorted(changed, key=lambda change: change.alert_id)
         ]
         await tx.execute(_SAVE_ALERTS, rows=rows, now=now)
-
-    async def add_deliveries(self, tx: Tx, ringing: Sequence[Change], offered: Sequence[Channel], now: datetime) -> int:
-        """Write a row for each enabled target of each alert's user; return how many."""
-        user_ids = sorted({change.rule.user_id for change in ringing})
-        channels: dict[UUID, list[Row]] = defaultdict(list)
-        for row in await tx.fetch(_CHANNELS_OF, user_ids=user_ids, offered=list(offered)):
-            channels[row["user_id"]].append(row)
-        rows = [
-            {
-                "id": uuid5(change.alert_id, f"delivery/{row['lane']}/{change.notifications}"),
-                "session": change.session,
-                "alert_id": change.alert_id,
-                "user_id": change.rule.user_id,
-                "channel": row["channel"],
-                "lane": row["lane"],
-                "ring": change.notifications,
-            }
-            for change in ringing
-            for row in channels[change.rule.user_id]
-        ]
-        return await tx.execute(_ADD_DELIVERIES, rows=rows, now=now) if rows else 0
 
     # Delivering
 

@@ -24,10 +24,11 @@ _USER = text("""
     insert into users (user_id, email) values (:user_id, :email)
     on conflict (user_id) do update set email = excluded.email""")
 _SETTINGS = text("""
-    insert into users (user_id, alerts_enabled, min_score, min_premium_usd)
-    values (:user_id, :alerts_enabled, :min_score, :min_premium_usd)
+    insert into users (user_id, alerts_enabled, min_score, min_premium_usd, timezone)
+    values (:user_id, :alerts_enabled, :min_score, :min_premium_usd, :timezone)
     on conflict (user_id) do update set alerts_enabled = excluded.alerts_enabled,
-        min_score = excluded.min_score, min_premium_usd = excluded.min_premium_usd""")
+        min_score = excluded.min_score, min_premium_usd = excluded.min_premium_usd,
+        timezone = excluded.timezone""")
 _EMAIL = text("select email from users where user_id = :user_id")
 _WATCH = text("insert into watched (user_id, symbol) values (:user_id, :symbol) on conflict do nothing")
 _UNWATCH = text("delete from watched where user_id = :user_id and symbol = :symbol")
@@ -91,7 +92,7 @@ class AudienceStore:
         await tx.execute(_USER, user_id=user_id, email=email)
 
     async def put_settings(
-        self, tx: Tx, user_id: UUID, *, enabled: bool, min_score: float, min_premium_usd: Decimal
+        self, tx: Tx, user_id: UUID, *, enabled: bool, min_score: float, min_premium_usd: Decimal, timezone: str
     ) -> None:
         """Keep a user's settings."""
         await tx.execute(
@@ -100,6 +101,7 @@ class AudienceStore:
             alerts_enabled=enabled,
             min_score=min_score,
             min_premium_usd=min_premium_usd,
+            timezone=timezone,
         )
 
     async def watch(self, tx: Tx, user_id: UUID, symbol: str) -> None:

@@ -1,4 +1,4 @@
-"""Notices and their deliveries, which are claimed rows (shared.work); kept as long as alerts."""
+"""Notices, and how their deliveries go, which are claimed rows (shared.work); kept as long as alerts."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,11 +14,6 @@ _ADD: Final = text("""
     insert into notices (notice_id, user_id, kind, title, lines, at, created_at)
     values (:notice_id, :user_id, :kind, :title, cast(:lines as text[]), :at, :now)""")
 _KNOWN: Final = text("select notice_id from notices where notice_id = any(cast(:notices as uuid[]))")
-_DELIVER: Final = text("""
-    insert into notice_deliveries (id, notice_id, user_id, channel, lane, due_at, created_at)
-    select gen_random_uuid(), n.notice_id, c.user_id, c.channel, c.lane, :now, :now
-    from notices n join channels c on c.user_id = n.user_id and c.enabled
-    where n.notice_id = any(cast(:notices as uuid[]))""")
 _DELIVERY: Final = text("""
     select d.id, d.uncertain, d.user_id, d.channel, d.lane, n.kind, n.title, n.lines, n.at,
         c.target, c.enabled
@@ -46,15 +41,15 @@ _FORGET: Final = retention.slice_of("notices", "created_at < :before")
 class NoticeStore:
     """Reads and writes notices, always inside the caller's transaction."""
 
-    async def add(self, tx: Tx, notices: Sequence[dict[str, Any]], now: datetime) -> None:
-        """Add the notices whose ids are new, and a delivery of each to every enabled target of its user."""
+    async def add(self, tx: Tx, notices: Sequence[dict[str, Any]], now: datetime) -> list[dict[str, Any]]:
+        """Add the notices whose ids are new; return them."""
         first: dict[UUID, dict[str, Any]] = {}
         for notice in notices:
             first.setdefault(notice["notice_id"], notice)
         known = {row["notice_id"] for row in await tx.fetch(_KNOWN, notices=list(first))}
         new = [notice for notice_id, notice in first.items() if notice_id not in known]
         await tx.execute_many(_ADD, [notice | {"now": now} for notice in new])
-        await tx.execute(_DELIVER, notices=[notice["notice_id"] for notice in new], now=now)
+        return new
 
     async def delivery(self, tx: Tx, delivery_id: UUID) -> Row | None:
         """Return what a delivery says and where it goes."""

@@ -1,0 +1,164 @@
+"""Where and when something that rings is told. Pure: the time comes in, in UTC.
+
+A user's wishes decide for each channel, in this order: a silence, the choice for kind and channel, quiet hours, rate
+caps. Critical kinds pass quiet hours and caps; a silence and a choice hold for them as well, for the user made them.
+
+What would surprise you: quiet hours are a stretch from the first moment at which the clock on the wall shows their
+start to the last at which it shows their end. An hour that a clock change repeats or leaves out makes them longer or
+shorter, never leaky.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
+from typing import Final, Literal
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+Choice = Literal["on", "off", "digest"]
+Status = Literal["pending", "suppressed", "digested"]
+
+ANY: Final = "*"
+ACTIVITY: Final = "activity"
+"""The kind of alerts; those of notices are named where they are told (domain/notices.py)."""
+CRITICAL: Final = frozenset(
+    {
+        "dispute_opened",
+        "order_flagged",
+        "order_rejected",
+        "payment_action_required",
+        "payment_failed",
+        "positions_drifted",
+    }
+)
+
+_MINUTE: Final = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """What rings: a notice or an alert of one user."""
+
+    kind: str
+    symbol: str | None = None
+    rule_id: UUID | None = None
+
+    @property
+    def critical(self) -> bool:
+        """Whether it passes quiet hours and caps."""
+        return self.kind in CRITICAL
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """From when until when, by the clock on the user's wall, every day. `start` is not `end`."""
+
+    start: time
+    end: time
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """At most `per_hour` in an hour of UTC, of all that is told of a kind on a channel; either may be ANY."""
+
+    kind: str
+    channel: str
+    per_hour: int
+
+    def covers(self, kind: str, channel: str) -> bool:
+        """Whether what is told counts."""
+        return self.kind in {ANY, kind} and self.channel in {ANY, channel}
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What one user wants. Nothing said: everything, everywhere, at once."""
+
+    timezone: str = "UTC"
+    quiet: Quiet | None = None
+    choices: Mapping[tuple[str, str], Choice] = field(default_factory=dict[tuple[str, str], Choice])
+    caps: Sequence[Cap] = ()
+
+
+Used = Counter[tuple[str, str, datetime]]
+"""How many deliveries are planned, by kind, channel and hour of UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of one delivery. `due_at` is when it goes out, or when it was decided that it does not."""
+
+    status: Status
+    due_at: datetime
+    reason: str | None = None
+
+
+def plan(ring: Ring, channel: str, wishes: Wishes, used: Used, now: datetime) -> Decision:
+    """Decide for one channel; what goes out is counted in `used`."""
+    choice = choice_of(wishes.choices, ring.kind, channel)
+    if choice == "off":
+        return Decision("suppressed", now, "switched off in your preferences")
+    if choice == "digest":
+        return Decision("digested", now, "your preferences say: in the digest")
+    due_at = now
+    if wishes.quiet is not None and not ring.critical:
+        due_at = quiet_until(wishes.quiet, wishes.timezone, now) or now
+    hour = hour_of(due_at)
+    if not ring.critical:
+        for cap in wishes.caps:
+            if cap.covers(ring.kind, channel) and _told(used, cap, hour) >= cap.per_hour:
+                return Decision("digested", now, f"over your limit of {cap.per_hour} an hour")
+    used[ring.kind, channel, hour] += 1
+    return Decision("pending", due_at, None if due_at == now else "waits for the end of your quiet hours")
+
+
+def choice_of(choices: Mapping[tuple[str, str], Choice], kind: str, channel: str) -> Choice:
+    """Return the choice for a kind on a channel; the nearest one wins, the kind's before the channel's."""
+    for place in ((kind, channel), (kind, ANY), (ANY, channel), (ANY, ANY)):
+        if place in choices:
+            return choices[place]
+    return "on"
+
+
+def hour_of(at: datetime) -> datetime:
+    """Return the hour of UTC that a moment lies in."""
+    return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def _told(used: Used, cap: Cap, hour: datetime) -> int:
+    return sum(n for (kind, channel, at), n in used.items() if at == hour and cap.covers(kind, channel))
+
+
+@lru_cache(maxsize=4096)
+def quiet_until(quiet: Quiet, timezone: str, now: datetime) -> datetime | None:
+    """Return when the quiet hours end that `now` lies in; None when it lies in none."""
+    zone = ZoneInfo(timezone)
+    at, found = now, None
+    while (end := _end_of(quiet, zone, at)) is not None:
+        at = found = end
+    return found
+
+
+def _end_of(quiet: Quiet, zone: ZoneInfo, at: datetime) -> datetime | None:
+    today = at.astimezone(zone).date()
+    for day in (today - timedelta(days=1), today):
+        last = day if quiet.end > quiet.start else day + timedelta(days=1)
+        if _moment(day, quiet.start, zone, fold=0) <= at < (end := _moment(last, quiet.end, zone, fold=1)):
+            return end
+    return None
+
+
+def _moment(day: date, at: time, zone: ZoneInfo, *, fold: int) -> datetime:
+    """Return when a clock shows a time; of two moments the first or the last, for none the one it jumps over it."""
+    wall = datetime.combine(day, at)
+    found = wall.replace(tzinfo=zone, fold=fold).astimezone(UTC)
+    shown = found.astimezone(zone).replace(tzinfo=None, fold=0)
+    if shown == wall:
+        return found
+    if shown < wall:  # fold=1 of a time that is left out lies before the jump
+        found = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
+    while (earlier := found - _MINUTE).astimezone(zone).replace(tzinfo=None) >= wall:
+        found = earlier
+    return found

@@ -1,0 +1,244 @@
+"""What a user wants to be told where and when, and the log that says what came of it."""
+
+from datetime import datetime, time
+from typing import Annotated, Any, Final, Literal, Self
+from uuid import UUID
+from zoneinfo import available_timezones
+
+import msgspec
+from litestar import Request, get, put
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, JSONBody, QueryParameter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from services.alerts.domain.routing import ANY, Cap, Choice, Quiet, Wishes
+from services.alerts.domain.states import state_of
+from services.alerts.service import Actor, Preferences, Said
+from services.alerts.store.deliveries import DeliveryStore
+from services.alerts.store.preferences import PreferenceStore
+from shared.contracts.alerts import Channel
+from shared.db import Row
+from shared.http import Caller, Who, exchange_of
+from shared.http.cursors import cursor_after, parse_cursor
+from shared.identity import own
+from shared.messaging.door import Door
+
+MAX_CHOICES: Final = 200
+MAX_CAPS: Final = 50
+
+Kind = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9_.]{0,63})$")]
+
+
+def _timezone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError("this is no time zone: they are named like America/New_York")
+    return name
+
+
+def _minute(at: time) -> time:
+    if at.tzinfo is not None or at.second or at.microsecond:
+        raise ValueError("a time of quiet hours reads HH:MM, by the clock on your wall")
+    return at
+
+
+Minute = Annotated[time, AfterValidator(_minute)]
+
+
+class ChoiceBody(BaseModel):
+    """A choice for a kind on a channel; `*` is every one of them. The nearest choice wins, the kind's first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Kind = ANY
+    channel: Channel | Literal["*"] = ANY
+    choice: Choice
+
+
+class CapBody(BaseModel):
+    """At most so many in an hour of UTC; what is over goes into the digest."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Kind = ANY
+    channel: Channel | Literal["*"] = ANY
+    per_hour: int = Field(ge=1, le=10_000)
+
+
+class QuietBody(BaseModel):
+    """From when until when nothing goes out but what is critical; 22:00 to 07:00 spans midnight."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    start: Minute
+    end: Minute
+
+    @model_validator(mode="after")
+    def _stretch(self) -> Self:
+        if self.start == self.end:
+            raise ValueError("quiet hours that end when they start are none: leave them out")
+        return self
+
+
+class PreferencesBody(BaseModel):
+    """All preferences; what is left out is as if nothing had been said of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    timezone: Annotated[str, AfterValidator(_timezone)] | None = None
+    locale: str | None = Field(default=None, pattern=r"^[a-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,3}$")
+    quiet_hours: QuietBody | None = None
+    choices: list[ChoiceBody] = Field(default_factory=list[ChoiceBody], max_length=MAX_CHOICES)
+    caps: list[CapBody] = Field(default_factory=list[CapBody], max_length=MAX_CAPS)
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        for what, said in (("choice", self.choices), ("cap", self.caps)):
+            places = [(one.kind, one.channel) for one in said]
+            if twice := next((place for place in places if places.count(place) > 1), None):
+                raise ValueError(f"there is more than one {what} for {twice[0]} on {twice[1]}")
+        return self
+
+
+class ChoiceView(msgspec.Struct, frozen=True):
+    """A choice."""
+
+    kind: str
+    channel: str
+    choice: str
+
+
+class CapView(msgspec.Struct, frozen=True):
+    """A cap."""
+
+    kind: str
+    channel: str
+    per_hour: int
+
+
+class QuietView(msgspec.Struct, frozen=True):
+    """Quiet hours, HH:MM."""
+
+    start: str
+    end: str
+
+
+class PreferencesView(msgspec.Struct, frozen=True):
+    """Preferences. `timezone` is the one that holds; `own_timezone` says that it was set here, not in the settings."""
+
+    timezone: str
+    own_timezone: bool
+    locale: str | None
+    quiet_hours: QuietView | None
+    choices: list[ChoiceView]
+    caps: list[CapView]
+    updated_at: datetime | None
+
+
+class LoggedDelivery(msgspec.Struct, frozen=True):
+    """One delivery of an alert or a notice. `reason` says why it waits, or why it did not arrive."""
+
+    id: UUID
+    alert_id: UUID | None
+    notice_id: UUID | None
+    kind: str
+    title: str | None
+    channel: str
+    state: str
+    reason: str | None
+    attempts: int
+    created_at: datetime
+    next_attempt_at: datetime | None
+    settled_at: datetime | None
+
+
+class DeliveryLog(msgspec.Struct, frozen=True):
+    """Some deliveries, newest first; `next` is the cursor of the page after."""
+
+    deliveries: list[LoggedDelivery]
+    next: str | None
+
+
+def handlers(
+    preferences: Preferences, store: PreferenceStore, deliveries: DeliveryStore, door: Door
+) -> list[HTTPRouteHandler]:
+    """Return the routes."""
+
+    @get("/api/alerts/{user_id:uuid}/preferences", caller=Caller.USER)
+    async def show(identity: Who, user_id: FromPath[UUID]) -> PreferencesView:
+        """Return what the user wants to be told where and when."""
+        own(identity, user_id)
+        return await _shown(user_id, store, door)
+
+    @put("/api/alerts/{user_id:uuid}/preferences", caller=Caller.USER)
+    async def replace(
+        request: Request[Any, Any, Any], identity: Who, user_id: FromPath[UUID], data: JSONBody[PreferencesBody]
+    ) -> PreferencesView:
+        """Replace all preferences. They hold for what rings from now on."""
+        own(identity, user_id)
+        actor = Actor(str(identity.user_id), exchange_of(request.scope).request_id)
+        said = _said(data)
+        await door.run(lambda tx: preferences.put(actor, user_id, said, tx))
+        return await _shown(user_id, store, door)
+
+    @get("/api/alerts/{user_id:uuid}/deliveries", caller=Caller.USER)
+    async def log(
+        identity: Who,
+        user_id: FromPath[UUID],
+        limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
+        before: Annotated[str | None, QueryParameter(max_length=100)] = None,
+    ) -> DeliveryLog:
+        """Return the user's deliveries, newest first: what was sent, what waits, what was not told and why."""
+        own(identity, user_id)
+        cursor = parse_cursor(before)
+        async with door.read() as tx:
+            rows = await deliveries.log(tx, user_id, limit + 1, cursor)
+        page = rows[:limit]
+        more = cursor_after(page[-1]["created_at"], page[-1]["id"]) if len(rows) > limit else None
+        return DeliveryLog([_logged(row) for row in page], more)
+
+    return [show, replace, log]
+
+
+def _said(data: PreferencesBody) -> Said:
+    quiet = data.quiet_hours
+    wishes = Wishes(
+        quiet=quiet and Quiet(quiet.start, quiet.end),
+        choices={(one.kind, one.channel): one.choice for one in data.choices},
+        caps=tuple(Cap(one.kind, one.channel, one.per_hour) for one in data.caps),
+    )
+    return Said(wishes, data.timezone, data.locale)
+
+
+async def _shown(user_id: UUID, store: PreferenceStore, door: Door) -> PreferencesView:
+    async with door.read() as tx:
+        row = await store.get(tx, user_id)
+        usual = await store.users_timezone(tx, user_id) or "UTC"
+    if row is None:
+        return PreferencesView(usual, False, None, None, [], [], None)
+    quiet = row["quiet_start"] and QuietView(f"{row['quiet_start']:%H:%M}", f"{row['quiet_end']:%H:%M}")
+    return PreferencesView(
+        timezone=row["timezone"] or usual,
+        own_timezone=row["timezone"] is not None,
+        locale=row["locale"],
+        quiet_hours=quiet,
+        choices=[ChoiceView(**one) for one in row["choices"]],
+        caps=[CapView(**one) for one in row["caps"]],
+        updated_at=row["updated_at"],
+    )
+
+
+def _logged(row: Row) -> LoggedDelivery:
+    return LoggedDelivery(
+        id=row["id"],
+        alert_id=row["alert_id"],
+        notice_id=row["notice_id"],
+        kind=row["kind"],
+        title=row["title"],
+        channel=row["channel"],
+        state=state_of(row["status"]),
+        reason=row["last_error"],
+        attempts=row["attempts"],
+        created_at=row["created_at"],
+        next_attempt_at=row["due_at"] if row["status"] == "pending" else None,
+        settled_at=row["settled_at"],
+    )
