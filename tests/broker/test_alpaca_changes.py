@@ -208,3 +208,12 @@ async def test_what_was_taken_back_or_cannot_be_read_is_left_out(rig: AlpacaRig,
     rig.alpaca.books.post("FEE", day=today, symbol="no such thing", net_amount="-1")
     rig.alpaca.books.post("OPEXP", day=today, symbol=CALL, qty="-1")
     assert [one.quantity for one in await facts(rig) if isinstance(one, Expiry)] == [1]
+
+
+async def test_an_order_that_filled_more_than_was_known_is_not_replaced(rig: AlpacaRig):
+    order = await placed(rig)
+    await rig.fill(order.id, Decimal(4), Decimal(10))
+    by = Order(uuid4(), ACCOUNT.id, "alpaca", terms(10, time_in_force="gtc"))
+    report = await rig.venue.replace(order, by)
+    assert report is not None
+    assert (report.kind, rig.submits()) == ("replace_rejected", [order.id])

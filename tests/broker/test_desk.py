@@ -202,6 +202,23 @@ def test_orders_cancels_and_replacements_take_their_time():
     assert told(venue, 4) == []
 
 
+def test_a_replacement_on_its_way_does_not_take_the_place_of_an_order_that_fills_meanwhile():
+    venue = desk(replace(FREE, latency=timedelta(seconds=2)))
+    low: dict[str, Any] = {"type": "limit", "limit": Decimal(90)}
+    venue.submit(order(1, 10, **low), NOW)
+    quote(venue, AAPL, 90, 90, 3, size=4)
+    assert venue.replace(UUID(int=1), order(2, 6, **low), NOW + timedelta(seconds=4)) is None
+    quote(venue, AAPL, 90, 90, 5, size=3)  # with the six of the new order that would be thirteen
+    quote(venue, AAPL, 91, 91, 6)
+    assert told(venue, 1)[-1] == "replace_rejected"
+    assert (venue.tickets[UUID(int=1)].state, venue.tickets[UUID(int=2)].state) == ("accepted", "void")
+    assert venue.replace(UUID(int=1), order(3, 3, **low), NOW + timedelta(seconds=7)) is None
+    quote(venue, AAPL, 91, 91, 9)
+    assert told(venue, 1)[-1] == "replaced"
+    quote(venue, AAPL, 90, 90, 10)
+    assert sum(one.quantity for _, one in venue.executions) == 10
+
+
 def test_a_replacement_takes_the_old_order_s_place_or_leaves_it():
     venue = desk()
     venue.submit(order(1, 1000, type="limit", limit=Decimal(90)), NOW)

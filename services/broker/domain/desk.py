@@ -69,11 +69,13 @@ class Desk:
     def replace(self, order_id: UUID, by: Order, now: datetime) -> Report | None:
         """Put another order in the place of one that works; None when that takes effect later.
 
-        `by` fills its own quantity, whatever the old one has filled. The id of `by` is a new one.
+        `by` fills its own quantity, whatever the old one has filled by now; where more of that is filled meanwhile, it
+        is not put in its place. The id of `by` is a new one.
         """
         latency, old = self.rules.model.latency, self.tickets[order_id]
         if latency:
             self.tickets[by.id] = ticket = self._ticket(by, now, state="pending", replaces=order_id)
+            ticket.count = old.count
             self._touch(ticket, now)
             return None
         return self._swap(old, by, now)
@@ -177,7 +179,10 @@ class Desk:
         """Put a pending order in the place of the one that it replaces, if that still works."""
         old = self.tickets.get(ticket.replaces) if ticket.replaces is not None else None
         report = None
-        if old is not None and old.state == "accepted":
+        if old is not None and old.state == "accepted" and old.count != ticket.count:
+            report = Report("replace_rejected", reason="FILLED_MEANWHILE: more of it is filled: ask again")
+            self._tell(old, report)
+        elif old is not None and old.state == "accepted":
             order = Order(ticket.id, ticket.account_id, "paper", ticket.working.terms)
             report = self._swap(old, order, now)
         if report is None or report.kind != "replaced":

@@ -83,7 +83,7 @@ class Ticket:
     needs: Decimal = ZERO  # buying power, were nothing of it filled yet
     open: Decimal = ZERO  # units that are counted as still to be filled
     hold: Decimal = ZERO  # buying power that is counted for them
-    count: int = 0  # of its executions
+    count: int = 0  # of its executions; while it is pending, of those that the order has that it replaces
 
     @property
     def due_at(self) -> datetime | None:

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, 
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
@@ -45,6 +46,7 @@ from services.broker.adapters.alpaca.updates import Updates
 from services.broker.adapters.alpaca.wire import Declined, Wire
 from services.broker.domain.checks import Capabilities, TradeRules
 from services.broker.domain.instruments import Instrument
+from services.broker.domain.lifecycle import filled
 from services.broker.domain.orders import Order, Report
 from services.broker.domain.positions import Fill
 from services.broker.ports import Account, Balance, Changes, Held, Update, Venue, VenueRefused
@@ -168,13 +170,20 @@ class AlpacaVenue:
         return None
 
     async def replace(self, order: Order, by: Order) -> Report | None:
-        """Put `by` in the place of a working order."""
+        """Put `by` in the place of a working order.
+
+        Refused while the old one has fills that `order` lacks: `by` was sized without them, and would fill too much.
+        """
         change = change_of(order, by)
         if change is None:
             return Report("replace_rejected", reason="Alpaca replaces quantity, prices and time in force, nothing else")
-        name = await self._name_of(order)
-        if name is None:
+        known = await self._by_client_id(order.id)
+        if known is None:
             return Report("replace_rejected", reason="Alpaca does not know the order")
+        with readable("order"):
+            name, done = str(known["id"]), Decimal(str(known["filled_qty"]))
+        if done > filled(order):
+            return Report("replace_rejected", reason="FILLED_MEANWHILE: more of it is filled: ask again")
         try:
             told = await self._wire.write("PATCH", f"/v2/orders/{name}", change)
         except Declined as error:
@@ -209,8 +218,8 @@ class AlpacaVenue:
         listed = await self._orders(since - _WORKS_FOR)
         with readable("order"):
             told = {one["id"]: one for one in listed if kind_of(one) == "accepted" or moment(one["updated_at"]) > since}
-            filled = [one for one in told.values() if our_id(one) and any_filled(one)]
-            start = min([since, *(moment(one["submitted_at"]) - _SKEW for one in filled)])
+            traded = [one for one in told.values() if our_id(one) and any_filled(one)]
+            start = min([since, *(moment(one["submitted_at"]) - _SKEW for one in traded)])
         fills = await self._fills(start)
         whose = {leg["id"]: one for one in listed for leg in legs_of(one)}
         with readable("fill"):
