@@ -167,7 +167,6 @@ def assemble(
     books = Books(book_store, order_store, clock=clock, new_id=new_id)
     orders = Orders(order_store, books, clock=clock, new_id=new_id)
     accounts = Accounts(account_store, orders, venues, trading=settings.trading, clock=clock, new_id=new_id)
-    commands = Commands(orders, account_store, book_store, venues, clock=clock)
     checking = Checking(
         Deployment(settings.trading, _limits(settings), settings.plan),
         account_store,
@@ -176,6 +175,7 @@ def assemble(
         calendar=calendar,
         clock=clock,
     )
+    commands = Commands(orders, account_store, book_store, venues, checking, clock=clock)
     sendings = Sendings(orders, account_store, checking, venues, door=door, clock=clock)
     sending = Worker(sendings.work(settings.concurrency), door, clock, draw=env.random.random)
     orders.wake = sending.wake

@@ -60,6 +60,9 @@ async def test_an_order_for_somebody_elses_account_is_refused(brokerage: Brokera
     await brokerage.place_terms(account, terms, user_id=stranger)
     (told,) = brokerage.events("broker.order.rejected.v1")
     assert (told["codes"], told["user_id"]) == (["NO_SUCH_ACCOUNT"], str(stranger))
+    assert told["account_id"] != str(account)  # its owner hears nothing of it
+    (audited,) = [one for one in brokerage.events("api.action.audited.v1") if one["action"] == "refuse.order"]
+    assert audited["details"]["account"] == str(account)
     assert await brokerage.rows("select id from orders") == []
     body = {"account_id": str(account), "terms": terms.model_dump(mode="json")}
     assert (await brokerage.ask("POST", "/broker/orders", body, user_id=stranger))[0] == 404

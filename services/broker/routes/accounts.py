@@ -139,6 +139,7 @@ def handlers(accounts: Accounts, store: AccountStore, books: BookStore, door: Do
         """Send no order any more. What works at venues works on: cancel it."""
         everyone = _scope(identity.is_admin, data.scope)
         await door.run(lambda tx: accounts.halt(identity.user_id, data.reason, tx, everyone=everyone))
+        await accounts.quiet(identity.user_id, door, everyone=everyone)
 
     @delete("/broker/halt", caller=Caller.USER)
     async def resume(identity: Who, whom: Annotated[Literal["me", "all"], QueryParameter(name="scope")] = "me") -> None:

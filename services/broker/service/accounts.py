@@ -1,5 +1,6 @@
 """Accounts at venues, and the switch that stops everything."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,9 +18,11 @@ from shared.contracts.base import Event, derived_id
 from shared.contracts.payment import SubscriptionChanged
 from shared.db import Row, Tx
 from shared.errors import Conflict, Invalid, NotFound
-from shared.messaging.door import Done
+from shared.messaging.door import Done, Door
 
 MOST: Final = 20
+QUIET_S: Final = 5.0
+POLL_S: Final = 0.02
 
 
 class NotAllowed(Invalid):
@@ -104,6 +107,16 @@ class Accounts:
         who = ALL if everyone else str(user_id)
         await self._store.halt(tx, who, user_id, reason, self._clock())
         return Done(None, [self._orders.audited(user_id, "halt", who, reason=reason)])
+
+    async def quiet(self, user_id: UUID, door: Door, *, everyone: bool) -> None:
+        """Wait, QUIET_S at most, until what was judged before a halt is at its venue: from then on nothing goes out."""
+        who, clock = ALL if everyone else str(user_id), asyncio.get_running_loop().time
+        until = clock() + QUIET_S
+        while clock() < until:
+            async with door.read() as tx:
+                if not await self._store.on_their_way(tx, who):
+                    return
+            await asyncio.sleep(POLL_S)
 
     async def resume(self, user_id: UUID, tx: Tx, *, everyone: bool) -> Done[None]:
         """Trade again. Raises NotFound when nothing is halted."""

@@ -6,7 +6,7 @@ orders have taken since.
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, cast
@@ -20,7 +20,7 @@ from services.broker.domain.risk import Limits, Mode, Quote, Recent, Session, Sn
 from services.broker.ports import Venue
 from services.broker.store.accounts import ALL, AccountStore, account_of
 from services.broker.store.books import BookStore
-from services.broker.store.orders import OrderStore, rest
+from services.broker.store.orders import OrderStore, Stored, rest
 from shared.clock import Clock
 from shared.db import Row, Tx
 from shared.sessions import Sessions
@@ -31,6 +31,9 @@ AFTER_CLOSE: Final = timedelta(hours=4)
 KEEP_RULES_S: Final = 3600.0
 KEEP_UNKNOWN_S: Final = 30.0
 MOST_RULES: Final = 50_000
+TOO_LATE: Final = timedelta(seconds=60)
+"""An order that could not be sent so long is given up: the market is another one."""
+LATE: Final = Refusal("TOO_LATE", "it could not be sent for a minute: place it anew")
 Calendar = Callable[[], Awaitable[Sessions]]
 """Returns the exchange's sessions; they take a while the first time."""
 _MINUTE: Final = timedelta(minutes=1)
@@ -114,6 +117,20 @@ class Checking:
         refusals = assess(terms, limits, seen)
         return refusals, ZERO if refusals else needed_cash(terms, seen)
 
+    async def foresee(self, tx: Tx, row: Row, stored: Stored) -> tuple[Refusal, ...]:
+        """Return what stands already against an order that closes a position, its other orders left aside.
+
+        They are canceled for it, so it is better known before. What only the venue can tell is judged later.
+        """
+        if late(stored, self._clock()):
+            return (LATE,)
+        allowed = mode(account_of(row).mode, self._deployment.trading)
+        if isinstance(allowed, Refusal):
+            return (allowed,)
+        limits = limits_of(row, self._deployment.limits)
+        seen = await self._snapshot(tx, row, stored.order, limits)
+        return assess(stored.order.terms, limits, replace(seen, buying={}, selling={}))
+
     async def _snapshot(self, tx: Tx, row: Row, order: Order, limits: Limits) -> Snapshot:
         account, now = account_of(row), self._clock()
         symbols = [leg.instrument.key for leg in order.terms.legs]
@@ -142,6 +159,12 @@ class Checking:
             halted_user=str(account.user_id) in halts,
             halted_all=ALL in halts,
         )
+
+
+def late(stored: Stored, now: datetime) -> bool:
+    """Whether an order was asked for so long ago that it goes out no more."""
+    asked_at: datetime = stored.row["created_at"]
+    return now - asked_at > TOO_LATE
 
 
 def limits_of(row: Row, standard: Limits) -> Limits:

@@ -14,6 +14,7 @@ from services.broker.domain.checks import Capabilities, Refusal, asset_class
 from services.broker.domain.instruments import BadInstrument, Instrument, instrument
 from services.broker.domain.orders import OVER, Leg, Report, Terms, TimeInForce
 from services.broker.ports import Account
+from services.broker.service.checking import Checking
 from services.broker.service.orders import Orders
 from services.broker.service.venues import Venues
 from services.broker.store.accounts import AccountStore, account_of
@@ -41,13 +42,21 @@ class Commands:
     """Carries commands out as far as they need no venue."""
 
     def __init__(
-        self, orders: Orders, accounts: AccountStore, books: BookStore, venues: Venues, *, clock: Clock
+        self,
+        orders: Orders,
+        accounts: AccountStore,
+        books: BookStore,
+        venues: Venues,
+        checking: Checking,
+        *,
+        clock: Clock,
     ) -> None:
         self._orders = orders
         self._store = orders.store
         self._accounts = accounts
         self._books = books
         self._venues = venues
+        self._checking = checking
         self._clock = clock
 
     async def place(self, event: OrderRequested, tx: Tx) -> Sequence[Event]:
@@ -91,7 +100,10 @@ class Commands:
         return await self._cancel(tx, account, stored)
 
     async def close(self, event: CloseRequested, tx: Tx) -> Sequence[Event]:
-        """Close what is held of an instrument: cancel its orders, then trade the other way."""
+        """Close what is held of an instrument: cancel its orders, then trade the other way.
+
+        They are canceled only when nothing is known that would refuse the close: they may be what protects it.
+        """
         account = await self._account(tx, event)
         if account is None:
             return self._nobodys(event, event.order_id)
@@ -100,10 +112,18 @@ class Commands:
             nothing = Refusal("NOTHING_HELD", f"nothing is held of {event.symbol[:32]}")
             return self._orders.refusal(account, event.order_id, [nothing])
         position = found[0]
-        events = await self._cancel_open(tx, account, event.symbol)
         terms = closing(position.instrument, position.quantity, self._venues.capabilities(account.venue))
         wanted = shapes.to_contract(terms)
-        return [*events, *await self._new(tx, account, event, event.order_id, wanted, closes=True)]
+        if await self._store.get(tx, event.order_id) is not None:  # it comes twice
+            return await self._new(tx, account, event, event.order_id, wanted, closes=True)
+        events = await self._new(tx, account, event, event.order_id, wanted, closes=True)
+        row, stored = await self._accounts.get(tx, account.id), await self._own(tx, account, event.order_id)
+        if row is None or stored is None:
+            raise AssertionError("it was just written")
+        if refusals := await self._checking.foresee(tx, row, stored):
+            await self._store.unsend(tx, event.order_id)
+            return [*events, *await self._orders.refuse(tx, account, stored, refusals)]
+        return [*events, *await self._cancel_open(tx, account, event.symbol, but=event.order_id)]
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -115,8 +135,8 @@ class Commands:
 
     def _nobodys(self, event: _Asked, order_id: UUID) -> Sequence[Event]:
         """Refuse what somebody wants of an account that is not theirs."""
-        asker = Account(event.account_id, event.user_id, "", "paper")
-        return self._orders.refusal(asker, order_id, [NOBODYS])
+        asker = Account(derived_id(event.user_id, "no account"), event.user_id, "", "paper")  # its owner hears nothing
+        return self._orders.refusal(asker, order_id, [NOBODYS], event.account_id)
 
     async def _own(self, tx: Tx, account: Account, order_id: UUID) -> Stored | None:
         stored = await self._store.lock(tx, order_id)
@@ -147,9 +167,10 @@ class Commands:
         tx.after_commit(self._orders.wake)
         return ()
 
-    async def _cancel_open(self, tx: Tx, account: Account, symbol: str | None) -> list[Event]:
+    async def _cancel_open(self, tx: Tx, account: Account, symbol: str | None, but: UUID | None = None) -> list[Event]:
         events: list[Event] = []
-        found = await self._store.open(tx, account.id, None if symbol is None else [symbol])
+        working = await self._store.open(tx, account.id, None if symbol is None else [symbol])
+        found = [one for one in working if one.order.id != but]
         locked = await self._store.lock_all(tx, [one.order.id for one in found])
         for stored in (locked[one.order.id] for one in found):
             if stored.order.state not in OVER:  # else it has ended while we waited for it

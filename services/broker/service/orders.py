@@ -79,10 +79,15 @@ class Orders:
         await self.store.refused(tx, stored.order.id, [{"code": one.code, "message": one.message} for one in refusals])
         return [*events, *self.refusal(account, stored.order.id, refusals)]
 
-    def refusal(self, account: Account, order_id: UUID, refusals: Sequence[Refusal]) -> list[Event]:
-        """Return what tells that an order does not go out, to its user and to the auditor."""
+    def refusal(
+        self, account: Account, order_id: UUID, refusals: Sequence[Refusal], named: UUID | None = None
+    ) -> list[Event]:
+        """Return what tells that an order does not go out, to its user and to the auditor.
+
+        `named` is the account that was asked for, where that is not the asker's.
+        """
         codes = ",".join(one.code for one in refusals)
-        audited = self.audited(account.user_id, "refuse.order", order_id, codes=codes, account=str(account.id))
+        audited = self.audited(account.user_id, "refuse.order", order_id, codes=codes, account=str(named or account.id))
         return [self._rejected(account, order_id, refusals), audited]
 
     def audited(self, user_id: UUID | None, action: str, subject: object, **details: Any) -> Event:
@@ -99,6 +104,12 @@ class Orders:
             at=now,
             details=details,
         )
+
+    async def flag(self, tx: Tx, account: Account, order_id: UUID, code: str, message: str) -> list[Event]:
+        """Keep what a person should look at; return what tells of it, once for the same words."""
+        flag_id = derived_id(order_id, f"{code}/{message}")
+        new = await self.store.flag(tx, Flag(flag_id, account.id, order_id, code, message, self._clock()))
+        return [OrderFlagged(**self._about(account, order_id), code=code, message=message)] if new else []
 
     # --- what is told ---------------------------------------------------------------------------
 
@@ -151,9 +162,7 @@ class Orders:
         if not isinstance(fact, (Anomaly, IllegalTransition)):
             return []
         code = fact.code if isinstance(fact, Anomaly) else "ILLEGAL_TRANSITION"
-        flag_id = derived_id(order.id, f"{code}/{fact.message}")
-        new = await self.store.flag(tx, Flag(flag_id, account.id, order.id, code, fact.message, self._clock()))
-        return [OrderFlagged(**self._about(account, order.id), code=code, message=fact.message)] if new else []
+        return await self.flag(tx, account, order.id, code, fact.message)
 
 
 def _shows(before: Order, after: Order) -> bool:

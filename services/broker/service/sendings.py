@@ -24,7 +24,7 @@ from services.broker.domain.orders import OVER, ZERO, Order, Report
 from services.broker.domain.shapes import resized
 from services.broker.ports import Account, VenueRefused
 from services.broker.service.asking import Asking, Told
-from services.broker.service.checking import Checking
+from services.broker.service.checking import LATE, Checking, late
 from services.broker.service.orders import Orders
 from services.broker.service.venues import NoSuchVenue, Venues
 from services.broker.store.accounts import AccountStore, account_of
@@ -36,12 +36,10 @@ from shared.errors import Permanent, Transient
 from shared.messaging.door import Done, Door
 from shared.work import OutcomeUnknown, Performed, Policy, Settled, Work
 
-TOO_LATE: Final = timedelta(seconds=60)
-"""An order that could not be sent so long is given up: the market is another one."""
 UNSEEN: Final = timedelta(seconds=60)
 """So long a venue that takes an id twice is asked for an order that it may have got."""
 UNSEEN_ORDER: Final = Refusal("NOT_SENT", "the venue has not seen the order, and it is not sent twice: place it anew")
-LATE: Final = Refusal("TOO_LATE", "it could not be sent for a minute: place it anew")
+BARE: Final = "its position stays open, and other orders of it were canceled for this one: protect it anew, or close it"
 
 
 class NotSent(Permanent):
@@ -108,7 +106,7 @@ class Sendings:
         if stored.order.state == "pending_submit" and not row["uncertain"]:
             # It was judged, and the process died before it went.
             await self._told(row, account, Report("not_sent"))
-        elif stored.order.state == "new" and self._late(stored):  # whether or not its venue answers
+        elif stored.order.state == "new" and late(stored, self._clock()):  # whether or not its venue answers
             await self._refuse(row, [LATE])
             raise NotSent(LATE.message)
         try:
@@ -126,7 +124,7 @@ class Sendings:
 
     async def _judge(self, tx: Tx, row: Row, account: Account, told: Told) -> Done[str | None]:
         """Let an order go, or refuse it; return why it does not go. One at a time for an account."""
-        held_account = await self._accounts.lock(tx, account.id)
+        held_account = await self._accounts.lock_to_judge(tx, account.id)
         _, fresh = await self._locked(tx, row["order_id"])
         await self._ours(tx, row)
         if fresh.order.state == "pending_submit":
@@ -137,7 +135,7 @@ class Sendings:
         events: Sequence[Event] = ()
         if held_account["closed_at"] is not None:
             refusals = [Refusal("ACCOUNT_CLOSED", "the account was closed: choose another one")]
-        elif self._late(fresh):
+        elif late(fresh, self._clock()):
             refusals = [LATE]
         elif told.held is not None:
             fresh, refusals = await self._sized(tx, fresh, told.held)
@@ -150,12 +148,9 @@ class Sendings:
         if not refusals and fresh.order.replaces is not None:
             refusals, events = await self._replacing(tx, account, fresh.order, fresh.order.replaces)
         if refusals:
-            return Done(refusals[0].message, await self._orders.refuse(tx, account, fresh, refusals))
+            return Done(refusals[0].message, await self._refused(tx, account, fresh, refusals))
         _, sent = await self._orders.report(tx, account, fresh, Report("submit_sent"))
         return Done(None, [*events, *sent])
-
-    def _late(self, stored: Stored) -> bool:
-        return self._clock() - stored.row["created_at"] > TOO_LATE
 
     async def _sized(self, tx: Tx, stored: Stored, held: Decimal) -> tuple[Stored, Sequence[Refusal]]:
         """Give an order that closes a position the size of what is held; nothing is closed where that is gone."""
@@ -271,7 +266,9 @@ class Sendings:
         if row["kind"] == "look_up" and report.kind == "not_found" and not stored.order.seen:
             return await self._never_arrived(tx, account, stored, report)
         if row["kind"] != "replace" or stored.order.replaces is None:
-            return (await self._orders.report(tx, account, stored, report))[1]
+            order, events = await self._orders.report(tx, account, stored, report)
+            bare = order.state == "rejected" and stored.row["closes"]
+            return [*events, *await self._orders.flag(tx, account, order.id, "CLOSE_REFUSED", BARE)] if bare else events
         old = await self._old(tx, stored.order.replaces)
         _, events = await self._orders.report(tx, account, old, report)
         of_new = Report("accepted") if report.kind == "replaced" else Report("rejected", reason=report.reason)
@@ -345,8 +342,15 @@ class Sendings:
 
     async def _give_up(self, tx: Tx, account: Account, stored: Stored, refusals: Sequence[Refusal]) -> Sequence[Event]:
         """Refuse an order that was not sent; one that it was to replace works on as it is."""
-        events = await self._orders.refuse(tx, account, stored, refusals)
+        events = await self._refused(tx, account, stored, refusals)
         if stored.order.replaces is None:
             return events
         old = await self._old(tx, stored.order.replaces)
         return [*events, *(await self._orders.report(tx, account, old, Report("replace_rejected")))[1]]
+
+    async def _refused(self, tx: Tx, account: Account, stored: Stored, refusals: Sequence[Refusal]) -> Sequence[Event]:
+        """Refuse an order that was not sent; one that was to close a position is flagged, unless that is gone."""
+        events = await self._orders.refuse(tx, account, stored, refusals)
+        if not events or not stored.row["closes"] or any(one.code == "NOTHING_HELD" for one in refusals):
+            return events
+        return [*events, *await self._orders.flag(tx, account, stored.order.id, "CLOSE_REFUSED", BARE)]

@@ -18,6 +18,14 @@ _ADD: Final = text("""
     values (:id, :user_id, :venue, :mode, :reference, :name, cast(:limits as jsonb), :at)""")
 _GET: Final = text("select * from accounts where id = :id")
 _LOCK: Final = text("select * from accounts where id = :id for no key update")
+_LOCK_TO_JUDGE: Final = text("""
+    select a.*, pg_advisory_xact_lock_shared(hashtextextended('halts/' || current_schema(), 0))
+    from accounts a where id = :id for no key update""")
+_NO_JUDGING: Final = text("select pg_advisory_xact_lock(hashtextextended('halts/' || current_schema(), 0))")
+_ON_THEIR_WAY: Final = text("""
+    select exists(select from sendings s join orders o on o.id = s.order_id
+        where s.status in ('claimed', 'started') and s.kind in ('submit', 'replace') and o.state = 'pending_submit'
+            and (:who = :all or cast(o.user_id as text) = :who))""")
 _OF_USER: Final = text("select * from accounts where user_id = :user_id and closed_at is null order by created_at, id")
 _OPEN: Final = text("""
     select a.*, c.version as credentials from accounts a left join credentials c on c.account_id = a.id
@@ -69,6 +77,10 @@ class AccountStore:
         """Return an account that nobody else changes until the commit."""
         return await tx.fetchrow(_LOCK, id=account_id)
 
+    async def lock_to_judge(self, tx: Tx, account_id: UUID) -> Row | None:
+        """Return an account that nobody else changes until the commit; until then nothing is halted, either."""
+        return await tx.fetchrow(_LOCK_TO_JUDGE, id=account_id)
+
     async def of_user(self, tx: Tx, user_id: UUID) -> Sequence[Row]:
         """Return a user's accounts."""
         return await tx.fetch(_OF_USER, user_id=user_id)
@@ -94,8 +106,13 @@ class AccountStore:
         await tx.execute(_TROUBLE, id=account_id, trouble=trouble)
 
     async def halt(self, tx: Tx, who: str, by_user: UUID, reason: str, at: datetime) -> None:
-        """Let nothing of a user, or of all, be sent."""
+        """Let nothing of a user, or of all, be sent. Waits for what is being judged just now."""
+        await tx.execute(_NO_JUDGING)
         await tx.execute(_HALT, who=who, by_user=by_user, reason=reason, at=at)
+
+    async def on_their_way(self, tx: Tx, who: str) -> bool:
+        """Whether orders of a user, or of anybody, were judged and are not answered yet by their venue."""
+        return bool(await tx.fetchval(_ON_THEIR_WAY, who=who, all=ALL))
 
     async def resume(self, tx: Tx, who: str) -> bool:
         """End a halt; tell whether there was one."""
