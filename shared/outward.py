@@ -18,6 +18,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -145,20 +146,7 @@ class Outward:
                 if len(taken) >= ANSWER_MAX:
                     break
             got = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
-            return Answer(answer.status, got, taken[:ANSWER_MAX], self._wait_s(got.get("retry-after")))
-
-    def _wait_s(self, value: str | None) -> float | None:
-        if value is None:
-            return None
-        try:
-            wait_s = float(value)
-        except ValueError:
-            try:
-                wait_s = (parsedate_to_datetime(value) - self._clock()).total_seconds()
-            except (ValueError, TypeError):
-                return None
-            wait_s = max(wait_s, 0.0)
-        return min(wait_s, LONGEST_WAIT_S) if wait_s >= 0.0 else None
+            return Answer(answer.status, got, taken[:ANSWER_MAX], wait_of(got.get("retry-after"), self._clock()))
 
 
 class _Checked(httpcore.AsyncNetworkBackend):
@@ -203,6 +191,20 @@ def is_public(address: str) -> bool:
         if ip not in _IPV6_GLOBAL:
             return False
     return ip.is_global and not ip.is_multicast and not any(ip in net for net in _REFUSED if net.version == ip.version)
+
+
+def wait_of(retry_after: str | None, now: datetime) -> float | None:
+    """Return the seconds that a Retry-After asks for, `LONGEST_WAIT_S` at most; None for what is no wait."""
+    if retry_after is None:
+        return None
+    try:
+        wait_s = float(retry_after)
+    except ValueError:
+        try:
+            wait_s = max((parsedate_to_datetime(retry_after) - now).total_seconds(), 0.0)
+        except (ValueError, TypeError):
+            return None
+    return min(wait_s, LONGEST_WAIT_S) if wait_s >= 0.0 else None
 
 
 def place_of(url: str) -> tuple[str, int]:

@@ -5,10 +5,12 @@ import secrets
 
 from services.alerts import READS, consumers
 from services.alerts.adapters.discord import Discord
+from services.alerts.adapters.fcm import Fcm, ServiceAccount
 from services.alerts.adapters.resend import Resend
 from services.alerts.adapters.sendgrid import SendGrid
 from services.alerts.adapters.smtp import Smtp, SmtpServer
 from services.alerts.adapters.webhook import WebhookSender
+from services.alerts.adapters.webpush import Vapid, WebPush
 from services.alerts.domain.links import Links
 from services.alerts.ports import Check, Sender
 from services.alerts.routes import alerts as alert_routes
@@ -45,7 +47,9 @@ def build(env: Environment) -> Service:
     links = Links(identity_secret(env.settings))
 
     workers: list[Worker] = []
-    offered, checks = _senders(settings, service.clock)
+    key = settings.vapid_private_key
+    vapid = Vapid(key.get_secret_value(), settings.vapid_subject) if key is not None else None
+    offered, checks = _senders(settings, vapid, service.clock)
     for channel, (sender, concurrency) in offered.items():
         service.closes(sender)
         for work in (
@@ -77,6 +81,7 @@ def build(env: Environment) -> Service:
         offered=tuple(offered),
         discord_base=settings.discord_base,
         outward_base=settings.outward_base,
+        push_key=vapid.public_key if vapid is not None else None,
     )
     deliveries, preferences = DeliveryStore(), PreferenceStore()
     router = Router(deliveries, tuple(offered), wake=wake)
@@ -122,7 +127,9 @@ def _new_secret() -> str:
     return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"  # the form of Standard Webhooks
 
 
-def _senders(settings: AlertsSettings, clock: Clock) -> tuple[dict[Channel, tuple[Sender, int]], dict[Channel, Check]]:
+def _senders(
+    settings: AlertsSettings, vapid: Vapid | None, clock: Clock
+) -> tuple[dict[Channel, tuple[Sender, int]], dict[Channel, Check]]:
     """Return each channel that is set up, with how many messages go out at once, and what checks targets."""
     senders: dict[Channel, tuple[Sender, int]] = {
         "discord": (Discord(connections=settings.discord_concurrency), settings.discord_concurrency)
@@ -131,9 +138,20 @@ def _senders(settings: AlertsSettings, clock: Clock) -> tuple[dict[Channel, tupl
     if mail is not None:
         senders["email"] = (mail, settings.smtp_concurrency)
     at_once = settings.outward_concurrency
-    webhook = WebhookSender(Outward(allowed=settings.outward_base, connections=at_once, clock=clock), clock)
+
+    def outward() -> Outward:
+        return Outward(allowed=settings.outward_base, connections=at_once, clock=clock)
+
+    webhook = WebhookSender(outward(), clock)
     senders["webhook"] = (webhook, at_once)
-    return senders, {"webhook": webhook.check}
+    checks: dict[Channel, Check] = {"webhook": webhook.check}
+    if vapid is not None:
+        push = WebPush(vapid, outward(), clock)
+        senders["webpush"], checks["webpush"] = (push, at_once), push.check
+    if settings.fcm_service_account is not None:
+        account = ServiceAccount.read(settings.fcm_service_account)
+        senders["fcm"] = (Fcm(account, connections=at_once, clock=clock), at_once)
+    return senders, checks
 
 
 def _mail(settings: AlertsSettings) -> Sender | None:

@@ -1,6 +1,7 @@
 """What the alerts service needs to know, from the environment (prefix OPENBELL_ALERTS_)."""
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr
@@ -39,6 +40,14 @@ class AlertsSettings(BaseSettings):
     """The European region has another one."""
     resend_api_key: SecretStr | None = None
     resend_base: str = "https://api.resend.com"
+
+    vapid_private_key: SecretStr | None = None
+    """32 bytes in base64url. Without it there is no Web Push channel; another one ends all subscriptions."""
+    vapid_subject: str = Field(default="mailto:alerts@openbell.invalid", pattern="^(mailto:|https:)")
+    """Whom push services may ask about what we push."""
+    fcm_service_account: Path | None = None
+    """The key file of a service account of Firebase. Without it there is no FCM channel."""
+
     smtp_host: str | None = None
     smtp_port: int = 587
     smtp_user: str | None = None

@@ -1,14 +1,17 @@
 """The destinations that the suite of senders is held against: each a stand-in and the sender that talks to it."""
 
 import json
+import secrets
 from dataclasses import replace
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
 from services.alerts.adapters.discord import Discord
+from services.alerts.adapters.fcm import Fcm, ServiceAccount
 from services.alerts.adapters.smtp import Smtp, SmtpServer
 from services.alerts.adapters.webhook import WebhookSender
-from services.alerts.domain.targets import Webhook
+from services.alerts.adapters.webpush import Vapid, WebPush
+from services.alerts.domain.targets import Webhook, subscription_of
 from services.alerts.domain.text import Message
 from services.alerts.ports import Sender
 from shared.outward import Outward
@@ -16,9 +19,11 @@ from tests.alerts.conftest import NOW
 from tests.alerts.mail_venues import ResendVenue, SendGridVenue
 from tests.fakes import posts
 from tests.fakes.discord import Answer, FakeDiscord
+from tests.fakes.fcm import FakeFcm, problem
 from tests.fakes.mail_apis import FakeResend, FakeSendGrid
 from tests.fakes.smtp import SILENCE, FakeSmtp
 from tests.fakes.webhook import FakeWebhook
+from tests.fakes.webpush import FakePushService
 
 
 def message(target: str, **changed: object) -> Message:
@@ -146,12 +151,84 @@ class WebhookVenue:
         return WebhookSender(nobody), Webhook("http://127.0.0.1:9/s3cret", ("whsec_c2VjcmV0",)).text
 
 
+VAPID = Vapid(secrets.token_urlsafe(32), "mailto:alerts@openbell.invalid")
+
+
+class WebPushVenue:
+    def __init__(self, server: FakePushService) -> None:
+        self.server = server
+        self.outward = Outward(allowed=server.base, timeout_s=0.5)
+        self.sender: Sender = WebPush(VAPID, self.outward)
+        self.target, self.browser = server.subscribe(VAPID.public_key)
+        self.path = subscription_of(self.target).endpoint.removeprefix(server.base)
+        self.secret = self.path.rpartition("/")[2]
+
+    def fail_for_now(self) -> None:
+        self.server.answer(self.path, posts.Answer(503))
+
+    def ask_to_wait(self) -> None:
+        self.server.answer(self.path, posts.Answer(429, headers={"retry-after": "12"}))
+
+    def refuse_message(self) -> None:
+        self.server.answer(self.path, posts.Answer(413))
+
+    def disappear(self) -> None:
+        self.server.remove(self.path)
+
+    def fall_silent(self) -> None:
+        self.server.answer(self.path, posts.Answer(hang=True))
+
+    def received(self) -> list[str]:
+        return [json.dumps(shown) for shown in self.browser.shown.values()]
+
+    def unreachable(self) -> tuple[Sender, str]:
+        told = json.loads(self.target) | {"endpoint": "http://127.0.0.1:9/s3cret"}
+        return WebPush(VAPID, Outward(allowed="http://127.0.0.1:9")), json.dumps(told)
+
+
+class FcmVenue:
+    def __init__(self, server: FakeFcm) -> None:
+        self.server = server
+        self.account = account_of(server)
+        self.sender: Sender = Fcm(self.account, base=server.base, timeout_s=0.5)
+        self.target = self.secret = server.device()
+
+    def fail_for_now(self) -> None:
+        self.server.answer(self.server.send_path, problem(503, "UNAVAILABLE", "UNAVAILABLE"))
+
+    def ask_to_wait(self) -> None:
+        refused = problem(429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
+        self.server.answer(self.server.send_path, replace(refused, headers={"retry-after": "12"}))
+
+    def refuse_message(self) -> None:
+        self.server.answer(self.server.send_path, problem(400, "INVALID_ARGUMENT", "INVALID_ARGUMENT"))
+
+    def disappear(self) -> None:
+        self.server.remove(self.target)
+
+    def fall_silent(self) -> None:
+        self.server.answer(self.server.send_path, posts.Answer(hang=True))
+
+    def received(self) -> list[str]:
+        return [json.dumps(shown["notification"]) for shown in self.server.shown[self.target].values()]
+
+    def unreachable(self) -> tuple[Sender, str]:
+        return Fcm(replace(self.account, token_uri="http://127.0.0.1:9/token")), self.target
+
+
+def account_of(server: FakeFcm) -> ServiceAccount:
+    told = json.loads(server.account_file())
+    return ServiceAccount(told["project_id"], told["client_email"], told["private_key"], told["token_uri"])
+
+
 VENUES: Final[dict[str, tuple[Any, Any]]] = {
     "discord": (FakeDiscord, DiscordVenue),
     "smtp": (FakeSmtp, SmtpVenue),
     "webhook": (FakeWebhook, WebhookVenue),
     "sendgrid": (FakeSendGrid, SendGridVenue),
     "resend": (FakeResend, ResendVenue),
+    "webpush": (FakePushService, WebPushVenue),
+    "fcm": (FakeFcm, FcmVenue),
 }
 """Each stand-in, and the venue over it."""
 

@@ -59,6 +59,12 @@ class ChannelView(msgspec.Struct, frozen=True):
     secret: str | None = None
 
 
+class PushKey(msgspec.Struct, frozen=True):
+    """What `pushManager.subscribe` takes as applicationServerKey, base64url."""
+
+    public_key: str
+
+
 def handlers(channels: Channels, audience: AudienceStore, door: Door) -> list[ControllerRouterHandler]:
     """Return the routes."""
     return [*_channel_routes(channels, audience, door), *_link_routes(channels, door)]
@@ -122,7 +128,13 @@ def _channel_routes(channels: Channels, audience: AudienceStore, door: Door) -> 
         actor = actor_of(request, identity)
         return _channel(await door.run(lambda tx: channels.new_secret(actor, user_id, target, tx)))
 
-    return [list_channels, set_channel, remove_channel, remove_target, ask_again, new_secret]
+    @get("/api/alerts/{user_id:uuid}/channels/webpush/key", caller=Caller.USER)
+    async def push_key(identity: Who, user_id: FromPath[UUID]) -> PushKey:
+        """Return the key that a browser subscribes with."""
+        own(identity, user_id)
+        return PushKey(channels.push_key())
+
+    return [list_channels, set_channel, remove_channel, remove_target, ask_again, new_secret, push_key]
 
 
 def _link_routes(channels: Channels, door: Door) -> list[HTTPRouteHandler]:

@@ -44,6 +44,7 @@ class Options:
     offered: tuple[Channel, ...] = ("discord",)
     discord_base: str | None = None
     outward_base: str | None = None
+    push_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,11 @@ class Channels:
         if target is not None and channel in self._checks:
             await self._checks[channel](self._checked(channel, target))
 
+    def push_key(self) -> str:
+        """Return the public key that browsers subscribe with; raises ChannelNotOffered."""
+        self.offers("webpush")
+        return self._options.push_key or ""
+
     def offers(self, channel: Channel) -> None:
         """Raise ChannelNotOffered for a channel that is not set up."""
         if channel not in self._options.offered:
