@@ -1,6 +1,6 @@
 """`make bench`: run all benchmarks, or those named, print a table and write `.bench/<name>.json`.
 
-python -m benchmarks [detection market messaging latency gateway payment memory]
+python -m benchmarks [detection market messaging latency alerts gateway payment memory]
 """
 
 import asyncio
@@ -19,6 +19,7 @@ ALL: Final = {
     "market": "benchmarks.market_through",
     "messaging": "benchmarks.messaging.all",
     "latency": "benchmarks.alert_latency",
+    "alerts": "benchmarks.alerts",
     "gateway": "benchmarks.gateway",
     "payment": "benchmarks.payment",
     "memory": "benchmarks.memory",

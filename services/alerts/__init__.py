@@ -1,10 +1,11 @@
 """alerts: turns activity into alerts for the users whose watchlist or rule matches, and tells them.
 
 Owns     schema `alerts`: users and watchlists as the gateway tells them, rules, channels and the mails that
-         confirm them, contracts of the session, alerts, notices, deliveries of both
+         confirm them, contracts of the session, events of 30 days, alerts, notices, deliveries of both
 Reads    detector.activity (ActivityDetected), api.users (UserSignedUp, UserSettingsChanged),
          api.watchlists (StockAdded, StockSettingsChanged, StockRemoved), payment.payments (PaymentReceived,
          PaymentFailed, PaymentRefunded, PaymentDisputed, TrialEnding, CardExpiring, RenewalDue),
+         payment.subscriptions (SubscriptionChanged),
          broker.orders (OrderFilled, OrderRejected, OrderFlagged), broker.positions (PositionsDrifted)
 Publishes alerts.alerts (AlertRaised, AlertUpdated), alerts.deliveries (DeliverySettled), api.audit (ActionAudited)
 Serves   /api/alerts/{user_id}: the alerts, opened, stats, channels, rules, notices; /links/confirm-email
@@ -34,6 +35,7 @@ from shared.contracts.payment import (
     PaymentReceived,
     PaymentRefunded,
     RenewalDue,
+    SubscriptionChanged,
     TrialEnding,
 )
 
@@ -52,6 +54,7 @@ READS: Final[tuple[type[Event], ...]] = (
     TrialEnding,
     CardExpiring,
     RenewalDue,
+    SubscriptionChanged,
     OrderFilled,
     OrderRejected,
     OrderFlagged,

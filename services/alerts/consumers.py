@@ -1,13 +1,14 @@
 """Door 1, Kafka: what is handled, and by what."""
 
+from services.alerts.domain.kinds import HEARD
 from services.alerts.domain.notices import PAID, TRADED
-from services.alerts.service import Alerts, Notices
+from services.alerts.service import Alerts, Notices, Rules
 from shared.contracts.api import StockAdded, StockRemoved, StockSettingsChanged, UserSettingsChanged, UserSignedUp
 from shared.contracts.detector import ActivityDetected
 from shared.messaging.consumer import Consumer
 
 
-def tables(alerts: Alerts, notices: Notices) -> tuple[Consumer, ...]:
+def tables(alerts: Alerts, notices: Notices, rules: Rules) -> tuple[Consumer, ...]:
     """Return the service's consumers."""
     activity = Consumer("alerts.activity")
     activity.on_batch(ActivityDetected, alerts.raise_alerts)
@@ -28,4 +29,8 @@ def tables(alerts: Alerts, notices: Notices) -> tuple[Consumer, ...]:
     trades = Consumer("alerts.trades")
     for event in TRADED:
         trades.on_batch(event, notices.tell)
-    return activity, users, watchlists, payments, trades
+
+    over = Consumer("alerts.rules")
+    for event in HEARD:
+        over.on_batch(event, rules.hear)
+    return activity, users, watchlists, payments, trades, over

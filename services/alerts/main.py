@@ -17,15 +17,19 @@ from services.alerts.routes import alerts as alert_routes
 from services.alerts.routes import channels as channel_routes
 from services.alerts.routes import notices as notice_routes
 from services.alerts.routes import preferences as preference_routes
-from services.alerts.service import Alerts, Channels, Notices, Options, Preferences, Router
+from services.alerts.routes import rules as rule_routes
+from services.alerts.service import Alerts, Channels, Notices, Options, Preferences, Router, Rules
 from services.alerts.settings import AlertsSettings
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.deliveries import DeliveryStore
+from services.alerts.store.fanouts import FanOutStore
+from services.alerts.store.kept import KeptEvents
 from services.alerts.store.notices import NoticeStore
 from services.alerts.store.preferences import PreferenceStore
-from services.alerts.workers import Confirmation, Delivery, NoticeDelivery, Retention
+from services.alerts.store.rules import RuleStore
+from services.alerts.workers import Confirmation, Delivery, FanOuts, NoticeDelivery, Retention
 from shared.clock import Clock, new_id
 from shared.contracts.alerts import Channel
 from shared.identity import identity_secret
@@ -77,7 +81,6 @@ def build(env: Environment) -> Service:
     options = Options(
         best_few=settings.best_few,
         notify_step=settings.notify_step,
-        max_rules=settings.max_rules,
         offered=tuple(offered),
         discord_base=settings.discord_base,
         outward_base=settings.outward_base,
@@ -85,7 +88,10 @@ def build(env: Environment) -> Service:
     )
     deliveries, preferences = DeliveryStore(), PreferenceStore()
     router = Router(deliveries, tuple(offered), wake=wake)
-    alerts = Alerts(store, audience, options, router=router, clock=service.clock, new_id=new_id)
+    kept, fans = KeptEvents(), FanOutStore()
+    alerts = Alerts(store, audience, options, router=router, kept=kept, fans=fans, clock=service.clock, wake=wake)
+    workers.append(Worker(FanOuts(alerts, fans, service.door).work(), service.door, service.clock))
+    service.work(workers[-1])
     channels = Channels(
         audience,
         confirmations,
@@ -98,7 +104,8 @@ def build(env: Environment) -> Service:
         wake=wake,
     )
     told = Notices(notices, router=router, clock=service.clock)
-    for consumer in consumers.tables(alerts, told):
+    rules = Rules(RuleStore(), kept, told, max_rules=settings.max_rules, clock=service.clock, new_id=new_id)
+    for consumer in consumers.tables(alerts, told, rules):
         service.consume(consumer)
     retention = Retention(
         store,
@@ -110,9 +117,12 @@ def build(env: Environment) -> Service:
         contracts_days=settings.keep_contracts_days,
     )
     service.schedule(Job("retention", "20 5 * * *", retention.run))
+    service.schedule(Job("kept-events", "25 5 * * *", lambda at: kept.forget(service.door.transaction, at.date())))
+    service.schedule(Job("fan-outs", "35 5 * * *", lambda at: fans.forget(service.door.transaction, at)))
     service.serve(
         [
-            *alert_routes.handlers(alerts, store, audience, service.door),
+            *alert_routes.handlers(alerts, store, service.door),
+            *rule_routes.handlers(rules, audience, service.door),
             *channel_routes.handlers(channels, audience, service.door),
             *notice_routes.handlers(told, notices, service.door),
             *preference_routes.handlers(

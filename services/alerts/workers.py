@@ -12,17 +12,19 @@ from services.alerts.domain.links import Link, Links
 from services.alerts.domain.states import end_of
 from services.alerts.domain.text import REPEAT_NOTE, Message, body, confirmation, fields, notes
 from services.alerts.ports import ChannelGone, Sender
+from services.alerts.service import Alerts
 from services.alerts.store.alerts import AlertsStore, lines_of
 from services.alerts.store.confirmations import ConfirmationStore
+from services.alerts.store.fanouts import FanOutStore
 from services.alerts.store.notices import NoticeStore
 from shared import months
 from shared.clock import Clock
 from shared.contracts.alerts import Channel, DeliverySettled
 from shared.contracts.base import Event
-from shared.db import Row, Tx
-from shared.errors import Permanent
+from shared.db import Row, Tx, is_rerun
+from shared.errors import Permanent, Transient
 from shared.messaging.door import Door
-from shared.work import Performed, Policy, Settled, Work
+from shared.work import Performed, Policy, Settled, Work, explain
 
 
 def _since(row: Row) -> datetime:
@@ -51,6 +53,7 @@ class Delivery:
             perform=self.perform,
             on_unknown="resend",
             settled=self.settled,
+            order="bulk, due_at, id",
             policy=Policy(concurrency=concurrency, max_attempts=10, max_age_s=6 * 3600.0),
             since=_since,
         )
@@ -150,6 +153,41 @@ async def fail_with_channel(alerts: AlertsStore, notices: NoticeStore, settled: 
         _settled(other, Settled(other, "failed", other["attempts"], settled.error, reason, {}, settled.at))
         for other in others
     ]
+
+
+class FanOuts:
+    """Raises the alerts of what very many rules look at, page by page, each in a transaction of its own.
+
+    One at a time, and what its pages write is delivered after what few rules look at (`deliveries.bulk`).
+    """
+
+    def __init__(self, alerts: Alerts, fans: FanOutStore, door: Door) -> None:
+        self._alerts = alerts
+        self._fans = fans
+        self._door = door
+
+    def work(self) -> Work:
+        """Return the work: after a crash it goes on behind the last page that was committed."""
+        return Work(
+            kind="fan-out",
+            table="fan_outs",
+            perform=self.perform,
+            on_unknown="resend",
+            policy=Policy(concurrency=1, lease_s=15.0, base_s=0.2, cap_s=30.0, max_attempts=1000),
+        )
+
+    async def perform(self, row: Row) -> Performed:
+        """Do the pages that are left; none when a later fan-out of the same stock waits and this has not begun."""
+        try:
+            async with self._door.read() as tx:
+                needless = await self._fans.needless(tx, row["id"])
+            while not needless and await self._door.run(lambda tx: self._alerts.raise_page(row, tx)):
+                pass
+        except Exception as error:
+            if is_rerun(error):
+                raise Transient(explain(error)) from error
+            raise
+        return Performed()
 
 
 class Confirmation:

@@ -1,6 +1,6 @@
 """The columns of a table of claimed rows, and every statement of its life.
 
-`{table}`, `{only}` and `{pauses}` are filled in.
+`{table}`, `{only}`, `{pauses}` and `{order}` are filled in.
 """
 
 from typing import Any, Final
@@ -45,7 +45,7 @@ CLAIMABLE: Final = """
             array(select lane from work_pauses where kind = :kind and until > :now)))
       and (lane is null or lane <> all(array(
             select lane from {table} where status in ('claimed', 'started') and lane is not null)))
-    order by due_at, id limit :candidates for update skip locked"""
+    order by {order} limit :candidates for update skip locked"""
 CLAIM: Final = """
     update {table} set status = 'claimed', token = :token, lease_until = :until where id = any(:ids) returning *"""
 LOOK: Final = """
@@ -92,6 +92,12 @@ def create_pauses(op: Any) -> None:
     op.execute(PAUSES)
 
 
-def statement(template: str, table: str, only: str, pauses: str) -> TextClause:
-    """Return a statement for one table, narrowed to the rows that `only` names; `pauses` names what waits bind."""
-    return text(template.replace("{table}", table).replace("{only}", f"({only})").replace("{pauses}", pauses))
+def statement(template: str, table: str, only: str, pauses: str, order: str) -> TextClause:
+    """Return a statement for one table, narrowed to the rows that `only` names.
+
+    `pauses` names what waits bind, `order` what is claimed first.
+    """
+    filled = {"{table}": table, "{only}": f"({only})", "{pauses}": pauses, "{order}": order}
+    for name, value in filled.items():
+        template = template.replace(name, value)
+    return text(template)

@@ -57,7 +57,8 @@ def created_at(row: Row) -> datetime:
 class Work:
     """One kind of effect, and the table its rows wait in.
 
-    `only` is an SQL condition for a table that several kinds share. `perform` gets the row as it was claimed, or what
+    `only` is an SQL condition for a table that several kinds share, `order` the columns by which what is due is claimed
+    (with an index on them where `status = 'pending'`). `perform` gets the row as it was claimed, or what
     `prepare` made of it: all reading belongs there, for it runs before `started`, and what it raises is no doubt about
     the effect. `settled` runs in the transaction that records the end and returns the events that tell of it.
     `look_up` answers whether an uncertain effect has happened. `pauses` is the column that names who is left alone when
@@ -75,6 +76,7 @@ class Work:
     look_up: Callable[[Row], Awaitable[bool]] | None = None
     only: str = "true"
     pauses: str = "lane"
+    order: str = "due_at, id"
     policy: Policy = field(default_factory=Policy)
     since: Callable[[Row], datetime] = created_at
 
@@ -135,7 +137,8 @@ class Worker:
         self._forget_pauses = self._sql(table.FORGET_PAUSES)
 
     def _sql(self, template: str) -> TextClause:
-        return table.statement(template, self._work.table, self._work.only, self._work.pauses)
+        work = self._work
+        return table.statement(template, work.table, work.only, work.pauses, work.order)
 
     def wake(self) -> None:
         """Look for rows now instead of at the next poll."""

@@ -15,12 +15,15 @@ from services.alerts.domain.channels import lane_of
 from services.alerts.domain.links import Link, Links
 from services.alerts.domain.text import Message
 from services.alerts.ports import Sent
-from services.alerts.service import Actor, Alerts, Channels, Notices, Options, Router
+from services.alerts.service import Actor, Alerts, Channels, NewRule, Notices, Options, Router, Rules
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.deliveries import DeliveryStore
+from services.alerts.store.fanouts import FanOutStore
+from services.alerts.store.kept import KeptEvents
 from services.alerts.store.notices import NoticeStore
+from services.alerts.store.rules import RuleStore
 from services.alerts.workers import Confirmation, Delivery, NoticeDelivery
 from shared.clock import Clock, new_id
 from shared.contracts.api import StockAdded, UserSettingsChanged, UserSignedUp
@@ -113,9 +116,10 @@ class Bench:
         self.wakes = 0
         self.confirmations, self.links = ConfirmationStore(), Links("x" * 32)
         self._secrets = itertools.count(1)
-        self.offer(Options(offered=("discord", "email", "webhook"), best_few=3, max_rules=3))
+        self.offer(Options(offered=("discord", "email", "webhook"), best_few=3))
         self.notices = NoticeStore()
         self.telling = Notices(self.notices, router=self.router, clock=clock)
+        self.rules = Rules(RuleStore(), KeptEvents(), self.telling, max_rules=3, clock=clock, new_id=new_id)
         deliveries = [
             Delivery("discord", self.discord, self.store, self.notices, self.door),
             Delivery("email", self.email, self.store, self.notices, self.door),
@@ -142,7 +146,16 @@ class Bench:
         """Begin anew with other options."""
         told, wake = clock or self.clock, wake or self._woken
         self.router = Router(DeliveryStore(), options.offered, wake=wake)
-        self.alerts = Alerts(self.store, self.audience, options, router=self.router, clock=told, new_id=new_id)
+        self.alerts = Alerts(
+            self.store,
+            self.audience,
+            options,
+            router=self.router,
+            kept=KeptEvents(),
+            fans=FanOutStore(),
+            clock=told,
+            wake=wake,
+        )
         self.channels = Channels(
             self.audience,
             self.confirmations,
@@ -182,6 +195,9 @@ class Bench:
         for symbol in symbols:
             await self.handle(self.alerts.watch, StockAdded(**about, symbol=symbol))
         return user_id
+
+    async def rule(self, user_id: UUID, rule: NewRule) -> Row:
+        return await self.door.run(lambda tx: self.rules.add(ACTOR, user_id, rule, tx))
 
     async def channel(self, user_id: UUID, channel: Any = "discord", target: str | None = WEBHOOK) -> Row:
         """Set a channel; an address is confirmed at once, without its mail."""

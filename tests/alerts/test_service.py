@@ -125,16 +125,15 @@ async def test_an_own_rule_makes_an_alert_of_its_own(bench: Bench) -> None:
     user_id = await bench.user("AAPL")
     for rule in (
         NewRule("big", ("AAPL", "TSLA"), 75.0, Decimal(50_000)),
-        NewRule("all", (), 0.0, Decimal(0)),
+        NewRule("all", (), 1.0, Decimal(0)),
         NewRule("other", ("TSLA",), 0.0, Decimal(0)),
     ):
-        await bench.door.run(lambda tx, rule=rule: bench.alerts.add_rule(ACTOR, user_id, rule, tx))
+        await bench.rule(user_id, rule)
     events = await bench.tell(activity())
     assert len(events) == 3
     assert {row["rule_name"] for row in await bench.rows("alerts")} == {"watchlist", "big", "all"}
-    rule = NewRule("fourth", (), 0.0, Decimal(0))
     with pytest.raises(Conflict):
-        await bench.door.run(lambda tx: bench.alerts.add_rule(ACTOR, user_id, rule, tx))
+        await bench.rule(user_id, NewRule("fourth", (), 1.0, Decimal(0)))
 
 
 async def test_a_notification_goes_to_each_channel_with_the_latest_state(bench: Bench) -> None:

@@ -1,18 +1,22 @@
 """Which alerts follow from what was seen.
 
 What would surprise you: contracts are kept once for a (symbol, session), not once for an alert. An alert is
-what a rule's thresholds leave of them, so a contract that comes again in a later snapshot counts once.
+what a rule's thresholds and expression leave of them, so a contract that comes again in a later snapshot counts once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Final, Literal
+from functools import lru_cache
+from typing import Final, Literal, Protocol, TypeVar
 from uuid import UUID, uuid5
 
 import msgspec
 
+from services.alerts.domain.expressions import Expression
+from services.alerts.domain.fields import Record
+from services.alerts.domain.kinds import ACTIVITY, KINDS
 from shared.contracts.detector import ActivityDetected, Side
 
 _ALERTS: Final = UUID("6f0cf9a4-52c7-5a53-9c3e-0a4d1c1f7a11")
@@ -35,6 +39,10 @@ class Line(msgspec.Struct, frozen=True):
     side: Side
     score: float
     simulated: bool
+    volume_oi_ratio: float | None = None  # this and what follows: unknown of lines from before rules could name it
+    dte: int | None = None
+    otm_pct: float | None = None
+    iv: float | None = None
 
     @property
     def rank(self) -> tuple[float, Decimal]:
@@ -51,11 +59,52 @@ class Rule:
     name: str
     min_score: float
     min_premium_usd: Decimal
+    expression: Expression | None = None
+
+    @property
+    def limits(self) -> "Limits":
+        """What decides about a line; many rules share theirs."""
+        return self.min_score, self.min_premium_usd, self.expression
+
+
+Limits = tuple[float, Decimal, Expression | None]
+
+
+class Cause(Protocol):
+    """What brought a stock's contracts: ActivityDetected, or what is kept of it."""
+
+    @property
+    def id(self) -> UUID:
+        """The event's id."""
+        ...
+
+    @property
+    def time(self) -> datetime:
+        """When the event happened."""
+        ...
+
+    @property
+    def as_of(self) -> datetime:
+        """When the snapshot was taken."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where it came from."""
+        ...
+
+    @property
+    def delay_s(self) -> float:
+        """How old it was, in seconds."""
+        ...
+
+
+C = TypeVar("C", bound=Cause)
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a rule's thresholds leave of a stock's contracts. Never empty."""
+    """What a rule's limits leave of a stock's contracts. Never empty."""
 
     top_score: float
     contract_count: int
@@ -85,7 +134,7 @@ class Change:
     as_of: datetime
     source: str
     delay_s: float
-    cause: ActivityDetected
+    cause: Cause
     new: bool
     notify: bool
     notified_score: float
@@ -118,6 +167,10 @@ def sightings(event: ActivityDetected) -> list[Line]:
             side=one.side,
             score=one.score,
             simulated=event.simulated,
+            volume_oi_ratio=one.volume_oi_ratio,
+            dte=one.dte,
+            otm_pct=one.otm_pct,
+            iv=one.iv,
         )
         for one in event.contracts
     ]
@@ -133,9 +186,30 @@ def better(known: Mapping[str, Line], seen: Iterable[Line]) -> dict[str, Line]:
     return changed
 
 
-def summarise(lines: Iterable[Line], min_score: float, min_premium_usd: Decimal, best_few: int) -> Summary | None:
-    """Return what thresholds leave of a stock's contracts; None when nothing passes."""
-    passing = [line for line in lines if line.score >= min_score and line.premium_usd >= min_premium_usd]
+def passes(line: Line, limits: Limits) -> bool:
+    """Whether a rule with these limits wants to hear of a line."""
+    min_score, min_premium_usd, expression = limits
+    if line.score < min_score or line.premium_usd < min_premium_usd:
+        return False
+    return expression is None or expression.holds(_record(line))
+
+
+@lru_cache(maxsize=2_000)
+def _record(line: Line) -> Record:
+    """Many rules with many expressions look at the same few lines."""
+    return KINDS[ACTIVITY].record(msgspec.structs.asdict(line))
+
+
+def summarise(
+    lines: Iterable[Line],
+    min_score: float,
+    min_premium_usd: Decimal,
+    best_few: int,
+    expression: Expression | None = None,
+) -> Summary | None:
+    """Return what a rule's limits leave of a stock's contracts; None when nothing passes."""
+    limits = (min_score, min_premium_usd, expression)
+    passing = [line for line in lines if passes(line, limits)]
     if not passing:
         return None
     passing.sort(key=lambda line: (-line.score, -line.premium_usd, line.contract))
@@ -148,6 +222,11 @@ def summarise(lines: Iterable[Line], min_score: float, min_premium_usd: Decimal,
     )
 
 
+def newest(causes: Sequence[C]) -> C:
+    """Return the cause whose snapshot was taken last."""
+    return max(causes, key=lambda event: event.as_of)
+
+
 def rings(known: Known | None, top_score: float, step: float) -> bool:
     """Whether an alert goes out on the user's channels: at first, and when the score rose by `step`."""
     return known is None or top_score >= known.notified_score + step
@@ -156,7 +235,7 @@ def rings(known: Known | None, top_score: float, step: float) -> bool:
 def changes(
     stock: Stock,
     lines: Sequence[Line],
-    causes: Sequence[ActivityDetected],
+    causes: Sequence[Cause],
     rules: Sequence[Rule],
     known: Mapping[UUID, Known],
     *,
@@ -167,14 +246,13 @@ def changes(
 
     `causes` are the events that brought the contracts, oldest first; the last one is the changes' cause.
     """
-    cause = max(causes, key=lambda event: event.as_of)
-    summaries: dict[tuple[float, Decimal], Summary | None] = {}  # many rules share their thresholds
+    cause = newest(causes)
+    summaries: dict[Limits, Summary | None] = {}
     found: list[Change] = []
     for rule in rules:
-        limits = (rule.min_score, rule.min_premium_usd)
-        if limits not in summaries:
-            summaries[limits] = summarise(lines, *limits, best_few)
-        summary = summaries[limits]
+        if rule.limits not in summaries:
+            summaries[rule.limits] = summarise(lines, rule.min_score, rule.min_premium_usd, best_few, rule.expression)
+        summary = summaries[rule.limits]
         identity = alert_id(rule, stock)
         before = known.get(identity)
         if summary is None or (before is not None and before.summary == summary):

@@ -1,8 +1,9 @@
 """How what payment and the brokerage tell reads. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Final, get_args
+from typing import Any, Final, get_args
 from uuid import UUID, uuid5
 
 from services.alerts.domain.words import DEFAULT, Words
@@ -33,6 +34,17 @@ class Notice:
     kind: str
     title: str
     lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Saying:
+    """A notice for a user, what it follows from, and the rule that asked for it (None: everybody is told)."""
+
+    notice_id: UUID
+    user_id: UUID
+    notice: Notice
+    cause: Event
+    rule_id: UUID | None = None
 
 
 @singledispatch
@@ -140,6 +152,21 @@ def id_of(event: Told) -> UUID:
     if isinstance(event, OrderFilled):
         return uuid5(event.order_id, f"{'whole' if event.whole else 'part'}/{event.symbol}")
     return event.id
+
+
+def rule_notice(rule_name: str, event: Event, fields: Mapping[str, Any]) -> Notice:
+    """Return what a user's rule tells of an event: what everybody is told of it, else its fields."""
+    if notice_of.dispatch(type(event)) is notice_of.dispatch(object):
+        what, lines = event.type.partition(".")[2].rpartition(".")[0].replace(".", " "), _fields(fields)
+    else:
+        told = notice_of(event)
+        what, lines = told.title, told.lines
+    return Notice("rule", f"{rule_name}: {what}", (*lines, f"Your rule {rule_name} asked for this."))
+
+
+def _fields(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    shown = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in fields.items()}
+    return tuple(f"{name.replace('_', ' ')}: {value}" for name, value in shown.items() if name != "event")
 
 
 def _some(plan: str | None, *lines: str | None, receipt: str | None = None, pay: str | None = None) -> tuple[str, ...]:

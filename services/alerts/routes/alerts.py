@@ -1,47 +1,24 @@
-"""Door 2, HTTP: a user's alerts and rules. Users reach only their own."""
+"""Door 2, HTTP: a user's alerts. Users reach only their own."""
 
 from datetime import datetime
-from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from litestar import Request, Response, delete, get, post
+from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import FromPath, JSONBody, QueryParameter
-from litestar.types import ControllerRouterHandler
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from litestar.params import FromPath, QueryParameter
 
 from services.alerts.domain.channels import target_id
 from services.alerts.domain.states import state_of
 from services.alerts.domain.text import SIMULATED_NOTE
-from services.alerts.service import Actor, Alerts, NewRule
+from services.alerts.service import Alerts
 from services.alerts.store.alerts import AlertsStore
-from services.alerts.store.audience import AudienceStore
-from shared.contracts.symbols import PATTERN
 from shared.db import Row
-from shared.http import Caller, Who, exchange_of
+from shared.http import Caller, Who
 from shared.http.cursors import cursor_after, parse_cursor
-from shared.idempotency import answer_once
-from shared.identity import Identity, own
-from shared.messaging.door import Done, Door
-
-MAX_SYMBOLS: Final = 200
-
-HttpRequest = Request[Any, Any, Any]
-
-Symbol = Annotated[str, StringConstraints(pattern=f"^(?i:{PATTERN})$", to_upper=True, strip_whitespace=True)]
-
-
-class RuleBody(BaseModel):
-    """A rule: what reaches its thresholds, of its symbols (none means all), becomes an alert."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]+$")
-    symbols: list[Symbol] = Field(default_factory=list[Symbol], max_length=MAX_SYMBOLS)
-    min_score: float = Field(default=60.0, ge=0, le=100, allow_inf_nan=False)
-    min_premium_usd: Decimal = Field(default=Decimal(0), ge=0, le=Decimal(10) ** 12, decimal_places=2)
+from shared.identity import own
+from shared.messaging.door import Door
 
 
 class DeliveryView(msgspec.Struct, frozen=True):
@@ -110,27 +87,9 @@ class Opened(msgspec.Struct, frozen=True):
     opened_at: datetime
 
 
-class RuleView(msgspec.Struct, frozen=True):
-    """A rule. The one of kind "watchlist" follows the user's watchlist and settings."""
-
-    id: UUID
-    kind: str
-    name: str
-    symbols: list[str]
-    min_score: float
-    min_premium_usd: str
-    enabled: bool
-
-
-def handlers(alerts: Alerts, store: AlertsStore, audience: AudienceStore, door: Door) -> list[ControllerRouterHandler]:
+def handlers(alerts: Alerts, store: AlertsStore, door: Door) -> list[HTTPRouteHandler]:
     """Return the routes."""
-    return [
-        *_alert_routes(alerts, store, door),
-        *_rule_routes(alerts, audience, door),
-    ]
 
-
-def _alert_routes(alerts: Alerts, store: AlertsStore, door: Door) -> list[HTTPRouteHandler]:
     @get("/api/alerts/{user_id:uuid}", caller=Caller.USER)
     async def list_alerts(
         identity: Who,
@@ -175,57 +134,6 @@ def _alert_routes(alerts: Alerts, store: AlertsStore, door: Door) -> list[HTTPRo
     return [list_alerts, open_alert, stats]
 
 
-def _rule_routes(alerts: Alerts, audience: AudienceStore, door: Door) -> list[HTTPRouteHandler]:
-    @get("/api/alerts/{user_id:uuid}/rules", caller=Caller.USER)
-    async def list_rules(identity: Who, user_id: FromPath[UUID]) -> list[RuleView]:
-        """Return the user's rules; the first is the watchlist's, which the user's settings decide."""
-        own(identity, user_id)
-        async with door.read() as tx:
-            watchlist, enabled = await audience.watchlist_rule(tx, user_id)
-            rows = await audience.rules(tx, user_id)
-        first = RuleView(
-            id=watchlist.rule_id,
-            kind="watchlist",
-            name=watchlist.name,
-            symbols=[],
-            min_score=watchlist.min_score,
-            min_premium_usd=str(watchlist.min_premium_usd),
-            enabled=enabled,
-        )
-        return [first, *(_rule(row) for row in rows)]
-
-    @post("/api/alerts/{user_id:uuid}/rules", caller=Caller.USER)
-    async def add_rule(
-        request: HttpRequest, identity: Who, user_id: FromPath[UUID], data: JSONBody[RuleBody]
-    ) -> Response[bytes]:
-        """Add a rule. An Idempotency-Key makes a repetition harmless."""
-        own(identity, user_id)
-        actor = actor_of(request, identity)
-        rule = NewRule(data.name, tuple(data.symbols), data.min_score, data.min_premium_usd)
-
-        async def add(tx: Any) -> Done[RuleView]:
-            done = await alerts.add_rule(actor, user_id, rule, tx)
-            return Done(_rule(done.value), done.events)
-
-        return await answer_once(request, door, add, status_code=201)
-
-    @delete("/api/alerts/{user_id:uuid}/rules/{rule_id:uuid}", caller=Caller.USER)
-    async def remove_rule(
-        request: HttpRequest, identity: Who, user_id: FromPath[UUID], rule_id: FromPath[UUID]
-    ) -> None:
-        """Remove a rule; its alerts stay."""
-        own(identity, user_id)
-        actor = actor_of(request, identity)
-        await door.run(lambda tx: alerts.remove_rule(actor, user_id, rule_id, tx))
-
-    return [list_rules, add_rule, remove_rule]
-
-
-def actor_of(request: HttpRequest, identity: Identity) -> Actor:
-    """Return who calls, for the auditor."""
-    return Actor(str(identity.user_id), exchange_of(request.scope).request_id)
-
-
 def _alert(row: Row, deliveries: list[Row]) -> AlertView:
     return AlertView(
         id=row["alert_id"],
@@ -261,16 +169,4 @@ def _alert(row: Row, deliveries: list[Row]) -> AlertView:
             )
             for one in deliveries
         ],
-    )
-
-
-def _rule(row: Row) -> RuleView:
-    return RuleView(
-        id=row["rule_id"],
-        kind="own",
-        name=row["name"],
-        symbols=row["symbols"],
-        min_score=row["min_score"],
-        min_premium_usd=str(row["min_premium_usd"]),
-        enabled=row["enabled"],
     )

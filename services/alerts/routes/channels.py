@@ -6,26 +6,24 @@ look through mail open links as well.
 
 import html
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
-from litestar import MediaType, Request, Response, delete, get, post, put
+from litestar import MediaType, Response, delete, get, post, put
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.types import ControllerRouterHandler
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.alerts.domain.channels import masked, target_id
-from services.alerts.routes.alerts import actor_of
+from services.alerts.routes.common import HttpRequest, actor_of
 from services.alerts.service import Channels, ChannelSet
 from services.alerts.store.audience import AudienceStore
 from shared.contracts.alerts import Channel
 from shared.http import Caller, Who
 from shared.identity import own
 from shared.messaging.door import Door
-
-HttpRequest = Request[Any, Any, Any]
 
 Token = Annotated[str, QueryParameter(min_length=1, max_length=1000)]
 

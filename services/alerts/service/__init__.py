@@ -1,11 +1,12 @@
 """Use cases of alerts: what users are alerted of, what they are told besides, and where it goes."""
 
-from services.alerts.service.alerts import Alerts, NewRule, Options
+from services.alerts.service.alerts import Alerts, Options
 from services.alerts.service.audit import Actor
 from services.alerts.service.channels import ChannelNotOffered, Channels, ChannelSet
 from services.alerts.service.notices import Notices
 from services.alerts.service.preferences import Preferences, Said
 from services.alerts.service.routing import NoticeRing, Router
+from services.alerts.service.rules import Example, NewRule, Rules, Trial
 
 __all__ = [
     "Actor",
@@ -13,11 +14,14 @@ __all__ = [
     "ChannelNotOffered",
     "ChannelSet",
     "Channels",
+    "Example",
     "NewRule",
     "NoticeRing",
     "Notices",
     "Options",
     "Preferences",
     "Router",
+    "Rules",
     "Said",
+    "Trial",
 ]

@@ -1,36 +1,52 @@
 """The use cases: what the gateway and the detector tell, and what users ask for.
 
 What would surprise you: a batch of activity makes at most one event an alert, caused by the newest event of its
-symbol; a batch that is cut differently tells the same end in other steps.
+symbol; a batch that is cut differently tells the same end in other steps. What more than `fan_out_above` rules look at
+is left to a worker, page by page (`raise_page`): it takes seconds, and other symbols wait behind it here.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
-from services.alerts.domain.matching import Change, Line, Stock, better, changes, sightings
+from msgspec.structs import asdict
+
+from services.alerts.domain.kinds import ACTIVITY
+from services.alerts.domain.matching import (
+    Cause,
+    Change,
+    Known,
+    Line,
+    Rule,
+    Stock,
+    alert_id,
+    better,
+    changes,
+    newest,
+    sightings,
+)
 from services.alerts.domain.text import title
-from services.alerts.service.audit import Actor, audited
 from services.alerts.service.routing import Router
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore
-from shared.clock import Clock, NewId
+from services.alerts.store.fanouts import FanOutStore
+from services.alerts.store.kept import KeptEvents
+from shared.clock import Clock
 from shared.contracts.alerts import AlertRaised, AlertUpdated, Channel
 from shared.contracts.api import (
-    ActionAudited,
     StockAdded,
     StockRemoved,
     StockSettingsChanged,
     UserSettingsChanged,
     UserSignedUp,
 )
-from shared.contracts.base import Event
+from shared.contracts.base import Event, derived_id
 from shared.contracts.detector import ActivityDetected
 from shared.db import Row, Tx
-from shared.errors import Conflict, NotFound
+from shared.errors import NotFound
 from shared.messaging.door import Done
 
 
@@ -40,21 +56,12 @@ class Options:
 
     best_few: int = 5
     notify_step: float = 10.0
-    max_rules: int = 50
+    fan_out_above: int = 1_000
+    fan_out_users: int = 1_000
     offered: tuple[Channel, ...] = ("discord",)
     discord_base: str | None = None
     outward_base: str | None = None
     push_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NewRule:
-    """A rule as a user states it. No symbols means every symbol."""
-
-    name: str
-    symbols: tuple[str, ...]
-    min_score: float
-    min_premium_usd: Decimal
 
 
 class Alerts:
@@ -67,15 +74,19 @@ class Alerts:
         options: Options,
         *,
         router: Router,
+        kept: KeptEvents,
+        fans: FanOutStore,
         clock: Clock,
-        new_id: NewId,
+        wake: Callable[[], None],
     ) -> None:
         self._store = store
         self._audience = audience
         self._router = router
         self._options = options
+        self._kept = kept
+        self._fans = fans
+        self._wake = wake
         self._clock = clock
-        self._new_id = new_id
 
     # What the gateway tells
 
@@ -121,6 +132,12 @@ class Alerts:
             by_stock[event.symbol, event.session].append(event)
         stocks = sorted(by_stock)
         lines = await self._merge(by_stock, stocks, tx)
+        crowded = await self._fans.crowded(tx, stocks, self._options.fan_out_above)
+        if crowded:
+            causes = [(stock, newest(by_stock[stock])) for stock in sorted(crowded)]
+            await self._fans.add(tx, causes, self._clock())
+            tx.after_commit(self._wake)
+            stocks = [stock for stock in stocks if stock not in crowded]
         rules = await self._audience.rules_for(tx, (symbol for symbol, _ in stocks))
         if not rules:
             return ()
@@ -128,22 +145,45 @@ class Alerts:
         changed = [
             change
             for stock in stocks
-            for change in changes(
-                stock,
-                list(lines[stock].values()),
-                by_stock[stock],
-                rules.get(stock[0], ()),
-                known,
-                best_few=self._options.best_few,
-                step=self._options.notify_step,
+            for change in self._changes(
+                stock, list(lines[stock].values()), by_stock[stock], rules.get(stock[0], ()), known
             )
         ]
+        return await self._write(changed, tx)
+
+    async def raise_page(self, fan_out: Row, tx: Tx) -> Done[bool]:
+        """Do the same for the next users of a fan-out, by the newest of what was seen; False when there are none left.
+
+        What is there already is no change: a page that is done twice tells nothing the second time.
+        """
+        page = await self._fans.next_page(tx, fan_out, self._options.fan_out_users)
+        if page is None:
+            return Done(False)
+        rules = await self._audience.rules_of(tx, page.stock[0], page.after, page.last)
+        ids = [alert_id(rule, page.stock) for rule in rules]
+        known = await self._store.alerts_by_id(tx, page.stock[1], ids)
+        changed = self._changes(page.stock, page.lines, [page.cause], rules, known)
+        return Done(True, await self._write(changed, tx, fan_out["id"]))
+
+    def _changes(
+        self,
+        stock: Stock,
+        lines: Sequence[Line],
+        causes: Sequence[Cause],
+        rules: Sequence[Rule],
+        known: Mapping[UUID, Known],
+    ) -> list[Change]:
+        few, step = self._options.best_few, self._options.notify_step
+        return changes(stock, lines, causes, rules, known, best_few=few, step=step)
+
+    async def _write(self, changed: Sequence[Change], tx: Tx, fan_out: UUID | None = None) -> Sequence[Event]:
         if not changed:
             return ()
         now = self._clock()
         await self._store.save_alerts(tx, changed, now)
-        settled = await self._router.ring_alerts([change for change in changed if change.notify], now, tx)
-        return [*(_told(change) for change in changed), *settled]
+        ringing = [change for change in changed if change.notify]
+        settled = await self._router.ring_alerts(ringing, now, tx, bulk=fan_out is not None)
+        return [*(_told(change, fan_out) for change in changed), *settled]
 
     async def _merge(
         self, by_stock: dict[Stock, list[ActivityDetected]], stocks: Sequence[Stock], tx: Tx
@@ -154,6 +194,9 @@ class Alerts:
             for stock in stocks
         }
         await self._store.keep_contracts(tx, changed)
+        await self._kept.keep(
+            tx, [_kept(newest(by_stock[stock]), changed[stock]) for stock in stocks if changed[stock]]
+        )
         return {stock: {**lines[stock], **changed[stock]} for stock in stocks}
 
     # What users ask for
@@ -165,40 +208,25 @@ class Alerts:
             raise NotFound("there is no such alert")
         return Done(at)
 
-    async def add_rule(self, actor: Actor, user_id: UUID, rule: NewRule, tx: Tx) -> Done[Row]:
-        """Add a rule. Raises Conflict when the user has too many."""
-        await self._audience.lock_rules(tx, user_id)
-        if len(await self._audience.rules(tx, user_id)) >= self._options.max_rules:
-            raise Conflict(f"{self._options.max_rules} rules are the most a user may have")
-        fields = {
-            "rule_id": self._new_id(),
-            "user_id": user_id,
-            "name": rule.name,
-            "symbols": sorted(set(rule.symbols)),
-            "min_score": rule.min_score,
-            "min_premium_usd": rule.min_premium_usd,
-            "now": self._clock(),
-        }
-        row = await self._audience.add_rule(tx, fields)
-        if row is None:
-            raise Conflict
-        return Done(row, [self._audited(actor, "add.rule", f"{user_id}/{row['rule_id']}", name=rule.name)])
 
-    async def remove_rule(self, actor: Actor, user_id: UUID, rule_id: UUID, tx: Tx) -> Done[None]:
-        """Remove a rule; its alerts stay. Raises NotFound."""
-        if not await self._audience.remove_rule(tx, user_id, rule_id):
-            raise NotFound("there is no such rule")
-        return Done(None, [self._audited(actor, "remove.rule", f"{user_id}/{rule_id}")])
-
-    def _audited(self, actor: Actor, action: str, subject: str, **details: str) -> ActionAudited:
-        return audited(actor, action, subject, id=self._new_id(), at=self._clock(), **details)
+def _kept(event: ActivityDetected, changed: Mapping[str, Line]) -> dict[str, Any]:
+    lines = [{name: value for name, value in asdict(line).items() if value is not None} for line in changed.values()]
+    return {
+        "id": event.id,
+        "kind": ACTIVITY,
+        "symbol": event.symbol,
+        "session": event.session,
+        "at": event.as_of,
+        "fields": {"lines": lines},
+    }
 
 
-def _told(change: Change) -> Event:
+def _told(change: Change, fan_out: UUID | None) -> Event:
+    """Two fan-outs may find a change each by the same newest event, where the rule has changed between them."""
     kind = AlertRaised if change.new else AlertUpdated
-    return kind.caused_by(
-        change.cause,
-        change.alert_id,
+    return kind(
+        id=derived_id(change.cause.id, f"{kind.type}/{change.alert_id}{'' if fan_out is None else f'/{fan_out}'}"),
+        time=change.cause.time,
         alert_id=change.alert_id,
         user_id=change.rule.user_id,
         rule_id=change.rule.rule_id,

@@ -1,9 +1,9 @@
-"""Notices: what a user is told once, besides alerts. These are payments and trades."""
+"""Notices: what a user is told once, besides alerts: payments and trades, and what their own rules ask for."""
 
 from collections.abc import Sequence
 from uuid import UUID
 
-from services.alerts.domain.notices import Told, id_of, notice_of
+from services.alerts.domain.notices import Saying, Told, id_of, notice_of
 from services.alerts.service.routing import NoticeRing, Router
 from services.alerts.store.notices import NoticeStore
 from shared.clock import Clock
@@ -22,20 +22,25 @@ class Notices:
         self._clock = clock
 
     async def tell(self, events: Sequence[Told], tx: Tx) -> Sequence[Event]:
-        """Write a notice for each event, and let it ring.
+        """Write a notice for each event that everybody is told of, and let it ring."""
+        return await self.say([Saying(id_of(event), event.user_id, notice_of(event), event) for event in events], tx)
+
+    async def say(self, sayings: Sequence[Saying], tx: Tx) -> Sequence[Event]:
+        """Write notices, and let them ring.
 
         An id that is there was told before.
         """
         notices = [
             {
-                "notice_id": id_of(event),
-                "user_id": event.user_id,
-                "kind": (notice := notice_of(event)).kind,
-                "title": notice.title,
-                "lines": list(notice.lines),
-                "at": event.time,
+                "notice_id": saying.notice_id,
+                "user_id": saying.user_id,
+                "kind": saying.notice.kind,
+                "title": saying.notice.title,
+                "lines": list(saying.notice.lines),
+                "at": saying.cause.time,
+                "rule_id": saying.rule_id,
             }
-            for event in events
+            for saying in sayings
         ]
         now = self._clock()
         new = await self._store.add(tx, notices, now)

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid5
 
-from services.alerts.domain.matching import Change
+from services.alerts.domain.matching import Cause, Change
 from services.alerts.domain.routing import ACTIVITY, Ring, plan
 from services.alerts.domain.states import end_of
 from services.alerts.store.deliveries import DeliveryStore
@@ -48,15 +48,18 @@ class Router:
         self._offered = tuple(offered)
         self._wake = wake
 
-    async def ring_alerts(self, ringing: Sequence[Change], now: datetime, tx: Tx) -> list[Event]:
-        """Write a delivery for each target of each alert's user; tell of those that end here."""
+    async def ring_alerts(self, ringing: Sequence[Change], now: datetime, tx: Tx, *, bulk: bool) -> list[Event]:
+        """Write a delivery for each target of each alert's user; tell of those that end here.
+
+        Those that are `bulk` go out after all that are not.
+        """
         calls = [
             _Call(
                 change.rule.user_id,
                 Ring(ACTIVITY, change.symbol, change.rule.rule_id),
                 change.alert_id,
                 str(change.notifications),
-                {"session": change.session, "alert_id": change.alert_id, "ring": change.notifications},
+                {"session": change.session, "alert_id": change.alert_id, "ring": change.notifications, "bulk": bulk},
             )
             for change in ringing
         ]
@@ -104,7 +107,7 @@ class Router:
         return rows
 
 
-def _settled(row: dict[str, Any], cause: Event) -> DeliverySettled:
+def _settled(row: dict[str, Any], cause: Cause) -> DeliverySettled:
     return DeliverySettled(
         id=uuid5(row["id"], "settled"),
         time=cause.time,

@@ -28,6 +28,9 @@ _ALERTS_OF = text("""
     select alert_id, top_score, contract_count, premium_usd, best, simulated, notified_score, notifications
     from alerts where (symbol, session) in (
         select * from unnest(cast(:symbols as text[]), cast(:sessions as date[])))""")
+_ALERTS_BY_ID = text("""
+    select alert_id, top_score, contract_count, premium_usd, best, simulated, notified_score, notifications
+    from alerts where session = :session and alert_id = any(cast(:ids as uuid[]))""")
 _SAVE_ALERTS = text("""
     insert into alerts as a (alert_id, session, user_id, rule_id, rule_name, symbol, created_at, updated_at, as_of,
         source, delay_s, simulated, title, top_score, contract_count, premium_usd, best, notified_score,
@@ -117,20 +120,11 @@ class AlertsStore:
     async def alerts_of(self, tx: Tx, stocks: Sequence[Stock]) -> dict[UUID, Known]:
         """Return what is recorded of the stocks' alerts, by alert."""
         symbols, sessions = _columns(stocks)
-        return {
-            row["alert_id"]: Known(
-                Summary(
-                    top_score=row["top_score"],
-                    contract_count=row["contract_count"],
-                    premium_usd=row["premium_usd"],
-                    best=lines_of(row),
-                    simulated=row["simulated"],
-                ),
-                row["notified_score"],
-                row["notifications"],
-            )
-            for row in await tx.fetch(_ALERTS_OF, symbols=symbols, sessions=sessions)
-        }
+        return _known(await tx.fetch(_ALERTS_OF, symbols=symbols, sessions=sessions))
+
+    async def alerts_by_id(self, tx: Tx, session: date, ids: Sequence[UUID]) -> dict[UUID, Known]:
+        """Return what is recorded of some alerts of a session."""
+        return _known(await tx.fetch(_ALERTS_BY_ID, session=session, ids=list(ids)))
 
     async def save_alerts(self, tx: Tx, changed: Sequence[Change], now: datetime) -> None:
         """Insert or update alerts."""
@@ -212,6 +206,23 @@ class AlertsStore:
 def lines_of(row: Row) -> tuple[Line, ...]:
     """Return the best few contracts of an alert's row."""
     return msgspec.convert(row["best"], tuple[Line, ...])
+
+
+def _known(rows: Sequence[Row]) -> dict[UUID, Known]:
+    return {
+        row["alert_id"]: Known(
+            Summary(
+                top_score=row["top_score"],
+                contract_count=row["contract_count"],
+                premium_usd=row["premium_usd"],
+                best=lines_of(row),
+                simulated=row["simulated"],
+            ),
+            row["notified_score"],
+            row["notifications"],
+        )
+        for row in rows
+    }
 
 
 def _columns(stocks: Sequence[Stock]) -> tuple[list[str], list[date]]:

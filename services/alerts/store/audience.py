@@ -4,7 +4,7 @@ A channel's target is a secret: it leaves by `AlertsStore.delivery` only.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -14,6 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from services.alerts.domain.channels import lane_of
+from services.alerts.domain.kinds import ACTIVITY, KINDS
 from services.alerts.domain.matching import Rule, watchlist_rule_id
 from shared.contracts.alerts import Channel
 from shared.db import Row, Tx
@@ -32,19 +33,21 @@ _SETTINGS = text("""
 _EMAIL = text("select email from users where user_id = :user_id")
 _WATCH = text("insert into watched (user_id, symbol) values (:user_id, :symbol) on conflict do nothing")
 _UNWATCH = text("delete from watched where user_id = :user_id and symbol = :symbol")
-_RULES_FOR = text("""
+_RULES = """
     select w.symbol, w.user_id, null as rule_id, null as name,
         coalesce(u.min_score, :min_score) as min_score,
-        coalesce(u.min_premium_usd, cast(:min_premium_usd as numeric)) as min_premium_usd
+        coalesce(u.min_premium_usd, cast(:min_premium_usd as numeric)) as min_premium_usd, null as expression
     from watched w left join users u using (user_id)
-    where w.symbol = any(cast(:symbols as text[])) and coalesce(u.alerts_enabled, true)
+    where w.symbol = any(cast(:symbols as text[])) and {some} and coalesce(u.alerts_enabled, true)
     union all
-    select s.symbol, r.user_id, r.rule_id, r.name, r.min_score, r.min_premium_usd
-    from rules r
-    join unnest(cast(:symbols as text[])) s (symbol) on r.symbols = '{}' or s.symbol = any(r.symbols)
-    left join users u using (user_id)
-    where (r.symbols = '{}' or r.symbols && cast(:symbols as text[])) and r.enabled
-      and coalesce(u.alerts_enabled, true)""")
+    select s.symbol, r.user_id, r.rule_id, r.name, r.min_score, r.min_premium_usd, cast(r.expression as text)
+    from unnest(cast(:symbols as text[])) s (symbol)
+    join rule_symbols w on w.symbol in (s.symbol, '')
+    join rules r using (rule_id)
+    left join users u on u.user_id = r.user_id
+    where r.enabled and {some} and coalesce(u.alerts_enabled, true)"""
+_RULES_FOR = text(_RULES.format(some="true"))
+_RULES_OF = text(_RULES.format(some="w.user_id > :after and w.user_id <= :last"))
 
 _CHANNEL_LIST = text("select * from channels where user_id = :user_id order by channel, created_at, lane")
 _LOCK_CHANNELS = text("select pg_advisory_xact_lock(hashtextextended('alerts/channels/' || :user_id, 0))")
@@ -62,13 +65,6 @@ _NEW_TARGET = text("""
 _REMOVE_CHANNEL = text("""
     delete from channels where user_id = :user_id and channel = :channel
       and (cast(:lane as text) is null or lane = :lane)""")
-_RULE_LIST = text("select * from rules where user_id = :user_id order by created_at, rule_id")
-_LOCK_RULES = text("select pg_advisory_xact_lock(hashtextextended('alerts/rules/' || :user_id, 0))")
-_ADD_RULE = text("""
-    insert into rules (rule_id, user_id, name, symbols, min_score, min_premium_usd, enabled, created_at)
-    values (:rule_id, :user_id, :name, cast(:symbols as text[]), :min_score, :min_premium_usd, true, :now)
-    returning *""")
-_REMOVE_RULE = text("delete from rules where user_id = :user_id and rule_id = :rule_id")
 _THRESHOLDS = text("""
     select min_score, min_premium_usd, alerts_enabled from users where user_id = :user_id""")
 
@@ -118,19 +114,19 @@ class AudienceStore:
 
     async def rules_for(self, tx: Tx, symbols: Iterable[str]) -> dict[str, list[Rule]]:
         """Return the rules that look at each symbol, the watchlists' first."""
-        rows = await tx.fetch(
-            _RULES_FOR,
-            symbols=sorted(set(symbols)),
-            min_score=self.defaults.min_score,
-            min_premium_usd=self.defaults.min_premium_usd,
-        )
         found: dict[str, list[Rule]] = defaultdict(list)
-        for row in rows:
-            rule_id = row["rule_id"] or watchlist_rule_id(row["user_id"])
-            name = row["name"] or WATCHLIST
-            rule = Rule(row["user_id"], rule_id, name, row["min_score"], row["min_premium_usd"])
-            found[row["symbol"]].append(rule)
+        for row in await tx.fetch(_RULES_FOR, symbols=sorted(set(symbols)), **self._usual):
+            found[row["symbol"]].append(_rule(row))
         return found
+
+    async def rules_of(self, tx: Tx, symbol: str, after: UUID, last: UUID) -> list[Rule]:
+        """Return the rules of the users after one and up to another that look at a symbol."""
+        rows = await tx.fetch(_RULES_OF, symbols=[symbol], after=after, last=last, **self._usual)
+        return [_rule(row) for row in rows]
+
+    @property
+    def _usual(self) -> dict[str, Any]:
+        return {"min_score": self.defaults.min_score, "min_premium_usd": self.defaults.min_premium_usd}
 
     async def channels(self, tx: Tx, user_id: UUID) -> list[Row]:
         """Return a user's channels, a row for each target."""
@@ -176,22 +172,6 @@ class AudienceStore:
         """Remove one target of a channel, without a lane all of them; False when there was none."""
         return bool(await tx.execute(_REMOVE_CHANNEL, user_id=user_id, channel=channel, lane=lane))
 
-    async def rules(self, tx: Tx, user_id: UUID) -> list[Row]:
-        """Return a user's own rules."""
-        return await tx.fetch(_RULE_LIST, user_id=user_id)
-
-    async def lock_rules(self, tx: Tx, user_id: UUID) -> None:
-        """Keep others from counting this user's rules until the end of the transaction."""
-        await tx.execute(_LOCK_RULES, user_id=str(user_id))
-
-    async def add_rule(self, tx: Tx, fields: Mapping[str, Any]) -> Row | None:
-        """Add a rule."""
-        return await tx.fetchrow(_ADD_RULE, **fields)
-
-    async def remove_rule(self, tx: Tx, user_id: UUID, rule_id: UUID) -> bool:
-        """Remove a rule; False when there was none."""
-        return bool(await tx.execute(_REMOVE_RULE, user_id=user_id, rule_id=rule_id))
-
     async def watchlist_rule(self, tx: Tx, user_id: UUID) -> tuple[Rule, bool]:
         """Return the rule every user has, and whether alerts are on."""
         row = await tx.fetchrow(_THRESHOLDS, user_id=user_id)
@@ -200,3 +180,9 @@ class AudienceStore:
         premium = self.defaults.min_premium_usd if premium is None else premium
         enabled = bool(row["alerts_enabled"]) if row else True
         return Rule(user_id, watchlist_rule_id(user_id), WATCHLIST, score, premium), enabled
+
+
+def _rule(row: Row) -> Rule:
+    rule_id = row["rule_id"] or watchlist_rule_id(row["user_id"])
+    expression = KINDS[ACTIVITY].expression(row["expression"])
+    return Rule(row["user_id"], rule_id, row["name"] or WATCHLIST, row["min_score"], row["min_premium_usd"], expression)

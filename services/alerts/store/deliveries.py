@@ -41,13 +41,13 @@ _USED: Final = text(f"""
           and d.status not in ('suppressed', 'digested')
     ) told where planned >= :hour group by 1, 2, 3, 4""")  # noqa: S608 - our own word
 _ADD_OF_ALERTS: Final = text("""
-    insert into deliveries (id, session, alert_id, user_id, channel, lane, ring, status, due_at, planned_at,
+    insert into deliveries (id, session, alert_id, user_id, channel, lane, ring, bulk, status, due_at, planned_at,
         last_error, created_at, settled_at)
-    select r.id, r.session, r.alert_id, r.user_id, r.channel, r.lane, r.ring, r.status, r.due_at, r.planned_at,
+    select r.id, r.session, r.alert_id, r.user_id, r.channel, r.lane, r.ring, r.bulk, r.status, r.due_at, r.planned_at,
         r.reason, cast(:now as timestamptz), r.settled_at
     from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, session date, alert_id uuid, user_id uuid,
-        channel text, lane text, ring int, status text, due_at timestamptz, planned_at timestamptz, reason text,
-        settled_at timestamptz)
+        channel text, lane text, ring int, bulk boolean, status text, due_at timestamptz, planned_at timestamptz,
+        reason text, settled_at timestamptz)
     on conflict (id, session) do nothing""")
 _ADD_OF_NOTICES: Final = text("""
     insert into notice_deliveries (id, notice_id, user_id, channel, lane, status, due_at, planned_at,

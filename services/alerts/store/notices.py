@@ -11,8 +11,8 @@ from shared import retention
 from shared.db import Row, Tx
 
 _ADD: Final = text("""
-    insert into notices (notice_id, user_id, kind, title, lines, at, created_at)
-    values (:notice_id, :user_id, :kind, :title, cast(:lines as text[]), :at, :now)""")
+    insert into notices (notice_id, user_id, kind, title, lines, at, created_at, rule_id)
+    values (:notice_id, :user_id, :kind, :title, cast(:lines as text[]), :at, :now, :rule_id)""")
 _KNOWN: Final = text("select notice_id from notices where notice_id = any(cast(:notices as uuid[]))")
 _DELIVERY: Final = text("""
     select d.id, d.uncertain, d.user_id, d.channel, d.lane, n.kind, n.title, n.lines, n.at,
