@@ -158,7 +158,10 @@ class OrderRejected(_OrderFact):
 
 
 class OrderFilled(_OrderFact):
-    """Part of an order, or all of it, was filled. Prices and fees in the quote currency."""
+    """Part of an order, or all of it, was filled. Prices and fees in the quote currency.
+
+    Of a venue that tells totals only, it comes when the order ends, for all that no execution was told of.
+    """
 
     type: ClassVar[str] = "broker.order.filled.v1"
 
@@ -170,6 +173,8 @@ class OrderFilled(_OrderFact):
     fee: Decimal
     at: AwareDatetime
     whole: bool  # nothing is left to be filled
+    filled: Decimal | None = None  # of the leg, with this
+    average_price: Decimal | None = None  # of all that
 
 
 class OrderFlagged(_OrderFact):

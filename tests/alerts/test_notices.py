@@ -135,6 +135,12 @@ def drifted(user: UUID) -> PositionsDrifted:
     [
         (filled(USER), "order_filled", "Bought 10 AAPL at 100.02 (paper)", ("Nothing of the order is left.",)),
         (
+            filled(USER, quantity=Decimal(6), filled=Decimal(10), average_price=Decimal("100.01000000")),
+            "order_filled",
+            "Bought 10 AAPL at 100.01 (paper)",
+            ("Nothing of the order is left.",),
+        ),
+        (
             filled(USER, side="sell", symbol="BTC/USD", quantity=Decimal("0.00000001"), mode="live", whole=False),
             "order_part_filled",
             "Sold 0.00000001 BTC/USD at 100.02 (live)",

@@ -352,6 +352,8 @@ EXAMPLES: Final[tuple[Event, ...]] = (
         fee=Decimal("0.01"),
         at=AS_OF,
         whole=False,
+        filled=Decimal("0.5"),
+        average_price=Decimal("213.90"),
     ),
     OrderFlagged(**_ORDER, code="LATE_FILL", message="a fill came when the order was canceled"),
     PositionChanged(

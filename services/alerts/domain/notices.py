@@ -122,7 +122,10 @@ def _(event: RenewalDue, words: Words = DEFAULT) -> Notice:
 @notice_of.register
 def _(event: OrderFilled, words: Words = DEFAULT) -> Notice:
     verb = "Bought" if event.side == "buy" else "Sold"
-    title = f"{verb} {words.number(event.quantity)} {event.symbol} at {words.number(event.price)} ({event.mode})"
+    quantity, price = event.quantity, event.price
+    if event.whole and event.filled is not None and event.average_price is not None:
+        quantity, price = event.filled, event.average_price  # of the whole order, not of the part that was its last
+    title = f"{verb} {words.number(quantity)} {event.symbol} at {words.number(price)} ({event.mode})"
     kind, line = (
         ("order_filled", "Nothing of the order is left.")
         if event.whole

@@ -37,6 +37,7 @@ Move = State | Literal["works", "same"]
 
 _EXACT: Final = Context(prec=60)
 _PRICE: Final = Decimal("1e-18")
+_AVERAGE: Final = Decimal("1e-8")
 _UNSENT: Final[frozenset[State]] = frozenset({"new", "pending_submit"})
 _OURS: Final[frozenset[Kind]] = frozenset(OURS)
 _TELLS_NOTHING: Final[frozenset[Kind]] = frozenset((*OURS, "not_found", "cancel_rejected", "replace_rejected"))
@@ -134,6 +135,15 @@ def is_whole(order: Order) -> bool:
     if order.terms.quantity is None:
         return order.said_filled and filled(order) > 0
     return filled(order) >= order.terms.quantity
+
+
+def average_price(order: Order, symbol: str) -> tuple[Decimal, Decimal]:
+    """Return how much of an instrument an order has filled, and at which price on average; zeros for nothing."""
+    found = [one for one in fills(order) if one.instrument.key == symbol]
+    with localcontext(_EXACT):
+        quantity = sum((one.quantity for one in found), ZERO)
+        value = sum((one.quantity * one.price for one in found), ZERO)
+        return quantity, (value / quantity).quantize(_AVERAGE) if quantity else ZERO
 
 
 def overfilled(order: Order) -> Decimal:

@@ -6,8 +6,9 @@ from uuid import UUID
 
 from services.broker.domain import shapes
 from services.broker.domain.checks import Refusal
-from services.broker.domain.lifecycle import apply, filled, is_whole
+from services.broker.domain.lifecycle import apply, average_price, filled, fills, is_whole
 from services.broker.domain.orders import (
+    OVER,
     Anomaly,
     Fact,
     Fill,
@@ -61,7 +62,8 @@ class Orders:
         events: list[Event] = []
         if _shows(stored.order, order):
             events.append(self._changed(account, order, version))
-        events += [self._filled(account, order, fill) for fill in booked if not fill.provisional]
+        told = _to_tell(stored.order, order, booked, withdrawn)
+        events += [self._filled(account, order, fill) for fill in told]
         events += await self._books.book(tx, account, booked, withdrawn)
         events += [event for fact in facts for event in await self._flagged(tx, account, order, fact)]
         if order.state == "rejected" and stored.order.state != "rejected" and report.kind == "rejected":
@@ -145,6 +147,7 @@ class Orders:
         )
 
     def _filled(self, account: Account, order: Order, fill: Fill) -> OrderFilled:
+        so_far, average = average_price(order, fill.instrument.key)
         return OrderFilled(
             **self._about(account, order.id),
             fill_id=fill.id,
@@ -155,6 +158,8 @@ class Orders:
             fee=fill.fee,
             at=fill.at,
             whole=is_whole(order),
+            filled=so_far,
+            average_price=average,
         )
 
     async def _flagged(self, tx: Tx, account: Account, order: Order, fact: Fact) -> list[Event]:
@@ -163,6 +168,17 @@ class Orders:
             return []
         code = fact.code if isinstance(fact, Anomaly) else "ILLEGAL_TRANSITION"
         return await self.flag(tx, account, order.id, code, fact.message)
+
+
+def _to_tell(before: Order, after: Order, booked: Sequence[Fill], withdrawn: Sequence[Fill]) -> list[Fill]:
+    """Return the fills to tell: executions as they come, and when the order ends what only a total stands for.
+
+    What comes of its executions afterwards was told with that total.
+    """
+    if before.state in OVER:
+        return [] if withdrawn else list(booked)
+    ended = fills(after) if after.state in OVER else ()
+    return [*(one for one in booked if not one.provisional), *(one for one in ended if one.provisional)]
 
 
 def _shows(before: Order, after: Order) -> bool:

@@ -1,0 +1,67 @@
+"""What is told of fills: each execution with the order's total, and what only a total stands for at the order's end."""
+
+from decimal import Decimal
+from uuid import UUID
+
+from services.broker.domain.orders import Cumulative, Report
+from services.broker.ports import Update
+from tests.broker.brokerage import Brokerage
+
+D = Decimal
+
+
+async def told(brokerage: Brokerage, account: UUID, order: UUID, report: Report) -> list[tuple[Decimal, Decimal]]:
+    """Let the stream tell that; return the quantity and the price of each fill that was told by now."""
+    await brokerage.monitors._reconcile.told(await brokerage.account_of(account), Update(order, report))
+    await brokerage.carry()
+    return fills(brokerage)
+
+
+def fills(brokerage: Brokerage) -> list[tuple[Decimal, Decimal]]:
+    return [(D(one["quantity"]), D(one["price"])) for one in brokerage.events("broker.order.filled.v1")]
+
+
+def total(brokerage: Brokerage, quantity: int, price: str) -> tuple[Cumulative, ...]:
+    return (Cumulative(D(quantity), D(price), brokerage.clock()),)
+
+
+async def test_each_execution_says_what_the_whole_order_has_filled_and_at_which_price(brokerage: Brokerage) -> None:
+    account = await brokerage.account()
+    order = await brokerage.place(account, quantity=10)
+    await brokerage.desk(account).fill(order, D(4), D("99.90"))
+    await brokerage.desk(account).fill(order, D(6), D("100.00"))
+    await brokerage.reconcile(account)
+    (*_, last) = brokerage.events("broker.order.filled.v1")
+    assert (last["quantity"], last["price"], last["whole"]) == ("6", "100.00", True)
+    assert (D(last["filled"]), D(last["average_price"])) == (D(10), D("99.96"))
+
+
+async def test_of_a_venue_that_tells_totals_only_the_fills_are_told_when_the_order_ends(brokerage: Brokerage) -> None:
+    account = await brokerage.account()
+    order = await brokerage.place(account, quantity=10)
+    part = Report("fill", cumulative=total(brokerage, 4, "100"))
+    assert await told(brokerage, account, order, part) == []
+    whole = Report("filled", cumulative=total(brokerage, 10, "100"))
+    assert await told(brokerage, account, order, whole) == [(10, 100)]
+    assert await told(brokerage, account, order, whole) == [(10, 100)]
+    for quantity in (4, 6):
+        await brokerage.desk(account).fill(order, D(quantity), D(100))
+    await brokerage.reconcile(account)  # the executions after all
+    assert fills(brokerage) == [(10, 100)]
+    assert [one["whole"] for one in brokerage.events("broker.order.filled.v1")] == [True]
+
+
+async def test_an_execution_that_comes_late_is_told_though_the_order_is_over(brokerage: Brokerage) -> None:
+    account = await brokerage.account()
+    order = await brokerage.place(account, quantity=10)
+    assert await told(brokerage, account, order, Report("canceled")) == []
+    await brokerage.desk(account).fill(order, D(4), D(100))
+    await brokerage.reconcile(account)
+    assert fills(brokerage) == [(4, 100)]
+
+
+async def test_what_a_total_has_filled_of_a_canceled_order_is_told(brokerage: Brokerage) -> None:
+    account = await brokerage.account()
+    order = await brokerage.place(account, quantity=10)
+    assert await told(brokerage, account, order, Report("fill", cumulative=total(brokerage, 4, "100"))) == []
+    assert await told(brokerage, account, order, Report("canceled")) == [(4, 100)]
