@@ -2,23 +2,30 @@
 
 import base64
 import secrets
+from functools import partial
 
 from services.alerts import READS, consumers
 from services.alerts.adapters.discord import Discord
 from services.alerts.adapters.fcm import Fcm, ServiceAccount
+from services.alerts.adapters.laid_out import LaidOut
 from services.alerts.adapters.resend import Resend
 from services.alerts.adapters.sendgrid import SendGrid
 from services.alerts.adapters.smtp import Smtp, SmtpServer
 from services.alerts.adapters.webhook import WebhookSender
 from services.alerts.adapters.webpush import Vapid, WebPush
 from services.alerts.domain.links import Links
+from services.alerts.domain.mail_events import public_key, secret_key
+from services.alerts.domain.unsubscribing import UnsubscribeLinks
 from services.alerts.ports import Check, Sender
 from services.alerts.routes import alerts as alert_routes
 from services.alerts.routes import channels as channel_routes
+from services.alerts.routes import mail as mail_routes
 from services.alerts.routes import notices as notice_routes
 from services.alerts.routes import preferences as preference_routes
 from services.alerts.routes import rules as rule_routes
 from services.alerts.service import Alerts, Channels, Notices, Options, Preferences, Router, Rules
+from services.alerts.service.layout import Layout
+from services.alerts.service.mail import Mail, WebhookKeys
 from services.alerts.settings import AlertsSettings
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
@@ -26,6 +33,7 @@ from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.deliveries import DeliveryStore
 from services.alerts.store.fanouts import FanOutStore
 from services.alerts.store.kept import KeptEvents
+from services.alerts.store.mail import MailStore
 from services.alerts.store.notices import NoticeStore
 from services.alerts.store.preferences import PreferenceStore
 from services.alerts.store.rules import RuleStore
@@ -50,10 +58,17 @@ def build(env: Environment) -> Service:
     notices = NoticeStore()
     links = Links(identity_secret(env.settings))
 
+    unsubscribing = UnsubscribeLinks(identity_secret(env.settings), settings.public_url)
+    layout = Layout(unsubscribing, service.clock)
+
     workers: list[Worker] = []
     key = settings.vapid_private_key
     vapid = Vapid(key.get_secret_value(), settings.vapid_subject) if key is not None else None
-    offered, checks = _senders(settings, vapid, service.clock)
+    plain, checks = _senders(settings, vapid, service.clock)
+    offered = {
+        channel: (LaidOut(sender, partial(layout.dress, channel)), at_once)
+        for channel, (sender, at_once) in plain.items()
+    }
     for channel, (sender, concurrency) in offered.items():
         service.closes(sender)
         for work in (
@@ -119,6 +134,9 @@ def build(env: Environment) -> Service:
     service.schedule(Job("retention", "20 5 * * *", retention.run))
     service.schedule(Job("kept-events", "25 5 * * *", lambda at: kept.forget(service.door.transaction, at.date())))
     service.schedule(Job("fan-outs", "35 5 * * *", lambda at: fans.forget(service.door.transaction, at)))
+    mails = MailStore()
+    mail = Mail(mails, _webhook_keys(settings), unsubscribing, service.door, clock=service.clock, new_id=new_id)
+    service.schedule(Job("mail-events", "40 5 * * *", partial(mails.forget, service.door.transaction)))
     service.serve(
         [
             *alert_routes.handlers(alerts, store, service.door),
@@ -128,6 +146,7 @@ def build(env: Environment) -> Service:
             *preference_routes.handlers(
                 Preferences(preferences, clock=service.clock, new_id=new_id), preferences, deliveries, service.door
             ),
+            *mail_routes.handlers(mail, mails, service.door),
         ]
     )
     return service
@@ -176,6 +195,14 @@ def _mail(settings: AlertsSettings) -> Sender | None:
     else:
         made = _smtp(settings)
     return made
+
+
+def _webhook_keys(settings: AlertsSettings) -> WebhookKeys:
+    sendgrid, resend = settings.sendgrid_webhook_key, settings.resend_webhook_secret
+    return WebhookKeys(
+        public_key(sendgrid) if sendgrid is not None else None,
+        secret_key(resend.get_secret_value()) if resend is not None else None,
+    )
 
 
 def _smtp(settings: AlertsSettings) -> Sender | None:

@@ -39,6 +39,10 @@ class AlertsSettings(BaseSettings):
     sendgrid_base: str = "https://api.sendgrid.com"
     """The European region has another one."""
     resend_api_key: SecretStr | None = None
+    sendgrid_webhook_key: str | None = None
+    """The verification key of its signed event webhook; without it none is taken at /alerts/webhooks/sendgrid."""
+    resend_webhook_secret: SecretStr | None = None
+    """The signing secret of its webhook (whsec_...); without it none is taken at /alerts/webhooks/resend."""
     resend_base: str = "https://api.resend.com"
 
     vapid_private_key: SecretStr | None = None

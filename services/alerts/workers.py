@@ -129,6 +129,7 @@ class NoticeDelivery:
             notes=(REPEAT_NOTE,) if found["uncertain"] else (),
             simulated=False,
             at=found["at"],
+            user_id=found["user_id"],
             kind=found["kind"],
         )
         sent = await self._sender.send(message)
@@ -291,6 +292,7 @@ def _message(found: Row, *, repeat: bool) -> Message:
         ),
         simulated=found["simulated"],
         at=found["as_of"],
+        user_id=found["user_id"],
         kind="alert",
         fields=fields(found["symbol"], best, found["contract_count"]),
     )

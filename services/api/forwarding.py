@@ -77,6 +77,8 @@ RULES: Final = (
     Rule("/pay/ledger", "payment", caller=Caller.ADMIN),
     Rule("/pay/manual", "payment", caller=Caller.ADMIN, methods=("POST", "DELETE")),
     Rule("/pay", "payment", methods=("GET", "POST")),
+    Rule("/alerts/webhooks", "alerts", caller=Caller.PROVIDER, methods=("POST",)),
+    Rule("/api/alerts/suppressions", "alerts", caller=Caller.ADMIN, methods=("GET", "POST")),
     Rule("/api/alerts", "alerts", methods=("GET", "POST", "PUT", "PATCH", "DELETE")),
 )
 

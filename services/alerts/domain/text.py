@@ -43,6 +43,7 @@ class Message:
     notes: tuple[str, ...]
     simulated: bool
     at: datetime
+    user_id: UUID | None = None
     kind: str = "message"
     words: Words = DEFAULT
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)

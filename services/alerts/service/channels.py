@@ -19,6 +19,7 @@ from services.alerts.domain.channels import (
     next_mail_in_s,
 )
 from services.alerts.domain.links import Link, LinkRefused, Links
+from services.alerts.domain.mail_events import ENDS, AddressSuppressed
 from services.alerts.domain.targets import SECRETS, Webhook, subscription_of, webhook_of
 from services.alerts.ports import Check
 from services.alerts.service.alerts import Options
@@ -78,7 +79,7 @@ class Channels:
 
         A target is enabled at once; an address when its reader opens the link of the mail that goes there now. Raises
         Invalid for a target that is not acceptable, Conflict for one too many, ChannelNotOffered for a channel that is
-        not set up, RateLimited for too many mails.
+        not set up, AddressSuppressed for an address that gets no mail any more, RateLimited for too many mails.
         """
         self.offers(channel)
         if target is None and channel == "email":
@@ -86,6 +87,7 @@ class Channels:
         if target is None:
             raise Invalid("a target is needed")
         now, target = self._clock(), self._checked(channel, target)
+        await self._refuse_suppressed(channel, target, tx)
         lane = lane_of(channel, target)
         known = await self._place(user_id, channel, lane, tx)
         secret = None
@@ -107,6 +109,11 @@ class Channels:
             return known["target"], None
         secret = self._new_secret()
         return _signed_by(target, secret), secret
+
+    async def _refuse_suppressed(self, channel: Channel, target: str, tx: Tx) -> None:
+        kind = await self._confirmations.suppressed(tx, target) if channel == "email" else None
+        if kind is not None:
+            raise AddressSuppressed(f"{ENDS[kind]}; an administrator can lift this")
 
     async def check(self, channel: Channel, target: str | None) -> None:
         """Ask whether a target may be reached, before `set` and outside of its transaction; raises as `set` does."""
@@ -155,12 +162,13 @@ class Channels:
         return found
 
     async def ask_again(self, user_id: UUID, channel: Channel, tx: Tx) -> Done[Row]:
-        """Send the confirmation mail once more. Raises NotFound, Conflict for a confirmed address, RateLimited."""
+        """Send the confirmation mail once more. Raises NotFound, Conflict for a confirmed address, as `set`."""
         known = next(iter(await self._known(user_id, channel, tx)), None)
         if known is None:
             raise NotFound("there is no such channel")
         if known["confirmed_at"] is not None:
             raise Conflict("there is nothing to confirm any more")
+        await self._refuse_suppressed(channel, known["target"], tx)
         row = await self._audience.set_channel(
             tx, user_id, channel, known["target"], confirmed_at=None, reason=UNCONFIRMED, now=self._clock()
         )

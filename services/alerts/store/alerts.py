@@ -51,7 +51,7 @@ _SAVE_ALERTS = text("""
         opened_at = case when excluded.notifications > a.notifications then null else a.opened_at end,
         notifications = excluded.notifications""")
 _DELIVERY = text("""
-    select d.id, d.uncertain, c.target, c.enabled,
+    select d.id, d.uncertain, d.user_id, c.target, c.enabled,
         exists (select from deliveries l where l.alert_id = d.alert_id and l.session = d.session
             and l.channel = d.channel and l.lane = d.lane and l.ring > d.ring
             and l.status not in ('suppressed', 'digested')) as superseded,

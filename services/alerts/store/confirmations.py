@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from services.alerts.domain.links import Link
+from services.alerts.domain.mail_events import address_hash
 from shared import retention
 from shared.db import Row, Tx
 
@@ -32,11 +33,16 @@ _CONFIRM: Final = text("""
 _CONFIRMED: Final = text("""
     select exists (select from channels where user_id = :user_id and channel = 'email' and lane = :lane
         and confirmed_at is not null)""")
+_SUPPRESSED: Final = text("select kind from suppressions where address_hash = :address_hash")
 _FORGET: Final = retention.slice_of("confirmations", "created_at < :before and settled_at is not null")
 
 
 class ConfirmationStore:
     """Reads and writes confirmations, always inside the caller's transaction."""
+
+    async def suppressed(self, tx: Tx, address: str) -> str | None:
+        """Return why an address gets no mail ("bounced", "complained", "unsubscribed"); None when it does."""
+        return await tx.fetchval(_SUPPRESSED, address_hash=address_hash(address))
 
     async def lately(self, tx: Tx, link: Link, since: datetime, most: int) -> list[datetime]:
         """Return when the newest `most` mails to this user or this address were asked for; others wait until we end."""

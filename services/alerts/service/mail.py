@@ -1,0 +1,123 @@
+"""Fewer mails: what providers tell of those they took, and readers who want none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from prometheus_client import Counter
+
+from services.alerts.domain.mail_events import (
+    ENDS,
+    MailEvent,
+    Provider,
+    address_hash,
+    check_resend,
+    check_sendgrid,
+    of_resend,
+    of_sendgrid,
+)
+from services.alerts.domain.unsubscribing import UNSUBSCRIBED, Unsubscribe, UnsubscribeLinks
+from services.alerts.service.audit import Actor, audited
+from services.alerts.store.mail import MailStore
+from shared.clock import Clock, NewId
+from shared.contracts.api import ActionAudited
+from shared.db import Tx
+from shared.errors import NotFound
+from shared.messaging.door import Done, Door
+
+RECEIVED: Final = Counter(
+    "openbell_alerts_mail_events_total", "What providers told of mails, by what it was", ["provider", "kind"]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookKeys:
+    """How webhooks are checked; None for a provider that sends none here."""
+
+    sendgrid: EllipticCurvePublicKey | None = None
+    resend: bytes | None = None
+
+
+class Mail:
+    """Takes a transaction, returns what happened."""
+
+    def __init__(
+        self, store: MailStore, keys: WebhookKeys, links: UnsubscribeLinks, door: Door, *, clock: Clock, new_id: NewId
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._links = links
+        self._door = door
+        self._clock = clock
+        self._new_id = new_id
+
+    # What providers tell
+
+    async def sendgrid(self, body: bytes, signature: str | None, timestamp: str | None) -> int:
+        """Take a webhook of SendGrid's; return how many events were new. Raises BadSignature and its kin."""
+        if self._keys.sendgrid is None:
+            raise NotFound("SendGrid's webhooks are not set up here")
+        check_sendgrid(body, signature, timestamp, self._keys.sendgrid, self._clock())
+        return await self._take(of_sendgrid(body))
+
+    async def resend(self, body: bytes, event_id: str | None, timestamp: str | None, signatures: str | None) -> int:
+        """Take a webhook of Resend's; return how many events were new. Raises BadSignature and its kin."""
+        if self._keys.resend is None:
+            raise NotFound("Resend's webhooks are not set up here")
+        check_resend(body, event_id, timestamp, signatures, key=self._keys.resend, now=self._clock())
+        return await self._take(of_resend(body, event_id or ""))
+
+    async def _take(self, events: Sequence[MailEvent]) -> int:
+        now = self._clock()
+
+        async def keep(tx: Tx) -> Done[list[MailEvent]]:
+            new = [event for event in sorted(events, key=_order) if await self._store.add(tx, event, now)]
+            for event in new:
+                await self._apply(event, now, tx)
+            return Done(new)
+
+        new = await self._door.run(keep)
+        for event in new:
+            RECEIVED.labels(event.provider, event.kind).inc()
+        return len(new)
+
+    async def _apply(self, event: MailEvent, now: datetime, tx: Tx) -> None:
+        """Act on an event: deferred and blocked ones are counted and nothing else."""
+        if event.kind in {"delivered", "opened", "clicked"} and event.delivery_id is not None:
+            await self._store.note(tx, event)
+        if event.kind in ENDS:
+            reason = ENDS[event.kind]
+            await self._store.suppress(tx, event, reason, now)
+            if event.kind == "bounced" and event.delivery_id is not None:
+                await self._store.fail(tx, event.delivery_id, f"{reason}: {event.detail}".removesuffix(": "))
+
+    # What readers want
+
+    def check_link(self, token: str) -> Unsubscribe:
+        """Return what a link stands for; raises LinkRefused."""
+        return self._links.read(token, self._clock())
+
+    async def unsubscribe(self, token: str, tx: Tx) -> Done[None]:
+        """End mail to the address that a link came to; again changes nothing. Raises LinkRefused."""
+        about = self.check_link(token)
+        if not await self._store.end(tx, about.user_id, about.lane, UNSUBSCRIBED, self._clock()):
+            return Done(None)
+        return Done(None, [self._audited(Actor(str(about.user_id)), "unsubscribe.channel", f"{about.user_id}/email")])
+
+    # What administrators lift
+
+    async def lift(self, actor: Actor, address: str, tx: Tx) -> Done[None]:
+        """Let an address get mail again; its user sets the channel anew. Raises NotFound."""
+        if not await self._store.remove(tx, address):
+            raise NotFound("this address is not suppressed")
+        return Done(None, [self._audited(actor, "lift.suppression", address_hash(address))])
+
+    def _audited(self, actor: Actor, action: str, subject: str) -> ActionAudited:
+        return audited(actor, action, subject, id=self._new_id(), at=self._clock())
+
+
+def _order(event: MailEvent) -> tuple[Provider, str]:
+    """Rows are locked in one order, whichever way two webhooks repeat their events."""
+    return event.provider, event.event_id
