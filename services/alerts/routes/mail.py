@@ -16,7 +16,7 @@ from litestar.params import JSONBody, QueryParameter
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.alerts.domain.links import LinkRefused
-from services.alerts.routes.alerts import actor_of
+from services.alerts.routes.common import actor_of
 from services.alerts.service.mail import Mail
 from services.alerts.store.mail import MailStore
 from shared.errors import TooLarge
