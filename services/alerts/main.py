@@ -5,6 +5,7 @@ import secrets
 from functools import partial
 
 from services.alerts import READS, consumers
+from services.alerts.adapters.apprise import AppriseSender
 from services.alerts.adapters.discord import Discord
 from services.alerts.adapters.fcm import Fcm, ServiceAccount
 from services.alerts.adapters.laid_out import LaidOut
@@ -180,6 +181,9 @@ def _senders(
     if settings.fcm_service_account is not None:
         account = ServiceAccount.read(settings.fcm_service_account)
         senders["fcm"] = (Fcm(account, connections=at_once, clock=clock), at_once)
+    if settings.apprise:
+        others = AppriseSender(settings.apprise_hosts)
+        senders["apprise"], checks["apprise"] = (others, 4), others.check
     return senders, checks
 
 

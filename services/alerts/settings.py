@@ -49,6 +49,10 @@ class AlertsSettings(BaseSettings):
     """32 bytes in base64url. Without it there is no Web Push channel; another one ends all subscriptions."""
     vapid_subject: str = Field(default="mailto:alerts@openbell.invalid", pattern="^(mailto:|https:)")
     """Whom push services may ask about what we push."""
+    apprise: bool = False
+    """Whether users may give Apprise URLs."""
+    apprise_hosts: tuple[str, ...] = ("ntfy.sh",)
+    """Hosts, or host:port, that Apprise URLs may name, private ones as well."""
     fcm_service_account: Path | None = None
     """The key file of a service account of Firebase. Without it there is no FCM channel."""
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
+from services.alerts.adapters.apprise import AppriseSender
 from services.alerts.adapters.discord import Discord
 from services.alerts.adapters.fcm import Fcm, ServiceAccount
 from services.alerts.adapters.smtp import Smtp, SmtpServer
@@ -18,6 +19,7 @@ from shared.outward import Outward
 from tests.alerts.conftest import NOW
 from tests.alerts.mail_venues import ResendVenue, SendGridVenue
 from tests.fakes import posts
+from tests.fakes.apprise_target import FakeAppriseTarget
 from tests.fakes.discord import Answer, FakeDiscord
 from tests.fakes.fcm import FakeFcm, problem
 from tests.fakes.mail_apis import FakeResend, FakeSendGrid
@@ -221,6 +223,38 @@ def account_of(server: FakeFcm) -> ServiceAccount:
     return ServiceAccount(told["project_id"], told["client_email"], told["private_key"], told["token_uri"])
 
 
+class AppriseVenue:
+    def __init__(self, server: FakeAppriseTarget) -> None:
+        self.server = server
+        place = server.base.removeprefix("http://")
+        self.sender: Sender = AppriseSender([place], timeout_s=2.0)
+        self.target = f"json://{place}{server.path}"
+        self.secret = server.path.strip("/").rpartition("/")[2]
+
+    def fail_for_now(self) -> None:
+        self.server.answer(self.server.path, posts.Answer(503))
+
+    def ask_to_wait(self) -> None:
+        self.server.answer(self.server.path, posts.Answer(429))
+
+    def refuse_message(self) -> None:
+        self.server.answer(self.server.path, posts.Answer(422))
+
+    def disappear(self) -> None:
+        self.server.answer(self.server.path, posts.Answer(410))
+
+    def fall_silent(self) -> None:
+        self.server.answer(self.server.path, posts.Answer(hang=True))
+
+    def received(self) -> list[str]:
+        return self.server.taken
+
+    def unreachable(self) -> tuple[Sender, str]:
+        return AppriseSender(["127.0.0.1:9"]), "json://127.0.0.1:9/s3cret"
+
+
+_NO_REASON: Final = "Apprise says only that it failed: every failure is an unknown outcome"
+
 VENUES: Final[dict[str, tuple[Any, Any]]] = {
     "discord": (FakeDiscord, DiscordVenue),
     "smtp": (FakeSmtp, SmtpVenue),
@@ -229,10 +263,12 @@ VENUES: Final[dict[str, tuple[Any, Any]]] = {
     "resend": (FakeResend, ResendVenue),
     "webpush": (FakePushService, WebPushVenue),
     "fcm": (FakeFcm, FcmVenue),
+    "apprise": (FakeAppriseTarget, AppriseVenue),
 }
 """Each stand-in, and the venue over it."""
 
 LACKS: Final[dict[str, dict[int, str]]] = {
+    "apprise": dict.fromkeys((2, 3, 4, 6, 9), _NO_REASON),
     "smtp": {9: "SMTP has no way to say how long to wait"},
     "resend": {4: "Resend takes mail for any address and tells by webhook that it bounced"},
 }
