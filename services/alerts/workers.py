@@ -11,6 +11,7 @@ from uuid import uuid5
 from services.alerts.domain.links import Link, Links
 from services.alerts.domain.states import end_of
 from services.alerts.domain.text import REPEAT_NOTE, Message, body, confirmation, fields, notes
+from services.alerts.domain.words import LOCALE, TIMEZONE, Words
 from services.alerts.ports import ChannelGone, Sender
 from services.alerts.service import Alerts
 from services.alerts.store.alerts import AlertsStore, lines_of
@@ -275,11 +276,12 @@ class Retention:
 
 def _message(found: Row, *, repeat: bool) -> Message:
     best = lines_of(found)
+    words = Words(found["locale"] or LOCALE, found["timezone"] or TIMEZONE)
     return Message(
         delivery_id=found["id"],
         target=found["target"],
         title=found["title"],
-        lines=body(found["symbol"], best, found["contract_count"]),
+        lines=body(found["symbol"], best, found["contract_count"], words),
         notes=notes(
             rule_name=found["rule_name"],
             session=found["session"],
@@ -289,11 +291,13 @@ def _message(found: Row, *, repeat: bool) -> Message:
             premium_usd=found["premium_usd"],
             simulated=found["simulated"],
             repeat=repeat,
+            words=words,
         ),
         simulated=found["simulated"],
         at=found["as_of"],
         user_id=found["user_id"],
         kind="alert",
+        words=words,
         fields=fields(found["symbol"], best, found["contract_count"]),
     )
 

@@ -1,5 +1,6 @@
 """What a message looks like: words by language and zone, escaping by channel, and templates that are wrong."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -17,8 +18,11 @@ from services.alerts.domain.matching import sightings
 from services.alerts.domain.templates import SUBJECT_MAX, Source, TemplateRefused, render
 from services.alerts.domain.text import Message, context
 from services.alerts.domain.words import Words
+from services.alerts.store.preferences import PreferenceStore
 from services.alerts.templates import packaged, render_packaged
-from tests.alerts.conftest import NOW, activity, contract
+from shared.db import Database
+from tests.alerts.conftest import NOW, Bench, activity, contract
+from tests.conftest import ManualClock
 
 GERMAN = Words("de_DE", "Europe/Berlin")
 NASTY = "<Ben & Jerry's> @everyone `rm` *x* [click](https://evil.example) https://evil.example"
@@ -171,3 +175,26 @@ def test_what_is_fitted_never_exceeds_what_is_allowed(whole: str, longest: int) 
     whole = whole.encode("utf-8", "ignore").decode()
     assert units(fit(whole, longest)) <= longest
     assert units(clip(whole, longest)) <= longest
+
+
+async def test_an_alerts_numbers_and_times_follow_what_its_user_chose(open_database: Callable[[str], Database]) -> None:
+    bench = Bench(open_database("alerts"), ManualClock(NOW))
+    for zone, shown in (("Europe/Berlin", "16:30 CEST"), ("Asia/Tokyo", "23:30 JST")):
+        user = await bench.user("AAPL")
+        await bench.channel(user)
+        async with bench.database.transaction() as tx:
+            said = {
+                "timezone": zone,
+                "locale": "de-DE",
+                "quiet_start": None,
+                "quiet_end": None,
+                "choices": [],
+                "caps": [],
+            }
+            await PreferenceStore().put(tx, user, said, NOW)
+        await bench.tell(activity(contract(premium=1_250_000, score=80.0 + len(zone))))
+        await bench.deliver()
+        sent = bench.discord.sent[-1]
+        assert sent.words == Words("de-DE", zone)
+        assert any(shown in note for note in sent.notes)
+        assert any("$1,2M" in one for one in sent.lines)

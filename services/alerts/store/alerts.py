@@ -56,10 +56,12 @@ _DELIVERY = text("""
             and l.channel = d.channel and l.lane = d.lane and l.ring > d.ring
             and l.status not in ('suppressed', 'digested')) as superseded,
         a.symbol, a.session, a.rule_name, a.as_of, a.delay_s, a.source, a.title, a.contract_count, a.premium_usd,
-        a.best, a.simulated
+        a.best, a.simulated, coalesce(p.timezone, u.timezone) as timezone, p.locale
     from deliveries d
     join alerts a on a.alert_id = d.alert_id and a.session = d.session
     left join channels c on c.user_id = d.user_id and c.channel = d.channel and c.lane = d.lane
+    left join preferences p on p.user_id = d.user_id
+    left join users u on u.user_id = d.user_id
     where d.id = :id and d.session = :session""")
 _DELIVERED = text("""
     update deliveries set provider_id = :provider_id where id = :id and session = :session""")
