@@ -7,7 +7,8 @@ Reads    detector.activity (ActivityDetected), api.users (UserSignedUp, UserSett
          PaymentFailed, PaymentRefunded, PaymentDisputed, TrialEnding, CardExpiring, RenewalDue),
          payment.subscriptions (SubscriptionChanged),
          broker.orders (OrderFilled, OrderRejected, OrderFlagged), broker.positions (PositionsDrifted)
-Publishes alerts.alerts (AlertRaised, AlertUpdated), alerts.deliveries (DeliverySettled), api.audit (ActionAudited)
+Publishes alerts.alerts (AlertRaised, AlertUpdated, NoticeRaised), alerts.deliveries (DeliverySettled,
+         NoticeDeliverySettled), api.audit (ActionAudited)
 Serves   /api/alerts/{user_id}: the alerts, opened, stats, channels, rules, notices; /links/confirm-email
 
 An alert is one for (user, rule, symbol, session). It rings on the user's channels at first and again when the
@@ -16,7 +17,7 @@ score rises by a set step.
 
 from typing import Final
 
-from shared.contracts.alerts import AlertRaised, AlertUpdated, DeliverySettled
+from shared.contracts.alerts import AlertRaised, AlertUpdated, DeliverySettled, NoticeDeliverySettled, NoticeRaised
 from shared.contracts.api import (
     ActionAudited,
     StockAdded,
@@ -60,4 +61,11 @@ READS: Final[tuple[type[Event], ...]] = (
     OrderFlagged,
     PositionsDrifted,
 )
-PUBLISHES: Final[tuple[type[Event], ...]] = (AlertRaised, AlertUpdated, DeliverySettled, ActionAudited)
+PUBLISHES: Final[tuple[type[Event], ...]] = (
+    AlertRaised,
+    AlertUpdated,
+    NoticeRaised,
+    DeliverySettled,
+    NoticeDeliverySettled,
+    ActionAudited,
+)

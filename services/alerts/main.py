@@ -14,17 +14,19 @@ from services.alerts.adapters.sendgrid import SendGrid
 from services.alerts.adapters.smtp import Smtp, SmtpServer
 from services.alerts.adapters.webhook import WebhookSender
 from services.alerts.adapters.webpush import Vapid, WebPush
+from services.alerts.domain.clicks import Clicks
 from services.alerts.domain.links import Links
 from services.alerts.domain.mail_events import public_key, secret_key
 from services.alerts.domain.unsubscribing import UnsubscribeLinks
 from services.alerts.ports import Check, Sender
 from services.alerts.routes import alerts as alert_routes
 from services.alerts.routes import channels as channel_routes
+from services.alerts.routes import engagement as engagement_routes
 from services.alerts.routes import mail as mail_routes
 from services.alerts.routes import notices as notice_routes
 from services.alerts.routes import preferences as preference_routes
 from services.alerts.routes import rules as rule_routes
-from services.alerts.service import Alerts, Channels, Notices, Options, Preferences, Router, Rules
+from services.alerts.service import Alerts, Channels, Engagement, Notices, Options, Preferences, Router, Rules
 from services.alerts.service.layout import Layout
 from services.alerts.service.mail import Mail, WebhookKeys
 from services.alerts.settings import AlertsSettings
@@ -32,6 +34,7 @@ from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.deliveries import DeliveryStore
+from services.alerts.store.engagement import EngagementStore
 from services.alerts.store.fanouts import FanOutStore
 from services.alerts.store.kept import KeptEvents
 from services.alerts.store.mail import MailStore
@@ -58,6 +61,7 @@ def build(env: Environment) -> Service:
     confirmations = ConfirmationStore()
     notices = NoticeStore()
     links = Links(identity_secret(env.settings))
+    clicks = Clicks(identity_secret(env.settings), settings.public_url, settings.open_page)
 
     unsubscribing = UnsubscribeLinks(identity_secret(env.settings), settings.public_url)
     layout = Layout(unsubscribing, service.clock)
@@ -73,8 +77,8 @@ def build(env: Environment) -> Service:
     for channel, (sender, concurrency) in offered.items():
         service.closes(sender)
         for work in (
-            Delivery(channel, sender, store, notices, service.door).work(concurrency),
-            NoticeDelivery(channel, sender, notices, store, service.door).work(),
+            Delivery(channel, sender, store, notices, service.door, clicks=clicks).work(concurrency),
+            NoticeDelivery(channel, sender, notices, store, service.door, clicks=clicks).work(),
         ):
             workers.append(Worker(work, service.door, service.clock, draw=env.random.random))
             service.work(workers[-1])
@@ -138,12 +142,15 @@ def build(env: Environment) -> Service:
     mails = MailStore()
     mail = Mail(mails, _webhook_keys(settings), unsubscribing, service.door, clock=service.clock, new_id=new_id)
     service.schedule(Job("mail-events", "40 5 * * *", partial(mails.forget, service.door.transaction)))
+    engaged = EngagementStore()
+    engagement = Engagement(engaged, clicks, service.clock)
     service.serve(
         [
-            *alert_routes.handlers(alerts, store, service.door),
+            *alert_routes.handlers(store, service.door),
             *rule_routes.handlers(rules, audience, service.door),
             *channel_routes.handlers(channels, audience, service.door),
-            *notice_routes.handlers(told, notices, service.door),
+            *engagement_routes.handlers(engagement, engaged, service.door),
+            *notice_routes.handlers(engagement, notices, service.door),
             *preference_routes.handlers(
                 Preferences(preferences, clock=service.clock, new_id=new_id), preferences, deliveries, service.door
             ),

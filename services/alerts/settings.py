@@ -24,6 +24,8 @@ class AlertsSettings(BaseSettings):
 
     public_url: str = "http://127.0.0.1:8100"
     """Where people reach the gateway: links in mails begin with it."""
+    open_page: str | None = None
+    """The path there of the page about an alert or a notice, such as /app/alerts/{id}; mails link to it."""
     discord_base: str | None = None
     """An origin besides Discord's own that webhooks may have (http://127.0.0.1:8900); for development."""
     discord_concurrency: int = Field(default=32, ge=1)

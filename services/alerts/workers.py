@@ -6,8 +6,10 @@ again meanwhile, the later delivery tells it, and this one ends without a messag
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import uuid5
 
+from services.alerts.domain.clicks import Clicks
 from services.alerts.domain.links import Link, Links
 from services.alerts.domain.states import end_of
 from services.alerts.domain.text import REPEAT_NOTE, Message, body, confirmation, fields, notes
@@ -20,7 +22,7 @@ from services.alerts.store.fanouts import FanOutStore
 from services.alerts.store.notices import NoticeStore
 from shared import months
 from shared.clock import Clock
-from shared.contracts.alerts import Channel, DeliverySettled
+from shared.contracts.alerts import Channel, DeliverySettled, NoticeDeliverySettled
 from shared.contracts.base import Event
 from shared.db import Row, Tx, is_rerun
 from shared.errors import Permanent, Transient
@@ -37,7 +39,17 @@ def _since(row: Row) -> datetime:
 class Delivery:
     """Performs the deliveries of one channel."""
 
-    def __init__(self, channel: Channel, sender: Sender, store: AlertsStore, notices: NoticeStore, door: Door) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        sender: Sender,
+        store: AlertsStore,
+        notices: NoticeStore,
+        door: Door,
+        *,
+        clicks: Clicks,
+    ) -> None:
+        self._clicks = clicks
         self._channel: Channel = channel
         self._sender = sender
         self._store = store
@@ -73,7 +85,8 @@ class Delivery:
 
     async def perform(self, found: Row) -> Performed:
         """Send one delivery."""
-        sent = await self._sender.send(_message(found, repeat=found["uncertain"]))
+        link = self._clicks.link(found["user_id"], found["alert_id"])
+        sent = await self._sender.send(_message(found, link, repeat=found["uncertain"]))
         return Performed({"provider_id": sent.provider_id}, pause_s=sent.pause_s)
 
     async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:
@@ -91,7 +104,17 @@ class Delivery:
 class NoticeDelivery:
     """Performs the deliveries of one channel's notices."""
 
-    def __init__(self, channel: Channel, sender: Sender, notices: NoticeStore, alerts: AlertsStore, door: Door) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        sender: Sender,
+        notices: NoticeStore,
+        alerts: AlertsStore,
+        door: Door,
+        *,
+        clicks: Clicks,
+    ) -> None:
+        self._clicks = clicks
         self._channel: Channel = channel
         self._sender = sender
         self._notices = notices
@@ -132,6 +155,7 @@ class NoticeDelivery:
             at=found["at"],
             user_id=found["user_id"],
             kind=found["kind"],
+            link=self._clicks.link(found["user_id"], found["notice_id"]),
         )
         sent = await self._sender.send(message)
         return Performed({"provider_id": sent.provider_id}, pause_s=sent.pause_s)
@@ -141,20 +165,19 @@ class NoticeDelivery:
         row = settled.row
         if settled.status == "done" and settled.result:
             await self._notices.delivered(tx, row["id"], settled.result["provider_id"])
+        events: list[Event] = [_notice_settled(row, settled)]
         if isinstance(settled.error, ChannelGone):
-            return await fail_with_channel(self._alerts, self._notices, settled, tx)
-        return ()
+            events += await fail_with_channel(self._alerts, self._notices, settled, tx)
+        return events
 
 
 async def fail_with_channel(alerts: AlertsStore, notices: NoticeStore, settled: Settled, tx: Tx) -> list[Event]:
     """Disable the channel that a delivery went to; alerts and notices that wait for it fail with it."""
     row, reason = settled.row, settled.detail
-    await notices.fail_pending(tx, row, reason, settled.at)
+    with_it = await notices.fail_pending(tx, row, reason, settled.at)
+    told: list[Event] = [_notice_settled(other, _failed(other, settled)) for other in with_it]
     others = await alerts.disable_channel(tx, row, reason, settled.at)
-    return [
-        _settled(other, Settled(other, "failed", other["attempts"], settled.error, reason, {}, settled.at))
-        for other in others
-    ]
+    return told + [_settled(other, _failed(other, settled)) for other in others]
 
 
 class FanOuts:
@@ -274,7 +297,7 @@ class Retention:
         await self._notices.forget(self._door.transaction, at - timedelta(days=31 * self._months["alerts"]))
 
 
-def _message(found: Row, *, repeat: bool) -> Message:
+def _message(found: Row, link: str | None, *, repeat: bool) -> Message:
     best = lines_of(found)
     words = Words(found["locale"] or LOCALE, found["timezone"] or TIMEZONE)
     return Message(
@@ -299,18 +322,30 @@ def _message(found: Row, *, repeat: bool) -> Message:
         kind="alert",
         words=words,
         fields=fields(found["symbol"], best, found["contract_count"]),
+        link=link,
     )
+
+
+def _failed(other: Row, settled: Settled) -> Settled:
+    return Settled(other, "failed", other["attempts"], settled.error, settled.detail, {}, settled.at)
 
 
 def _settled(row: Row, settled: Settled) -> DeliverySettled:
-    return DeliverySettled(
-        id=uuid5(row["id"], "settled"),
-        time=settled.at,
-        delivery_id=row["id"],
-        alert_id=row["alert_id"],
-        user_id=row["user_id"],
-        channel=row["channel"],
-        status=end_of(settled.status),
-        attempts=settled.attempts,
-        detail=settled.detail,
-    )
+    return DeliverySettled(**_outcome(row, settled), alert_id=row["alert_id"])
+
+
+def _notice_settled(row: Row, settled: Settled) -> NoticeDeliverySettled:
+    return NoticeDeliverySettled(**_outcome(row, settled), notice_id=row["notice_id"])
+
+
+def _outcome(row: Row, settled: Settled) -> dict[str, Any]:
+    return {
+        "id": uuid5(row["id"], "settled"),
+        "time": settled.at,
+        "delivery_id": row["id"],
+        "user_id": row["user_id"],
+        "channel": row["channel"],
+        "status": end_of(settled.status),
+        "attempts": settled.attempts,
+        "detail": settled.detail,
+    }

@@ -1,4 +1,4 @@
-"""What the alerts service tells: alerts and what became of their deliveries."""
+"""What the alerts service tells: alerts, notices, and what became of their deliveries."""
 
 from datetime import date
 from decimal import Decimal
@@ -50,14 +50,29 @@ class AlertUpdated(_Alert):
     type: ClassVar[str] = "alerts.alert.updated.v1"
 
 
-class DeliverySettled(Event):
-    """One delivery of an alert on one channel has its outcome."""
+class NoticeRaised(Event):
+    """A user is told something once, besides alerts: a receipt, a fill, a refusal."""
 
-    type: ClassVar[str] = "alerts.delivery.settled.v1"
+    type: ClassVar[str] = "alerts.notice.raised.v1"
+    topic: ClassVar[Topic] = ALERTS
+
+    notice_id: UUID
+    user_id: UUID
+    kind: str
+    title: str
+    lines: tuple[str, ...]
+    at: AwareDatetime
+
+    @property
+    def key(self) -> str:
+        """The user."""
+        return str(self.user_id)
+
+
+class _Settled(Event):
     topic: ClassVar[Topic] = DELIVERIES
 
     delivery_id: UUID
-    alert_id: UUID
     user_id: UUID
     channel: Channel
     status: DeliveryStatus
@@ -68,3 +83,19 @@ class DeliverySettled(Event):
     def key(self) -> str:
         """The user."""
         return str(self.user_id)
+
+
+class DeliverySettled(_Settled):
+    """One delivery of an alert on one channel has its outcome."""
+
+    type: ClassVar[str] = "alerts.delivery.settled.v1"
+
+    alert_id: UUID
+
+
+class NoticeDeliverySettled(_Settled):
+    """One delivery of a notice on one channel has its outcome."""
+
+    type: ClassVar[str] = "alerts.notice_delivery.settled.v1"
+
+    notice_id: UUID

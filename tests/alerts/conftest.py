@@ -12,14 +12,16 @@ import pytest
 from sqlalchemy import text
 
 from services.alerts.domain.channels import lane_of
+from services.alerts.domain.clicks import Clicks
 from services.alerts.domain.links import Link, Links
 from services.alerts.domain.text import Message
 from services.alerts.ports import Sent
-from services.alerts.service import Actor, Alerts, Channels, NewRule, Notices, Options, Router, Rules
+from services.alerts.service import Actor, Alerts, Channels, Engagement, NewRule, Notices, Options, Router, Rules
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.deliveries import DeliveryStore
+from services.alerts.store.engagement import EngagementStore
 from services.alerts.store.fanouts import FanOutStore
 from services.alerts.store.kept import KeptEvents
 from services.alerts.store.notices import NoticeStore
@@ -120,10 +122,12 @@ class Bench:
         self.notices = NoticeStore()
         self.telling = Notices(self.notices, router=self.router, clock=clock)
         self.rules = Rules(RuleStore(), KeptEvents(), self.telling, max_rules=3, clock=clock, new_id=new_id)
+        self.clicks = Clicks("x" * 32, "https://openbell.example/", "/app/alerts/{id}")
+        self.engagement = Engagement(EngagementStore(), self.clicks, clock)
         deliveries = [
-            Delivery("discord", self.discord, self.store, self.notices, self.door),
-            Delivery("email", self.email, self.store, self.notices, self.door),
-            Delivery("webhook", self.webhook, self.store, self.notices, self.door),
+            Delivery("discord", self.discord, self.store, self.notices, self.door, clicks=self.clicks),
+            Delivery("email", self.email, self.store, self.notices, self.door, clicks=self.clicks),
+            Delivery("webhook", self.webhook, self.store, self.notices, self.door, clicks=self.clicks),
         ]
         asking = Confirmation(
             self.email,
@@ -135,9 +139,9 @@ class Bench:
         )
         self.asking = Worker(asking.work(), self.door, clock, draw=lambda: 0.5)
         notices = [
-            NoticeDelivery("discord", self.discord, self.notices, self.store, self.door),
-            NoticeDelivery("email", self.email, self.notices, self.store, self.door),
-            NoticeDelivery("webhook", self.webhook, self.notices, self.store, self.door),
+            NoticeDelivery("discord", self.discord, self.notices, self.store, self.door, clicks=self.clicks),
+            NoticeDelivery("email", self.email, self.notices, self.store, self.door, clicks=self.clicks),
+            NoticeDelivery("webhook", self.webhook, self.notices, self.store, self.door, clicks=self.clicks),
         ]
         works = [*(one.work(8) for one in deliveries), *(one.work() for one in notices)]
         self.workers = [Worker(work, self.door, clock, draw=lambda: 0.5) for work in works]

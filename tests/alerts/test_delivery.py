@@ -21,7 +21,7 @@ from tests.fakes.discord import Answer, FakeDiscord
 @asynccontextmanager
 async def delivering(bench: Bench, server: FakeDiscord) -> AsyncGenerator[None]:
     sender = Discord()
-    work = Delivery("discord", sender, bench.store, bench.notices, bench.door).work(8)
+    work = Delivery("discord", sender, bench.store, bench.notices, bench.door, clicks=bench.clicks).work(8)
     worker = Worker(work, bench.door, utc_now, draw=lambda: 0.0)
     bench.offer(Options(discord_base=server.base), utc_now, worker.wake)
     running = asyncio.create_task(worker.run())

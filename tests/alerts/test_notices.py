@@ -258,7 +258,7 @@ async def test_notices_are_listed_newest_first_and_opened_by_their_user_only(cli
     listed = (await client("GET", f"/api/alerts/{user}/notices", user)).json()["notices"]
     assert [one["opened_at"] is not None for one in listed] == [True, False, False]
     with pytest.raises(NotFound):
-        await bench.door.run(lambda tx: bench.telling.open(user, uuid4(), tx))
+        await bench.door.run(lambda tx: bench.engagement.open(user, uuid4(), tx))
 
 
 async def test_old_notices_are_forgotten_with_their_deliveries(bench: Bench) -> None:

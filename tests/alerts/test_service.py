@@ -321,14 +321,14 @@ async def test_ringing_again_makes_an_opened_alert_unopened(bench: Bench) -> Non
     user_id = await bench.user("AAPL")
     await bench.tell(activity(contract("A", 70)))
     (row,) = await bench.rows("alerts")
-    at = await bench.door.run(lambda tx: bench.alerts.open_alert(user_id, row["alert_id"], tx))
+    at = await bench.door.run(lambda tx: bench.engagement.open(user_id, row["alert_id"], tx))
     assert at == NOW
     await bench.tell(activity(contract("B", 71)))
     assert [row["opened_at"] for row in await bench.rows("alerts")] == [NOW]
     await bench.tell(activity(contract("A", 85)))
     assert [row["opened_at"] for row in await bench.rows("alerts")] == [None]
     with pytest.raises(NotFound):
-        await bench.door.run(lambda tx: bench.alerts.open_alert(uuid4(), row["alert_id"], tx))
+        await bench.door.run(lambda tx: bench.engagement.open(uuid4(), row["alert_id"], tx))
 
 
 async def test_retention_makes_months_ahead_and_drops_what_is_over(bench: Bench) -> None:

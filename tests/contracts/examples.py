@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from shared.contracts.alerts import AlertRaised, AlertUpdated, DeliverySettled
+from shared.contracts.alerts import AlertRaised, AlertUpdated, DeliverySettled, NoticeDeliverySettled, NoticeRaised
 from shared.contracts.api import (
     ActionAudited,
     StockAdded,
@@ -216,6 +216,27 @@ EXAMPLES: Final[tuple[Event, ...]] = (
         status="delivered",
         attempts=2,
         detail="",
+    ),
+    NoticeRaised(
+        id=ID,
+        time=TIME,
+        notice_id=ALERT,
+        user_id=USER,
+        kind="order_filled",
+        title="Bought 10 AAPL at 100.02 (paper)",
+        lines=("Nothing of the order is left.",),
+        at=TIME,
+    ),
+    NoticeDeliverySettled(
+        id=ID,
+        time=TIME,
+        delivery_id=UUID("0198cccc-0000-5000-8000-000000000002"),
+        notice_id=ALERT,
+        user_id=USER,
+        channel="email",
+        status="failed",
+        attempts=1,
+        detail="the mail server refused the message: 554",
     ),
     UserSignedUp(id=ID, time=TIME, user_id=USER, email="ada@example.com", role="user"),
     UserOnboarded(id=ID, time=TIME, user_id=USER, investing_style="trader"),

@@ -33,7 +33,8 @@ class Message:
     """What a sender sends. `target` is a webhook URL or an address: a secret, kept out of every repr.
 
     `kind` names the template that lays it out, with what `fields` hold besides title, lines and notes; `rendered` is
-    the layout where it was made already. `image` is a PNG that goes with it, `unsubscribe` a signed link.
+    the layout where it was made already. `image` is a PNG that goes with it, `unsubscribe` a signed link, `link`
+    leads to the page about it (domain/clicks.py).
     """
 
     delivery_id: UUID
@@ -50,6 +51,7 @@ class Message:
     rendered: Rendered | None = field(default=None, repr=False)
     image: bytes | None = field(default=None, repr=False)
     unsubscribe: str | None = field(default=None, repr=False)
+    link: str | None = field(default=None, repr=False)
 
 
 def context(message: Message) -> dict[str, Any]:
@@ -62,6 +64,7 @@ def context(message: Message) -> dict[str, Any]:
         "simulated": message.simulated,
         "at": message.at,
         "unsubscribe": message.unsubscribe,
+        "page": message.link,
         "image": f"cid:{IMAGE_NAME}" if message.image else None,
         **message.fields,
     }

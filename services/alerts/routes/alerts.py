@@ -1,19 +1,19 @@
 """Door 2, HTTP: a user's alerts. Users reach only their own."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
-from litestar import get, post
+from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, QueryParameter
 
 from services.alerts.domain.channels import target_id
 from services.alerts.domain.states import state_of
 from services.alerts.domain.text import SIMULATED_NOTE
-from services.alerts.service import Alerts
 from services.alerts.store.alerts import AlertsStore
+from shared.contracts.symbols import PATTERN
 from shared.db import Row
 from shared.http import Caller, Who
 from shared.http.cursors import cursor_after, parse_cursor
@@ -56,6 +56,8 @@ class AlertView(msgspec.Struct, frozen=True):
     created_at: datetime
     updated_at: datetime
     opened_at: datetime | None
+    clicked_at: datetime | None
+    acknowledged_at: datetime | None
     notifications: int
     deliveries: list[DeliveryView]
 
@@ -69,39 +71,26 @@ class AlertsPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
-class Stats(msgspec.Struct, frozen=True):
-    """Figures over a user's alerts. `deliveries` counts by channel and status."""
-
-    total: int
-    unopened: int
-    simulated: int
-    notifications: int
-    latest_at: datetime | None
-    deliveries: dict[str, dict[str, int]]
-
-
-class Opened(msgspec.Struct, frozen=True):
-    """When the alert was first opened."""
-
-    id: UUID
-    opened_at: datetime
-
-
-def handlers(alerts: Alerts, store: AlertsStore, door: Door) -> list[HTTPRouteHandler]:
+def handlers(store: AlertsStore, door: Door) -> list[HTTPRouteHandler]:
     """Return the routes."""
 
     @get("/api/alerts/{user_id:uuid}", caller=Caller.USER)
-    async def list_alerts(
+    async def list_alerts(  # noqa: PLR0917 - Litestar calls it by name
         identity: Who,
         user_id: FromPath[UUID],
         limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
         before: Annotated[str | None, QueryParameter(max_length=100)] = None,
+        kind: Annotated[Literal["watchlist", "rule"] | None, QueryParameter(name="type")] = None,
+        symbol: Annotated[str | None, QueryParameter(max_length=20, pattern=f"^(?i:{PATTERN})$")] = None,
     ) -> AlertsPage:
-        """Return the user's alerts, newest first, with the state of their deliveries."""
+        """Return the user's alerts, newest first, with the state of their deliveries.
+
+        `type` narrows them to those of the watchlist or of rules, `symbol` to one symbol.
+        """
         own(identity, user_id)
         cursor = parse_cursor(before)
         async with door.read() as tx:
-            rows = await store.page(tx, user_id, limit + 1, cursor)
+            rows = await store.page(tx, user_id, limit + 1, cursor, kind=kind, symbol=symbol)
             deliveries = await store.deliveries_of(tx, [row["alert_id"] for row in rows])
             counts = await store.counts(tx, user_id)
         page = rows[:limit]
@@ -109,29 +98,7 @@ def handlers(alerts: Alerts, store: AlertsStore, door: Door) -> list[HTTPRouteHa
         views = [_alert(row, deliveries.get(row["alert_id"], [])) for row in page]
         return AlertsPage(views, counts["total"], counts["unopened"], more)
 
-    @post("/api/alerts/{user_id:uuid}/{alert_id:uuid}/opened", caller=Caller.USER, status_code=200)
-    async def open_alert(identity: Who, user_id: FromPath[UUID], alert_id: FromPath[UUID]) -> Opened:
-        """Note that the user opened an alert. Again changes nothing."""
-        own(identity, user_id)
-        return Opened(alert_id, await door.run(lambda tx: alerts.open_alert(user_id, alert_id, tx)))
-
-    @get("/api/alerts/{user_id:uuid}/stats", caller=Caller.USER)
-    async def stats(identity: Who, user_id: FromPath[UUID]) -> Stats:
-        """Return figures over all of the user's alerts."""
-        own(identity, user_id)
-        async with door.read() as tx:
-            counts = await store.counts(tx, user_id)
-            deliveries = await store.delivery_counts(tx, user_id)
-        return Stats(
-            total=counts["total"],
-            unopened=counts["unopened"],
-            simulated=counts["simulated"],
-            notifications=counts["notifications"],
-            latest_at=counts["latest_at"],
-            deliveries=deliveries,
-        )
-
-    return [list_alerts, open_alert, stats]
+    return [list_alerts]
 
 
 def _alert(row: Row, deliveries: list[Row]) -> AlertView:
@@ -154,6 +121,8 @@ def _alert(row: Row, deliveries: list[Row]) -> AlertView:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         opened_at=row["opened_at"],
+        clicked_at=row["clicked_at"],
+        acknowledged_at=row["acknowledged_at"],
         notifications=row["notifications"],
         deliveries=[
             DeliveryView(

@@ -11,7 +11,7 @@ from litestar.params import FromPath, QueryParameter
 
 from services.alerts.domain.channels import target_id
 from services.alerts.domain.states import state_of
-from services.alerts.service import Notices
+from services.alerts.service import Engagement
 from services.alerts.store.notices import NoticeStore
 from shared.http import Caller, Who
 from shared.http.cursors import cursor_after, parse_cursor
@@ -40,6 +40,8 @@ class NoticeView(msgspec.Struct, frozen=True):
     lines: list[str]
     at: datetime
     opened_at: datetime | None
+    clicked_at: datetime | None
+    acknowledged_at: datetime | None
     deliveries: list[NoticeDelivery]
 
 
@@ -50,7 +52,7 @@ class NoticesPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
-def handlers(notices: Notices, store: NoticeStore, door: Door) -> list[HTTPRouteHandler]:
+def handlers(engagement: Engagement, store: NoticeStore, door: Door) -> list[HTTPRouteHandler]:
     """Return the routes."""
 
     @get("/api/alerts/{user_id:uuid}/notices", caller=Caller.USER)
@@ -59,12 +61,16 @@ def handlers(notices: Notices, store: NoticeStore, door: Door) -> list[HTTPRoute
         user_id: FromPath[UUID],
         limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
         before: Annotated[str | None, QueryParameter(max_length=100)] = None,
+        kind: Annotated[str | None, QueryParameter(max_length=100)] = None,
     ) -> NoticesPage:
-        """Return what the user was told besides alerts, newest first, with the state of its deliveries."""
+        """Return what the user was told besides alerts, newest first, with the state of its deliveries.
+
+        `kind` narrows it to one kind, such as `receipt`.
+        """
         own(identity, user_id)
         cursor = parse_cursor(before)
         async with door.read() as tx:
-            rows = await store.page(tx, user_id, limit + 1, cursor)
+            rows = await store.page(tx, user_id, limit + 1, cursor, kind=kind)
             deliveries = await store.deliveries_of(tx, [row["notice_id"] for row in rows])
         page = rows[:limit]
         more = cursor_after(page[-1]["created_at"], page[-1]["notice_id"]) if len(rows) > limit else None
@@ -76,6 +82,8 @@ def handlers(notices: Notices, store: NoticeStore, door: Door) -> list[HTTPRoute
                 row["lines"],
                 row["at"],
                 row["opened_at"],
+                row["clicked_at"],
+                row["acknowledged_at"],
                 [
                     NoticeDelivery(
                         one["id"],
@@ -98,6 +106,6 @@ def handlers(notices: Notices, store: NoticeStore, door: Door) -> list[HTTPRoute
     async def open_notice(identity: Who, user_id: FromPath[UUID], notice_id: FromPath[UUID]) -> None:
         """Note that the user has seen a notice. Again changes nothing."""
         own(identity, user_id)
-        await door.run(lambda tx: notices.open(user_id, notice_id, tx))
+        await door.run(lambda tx: engagement.open(user_id, notice_id, tx))
 
     return [list_notices, open_notice]

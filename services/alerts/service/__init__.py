@@ -3,6 +3,7 @@
 from services.alerts.service.alerts import Alerts, Options
 from services.alerts.service.audit import Actor
 from services.alerts.service.channels import ChannelNotOffered, Channels, ChannelSet
+from services.alerts.service.engagement import Engagement
 from services.alerts.service.notices import Notices
 from services.alerts.service.preferences import Preferences, Said
 from services.alerts.service.routing import NoticeRing, Router
@@ -14,6 +15,7 @@ __all__ = [
     "ChannelNotOffered",
     "ChannelSet",
     "Channels",
+    "Engagement",
     "Example",
     "NewRule",
     "NoticeRing",

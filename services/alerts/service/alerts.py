@@ -8,7 +8,6 @@ is left to a worker, page by page (`raise_page`): it takes seconds, and other sy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -46,7 +45,6 @@ from shared.contracts.api import (
 from shared.contracts.base import Event, derived_id
 from shared.contracts.detector import ActivityDetected
 from shared.db import Row, Tx
-from shared.errors import NotFound
 from shared.messaging.door import Done
 
 
@@ -200,13 +198,6 @@ class Alerts:
         return {stock: {**lines[stock], **changed[stock]} for stock in stocks}
 
     # What users ask for
-
-    async def open_alert(self, user_id: UUID, alert_id: UUID, tx: Tx) -> Done[datetime]:
-        """Keep that a user opened an alert; answer when they first did. Raises NotFound."""
-        at = await self._store.opened(tx, user_id, alert_id, self._clock())
-        if at is None:
-            raise NotFound("there is no such alert")
-        return Done(at)
 
 
 def _kept(event: ActivityDetected, changed: Mapping[str, Line]) -> dict[str, Any]:

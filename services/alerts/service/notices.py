@@ -7,10 +7,9 @@ from services.alerts.domain.notices import Saying, Told, id_of, notice_of
 from services.alerts.service.routing import NoticeRing, Router
 from services.alerts.store.notices import NoticeStore
 from shared.clock import Clock
+from shared.contracts.alerts import NoticeRaised
 from shared.contracts.base import Event
 from shared.db import Tx
-from shared.errors import NotFound
-from shared.messaging.door import Done
 
 
 class Notices:
@@ -30,6 +29,9 @@ class Notices:
 
         An id that is there was told before.
         """
+        told: dict[UUID, Saying] = {}
+        for saying in sayings:
+            told.setdefault(saying.notice_id, saying)
         notices = [
             {
                 "notice_id": saying.notice_id,
@@ -40,16 +42,23 @@ class Notices:
                 "at": saying.cause.time,
                 "rule_id": saying.rule_id,
             }
-            for saying in sayings
+            for saying in told.values()
         ]
         now = self._clock()
-        new = await self._store.add(tx, notices, now)
-        ringing = [NoticeRing(notice["notice_id"], notice["user_id"], notice["kind"]) for notice in new]
+        new = [told[row["notice_id"]] for row in await self._store.add(tx, notices, now)]
+        ringing = [NoticeRing(saying.notice_id, saying.user_id, saying.notice.kind) for saying in new]
         await self._router.ring_notices(ringing, now, tx)
-        return ()
+        return [_raised(saying) for saying in new]
 
-    async def open(self, user_id: UUID, notice_id: UUID, tx: Tx) -> Done[None]:
-        """Note that the user has seen a notice; again changes nothing. Raises NotFound."""
-        if await self._store.opened(tx, user_id, notice_id, self._clock()) is None:
-            raise NotFound("there is no such notice")
-        return Done(None)
+
+def _raised(saying: Saying) -> NoticeRaised:
+    return NoticeRaised.caused_by(
+        saying.cause,
+        saying.notice_id,
+        notice_id=saying.notice_id,
+        user_id=saying.user_id,
+        kind=saying.notice.kind,
+        title=saying.notice.title,
+        lines=saying.notice.lines,
+        at=saying.cause.time,
+    )

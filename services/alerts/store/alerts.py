@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from typing import Literal
 from uuid import UUID
 
 import msgspec
 from sqlalchemy import text
 
-from services.alerts.domain.matching import Change, Known, Line, Stock, Summary
+from services.alerts.domain.matching import Change, Known, Line, Stock, Summary, watchlist_rule_id
 from services.alerts.domain.text import title
 from shared import retention
 from shared.db import Row, Tx
@@ -51,7 +52,7 @@ _SAVE_ALERTS = text("""
         opened_at = case when excluded.notifications > a.notifications then null else a.opened_at end,
         notifications = excluded.notifications""")
 _DELIVERY = text("""
-    select d.id, d.uncertain, d.user_id, c.target, c.enabled,
+    select d.id, d.uncertain, d.user_id, d.alert_id, c.target, c.enabled,
         exists (select from deliveries l where l.alert_id = d.alert_id and l.session = d.session
             and l.channel = d.channel and l.lane = d.lane and l.ring > d.ring
             and l.status not in ('suppressed', 'digested')) as superseded,
@@ -76,21 +77,16 @@ _FAIL_PENDING = text("""
 
 _PAGE = text("""
     select * from alerts where user_id = :user_id
+      and (cast(:watchlist as boolean) is null or (rule_id = :watchlist_rule) = :watchlist)
+      and (cast(:symbol as text) is null or symbol = :symbol)
       and (cast(:before_at as timestamptz) is null or (created_at, alert_id) < (:before_at, :before_id))
     order by created_at desc, alert_id desc limit :limit""")
 _DELIVERIES_OF = text("""
     select id, alert_id, channel, lane, status, attempts, due_at, settled_at, last_error, created_at from deliveries
     where alert_id = any(cast(:alert_ids as uuid[])) order by created_at, id""")
-_OPENED = text("""
-    update alerts set opened_at = coalesce(opened_at, :now) where alert_id = :alert_id and user_id = :user_id
-    returning opened_at""")
 _COUNTS = text("""
-    select count(*) as total, count(*) filter (where opened_at is null) as unopened,
-        count(*) filter (where simulated) as simulated, max(updated_at) as latest_at,
-        coalesce(sum(notifications), 0) as notifications
+    select count(*) as total, count(*) filter (where opened_at is null) as unopened
     from alerts where user_id = :user_id""")
-_DELIVERY_COUNTS = text("""
-    select channel, status, count(*) as n from deliveries where user_id = :user_id group by channel, status""")
 
 
 class AlertsStore:
@@ -175,10 +171,28 @@ class AlertsStore:
 
     # What users ask for
 
-    async def page(self, tx: Tx, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:
-        """Return a user's alerts, newest first."""
+    async def page(
+        self,
+        tx: Tx,
+        user_id: UUID,
+        limit: int,
+        before: tuple[datetime, UUID] | None,
+        *,
+        kind: Literal["watchlist", "rule"] | None,
+        symbol: str | None,
+    ) -> list[Row]:
+        """Return a user's alerts, newest first; of the watchlist or of rules, of one symbol, where that is asked."""
         at, alert_id = before or (None, None)
-        return await tx.fetch(_PAGE, user_id=user_id, limit=limit, before_at=at, before_id=alert_id)
+        return await tx.fetch(
+            _PAGE,
+            user_id=user_id,
+            watchlist=None if kind is None else kind == "watchlist",
+            watchlist_rule=watchlist_rule_id(user_id),
+            symbol=symbol and symbol.upper(),
+            limit=limit,
+            before_at=at,
+            before_id=alert_id,
+        )
 
     async def deliveries_of(self, tx: Tx, alert_ids: Sequence[UUID]) -> dict[UUID, list[Row]]:
         """Return the deliveries of some alerts, oldest first."""
@@ -187,22 +201,11 @@ class AlertsStore:
             found[row["alert_id"]].append(row)
         return found
 
-    async def opened(self, tx: Tx, user_id: UUID, alert_id: UUID, now: datetime) -> datetime | None:
-        """Keep when a user first opened an alert; None when it is not theirs."""
-        return await tx.fetchval(_OPENED, user_id=user_id, alert_id=alert_id, now=now)
-
     async def counts(self, tx: Tx, user_id: UUID) -> Row:
-        """Return the figures over all of a user's alerts."""
+        """Return how many alerts a user has, and how many of them unopened."""
         row = await tx.fetchrow(_COUNTS, user_id=user_id)
         assert row is not None  # noqa: S101 - an aggregate always has a row
         return row
-
-    async def delivery_counts(self, tx: Tx, user_id: UUID) -> dict[str, dict[str, int]]:
-        """Return how many deliveries each channel has in each status."""
-        found: dict[str, dict[str, int]] = defaultdict(dict)
-        for row in await tx.fetch(_DELIVERY_COUNTS, user_id=user_id):
-            found[row["channel"]][row["status"]] = row["n"]
-        return found
 
 
 def lines_of(row: Row) -> tuple[Line, ...]:

@@ -15,7 +15,7 @@ _ADD: Final = text("""
     values (:notice_id, :user_id, :kind, :title, cast(:lines as text[]), :at, :now, :rule_id)""")
 _KNOWN: Final = text("select notice_id from notices where notice_id = any(cast(:notices as uuid[]))")
 _DELIVERY: Final = text("""
-    select d.id, d.uncertain, d.user_id, d.channel, d.lane, n.kind, n.title, n.lines, n.at,
+    select d.id, d.uncertain, d.user_id, d.channel, d.lane, d.notice_id, n.kind, n.title, n.lines, n.at,
         c.target, c.enabled
     from notice_deliveries d join notices n using (notice_id)
     left join channels c on c.user_id = d.user_id and c.channel = d.channel and c.lane = d.lane
@@ -24,17 +24,15 @@ _DELIVERED: Final = text("update notice_deliveries set provider_id = :provider_i
 _FAIL_PENDING: Final = text("""
     update notice_deliveries set status = 'failed', last_error = :reason, settled_at = :now
     where id in (select id from notice_deliveries where status = 'pending' and user_id = :user_id
-        and channel = :channel and lane = :lane order by id for update)""")
+        and channel = :channel and lane = :lane order by id for update)
+    returning *""")
 _PAGE: Final = text("""
-    select * from notices where user_id = :user_id
+    select * from notices where user_id = :user_id and (cast(:kind as text) is null or kind = :kind)
       and (cast(:before_at as timestamptz) is null or (created_at, notice_id) < (:before_at, :before_id))
     order by created_at desc, notice_id desc limit :limit""")
 _DELIVERIES_OF: Final = text("""
     select id, notice_id, channel, lane, status, attempts, settled_at, last_error from notice_deliveries
     where notice_id = any(cast(:notices as uuid[])) order by created_at, channel""")
-_OPENED: Final = text("""
-    update notices set opened_at = coalesce(opened_at, :now) where notice_id = :notice_id and user_id = :user_id
-    returning opened_at""")
 _FORGET: Final = retention.slice_of("notices", "created_at < :before")
 
 
@@ -59,23 +57,21 @@ class NoticeStore:
         """Keep the id that the other side gave."""
         await tx.execute(_DELIVERED, id=delivery_id, provider_id=provider_id)
 
-    async def fail_pending(self, tx: Tx, delivery: Row, reason: str, now: datetime) -> None:
-        """Fail what waits for the channel that a delivery went to."""
+    async def fail_pending(self, tx: Tx, delivery: Row, reason: str, now: datetime) -> list[Row]:
+        """Fail what waits for the channel that a delivery went to; return it."""
         target = {"user_id": delivery["user_id"], "channel": delivery["channel"], "lane": delivery["lane"]}
-        await tx.execute(_FAIL_PENDING, reason=reason, now=now, **target)
+        return await tx.fetch(_FAIL_PENDING, reason=reason, now=now, **target)
 
-    async def page(self, tx: Tx, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:
-        """Return a user's notices, newest first."""
+    async def page(
+        self, tx: Tx, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None, *, kind: str | None
+    ) -> list[Row]:
+        """Return a user's notices, newest first; of one kind, where that is asked."""
         at, notice_id = before or (None, None)
-        return await tx.fetch(_PAGE, user_id=user_id, limit=limit, before_at=at, before_id=notice_id)
+        return await tx.fetch(_PAGE, user_id=user_id, kind=kind, limit=limit, before_at=at, before_id=notice_id)
 
     async def deliveries_of(self, tx: Tx, notices: Sequence[UUID]) -> list[Row]:
         """Return the deliveries of some notices."""
         return await tx.fetch(_DELIVERIES_OF, notices=list(notices))
-
-    async def opened(self, tx: Tx, user_id: UUID, notice_id: UUID, now: datetime) -> datetime | None:
-        """Keep when a user first opened a notice; None when it is not theirs."""
-        return await tx.fetchval(_OPENED, user_id=user_id, notice_id=notice_id, now=now)
 
     async def forget(self, transaction: retention.Transaction, before: datetime) -> None:
         """Delete notices that are older, with their deliveries."""
