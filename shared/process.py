@@ -12,10 +12,16 @@ import uvloop
 
 from shared import logs, telemetry
 from shared.errors import Invalid
+from shared.http.sockets import Sockets
 from shared.lean import collect_rarely, keep_pandas_out
 from shared.messaging.lane import happens
 from shared.messaging.replay import parse, report
 from shared.service import Environment, Service, StopBudget
+
+MAX_SOCKET_MESSAGE_BYTES: Final = 16_384
+"""Of what a client sends; no WebSocket of ours expects more."""
+PING_S: Final = 20.0
+"""How often a WebSocket's other end is asked for a sign of life, and how long it may take to give one."""
 
 
 class HttpServer(uvicorn.Server):
@@ -62,7 +68,10 @@ def http_server(app: Callable[..., object], host: str, port: int, stop_s: int = 
             host=host,
             port=port,
             http="httptools",
-            ws="websockets-sansio",
+            ws=Sockets,
+            ws_max_size=MAX_SOCKET_MESSAGE_BYTES,
+            ws_ping_interval=PING_S,
+            ws_ping_timeout=PING_S,
             lifespan="off",
             log_config=None,
             access_log=False,

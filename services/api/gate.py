@@ -5,22 +5,26 @@ for users and administrators are limited by the user. Wrong credentials count ag
 route may add `plan="pro"`: callers need that entitlement, where plans are required at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, Final, cast
+from urllib.parse import parse_qs
 
 from litestar.types import Scope
 
 from services.api.domain import caller_address
 from services.api.limits import Limiter, Policy
-from services.api.principals import Principals
+from services.api.principals import Principals, Session
 from services.api.service.plans import Plans
-from shared.errors import Unauthenticated
+from services.api.tickets import Tickets
+from shared.errors import RateLimited, Unauthenticated
 from shared.http import Caller, exchange_of
 from shared.identity import Identity
 
 USER: Final = "user"
 SIGNUP: Final = "signup"
 FAILURES: Final = "failures"
+
+_SESSION: Final = "openbell.session"
 
 
 class Gate:
@@ -32,7 +36,9 @@ class Gate:
         limiter: Limiter,
         policies: Mapping[str, Policy],
         trusted_proxies: int,
+        *,
         plans: Plans | None = None,
+        tickets: Tickets | None = None,
     ) -> None:
         self._principals = principals
         self._limiter = limiter
@@ -41,6 +47,7 @@ class Gate:
         self._failures = policies[FAILURES]
         self._trusted_proxies = trusted_proxies
         self._plans = plans
+        self._tickets = tickets
 
     async def __call__(self, scope: Scope, caller: Caller) -> Identity | None:
         """Let the request in; raises Unauthenticated, RateLimited or PlanRequired."""
@@ -50,7 +57,9 @@ class Gate:
             await self._spend(scope, self._policies[limit], self.address(scope))
         if caller is not Caller.USER and caller is not Caller.ADMIN:
             return None
-        identity = await self._identify(scope)
+        session = await self._identify(scope)
+        identity = session.identity
+        cast("dict[str, Any]", scope)[_SESSION] = session
         await self._spend(scope, self._user_policy, identity.user_id.hex)
         if self._plans is not None and (entitlement := options.get("plan")) is not None:
             await self._plans.check(identity, entitlement)
@@ -62,19 +71,29 @@ class Gate:
         forwarded = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
         return caller_address(client[0] if client else None, ",".join(forwarded), self._trusted_proxies)
 
-    async def _identify(self, scope: Scope) -> Identity:
-        credential = credential_of(scope)
+    async def _identify(self, scope: Scope) -> Session:
+        credential, ticket = credential_of(scope), _ticket_of(scope)
+        if ticket is not None and self._tickets is not None:
+            if credential is not None:
+                raise Unauthenticated("send one credential, not two")
+            return await self._counted(scope, self._tickets.redeem(ticket))
         if credential is None:
             raise Unauthenticated
         if len(credential) > 8192:  # noqa: PLR2004 - no token of ours or of an issuer we know comes near
             raise Unauthenticated("this credential is too long")
         known = self._principals.remembered(credential)
-        if known is not None:
-            return known
+        return known or await self._counted(scope, self._principals.identify(credential))
+
+    async def _counted(self, scope: Scope, asked: Coroutine[Any, Any, Session]) -> Session:
+        """Return the session; who guesses is not looked up any more, and a wrong guess counts."""
         address = self.address(scope)
-        self._limiter.check(self._failures, address)  # who guesses keys is not looked up any more
         try:
-            return await self._principals.identify(credential)
+            self._limiter.check(self._failures, address)
+        except RateLimited:
+            asked.close()
+            raise
+        try:
+            return await asked
         except Unauthenticated:
             await self._limiter.spend(self._failures, address)
             raise
@@ -83,6 +102,18 @@ class Gate:
         headers = exchange_of(scope).headers
         headers.append((b"ratelimit-policy", policy.header))
         headers.append((b"ratelimit", await self._limiter.spend(policy, who)))
+
+
+def session_of(scope: Scope) -> Session:
+    """Return who calls and by what; for routes that the gate has let a user or key into."""
+    return cast("dict[str, Session]", scope)[_SESSION]
+
+
+def _ticket_of(scope: Scope) -> str | None:
+    if scope["type"] != "websocket":
+        return None
+    found = parse_qs(scope["query_string"].decode("latin-1")).get("ticket")
+    return found[0] if found else None
 
 
 def credential_of(scope: Scope) -> str | None:

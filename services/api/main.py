@@ -20,9 +20,12 @@ from services.api.gate import FAILURES, SIGNUP, USER, Gate
 from services.api.limits import Limiter, Policy
 from services.api.ports import Upstream
 from services.api.principals import Principals
+from services.api.realtime import Limits, Realtime
 from services.api.routes import Doors, handlers
-from services.api.service import AuditLog, By, Keys, Plans, Users, Watchlists
+from services.api.service import AuditLog, By, Feed, Keys, Plans, Users, Watchlists
 from services.api.settings import ApiSettings
+from services.api.store import feed as feed_store
+from services.api.tickets import Tickets
 from shared.clock import NewId, new_id
 from shared.http import build_app
 from shared.identity import Signer, identity_secret, safe_secret
@@ -40,6 +43,7 @@ class Gateway(Service):
         super().__init__("api", env, READS)
         self.neighbours: dict[str, ASGIApp] = {}
         self.gate: Gate | None = None
+        self.realtime: Realtime
         self.http: httpx.AsyncClient | None = None
         self._gateway_app: Litestar | None = None
         self._operations_app: Litestar | None = None
@@ -103,19 +107,47 @@ def build(env: Environment, ids: NewId = new_id) -> Gateway:
     limiter = Limiter(gateway.db, env.clock)
     plans = Plans(gateway.db, env.clock)
     required = env.settings.environment == "production" if settings.require_plans is None else settings.require_plans
-    gateway.gate = Gate(principals, limiter, _policies(settings), settings.trusted_proxies, plans if required else None)
+    tickets = Tickets(gateway.db, env.clock)
+    gateway.gate = Gate(
+        principals,
+        limiter,
+        _policies(settings),
+        settings.trusted_proxies,
+        plans=plans if required else None,
+        tickets=tickets,
+    )
     forwarder = Forwarder(
         _upstreams(gateway, settings, http), Signer(identity_secret(env.settings), env.clock), env.clock
     )
     keys = Keys(_key_secret(settings, env.settings), principals.forget)
     users, watchlists, audit = Users(keys), Watchlists(), AuditLog()
+    feed = Feed(gateway.db, env.clock)
+    gateway.realtime = Realtime(gateway.db, feed, env.clock, _limits(settings))
+    gateway.work(gateway.realtime)
 
-    for consumer in consumers.tables(audit, watchlists, plans):
+    for consumer in consumers.tables(audit, watchlists, plans, feed):
         gateway.consume(consumer)
     gateway.schedule(Job("rate-buckets-retention", "37 * * * *", lambda now: _forget_buckets(gateway, now)))
+    kept = timedelta(hours=settings.realtime_keep_h)
+    gateway.schedule(
+        Job("feed-retention", "47 * * * *", lambda now: feed_store.forget(gateway.door.transaction, now - kept, now))
+    )
     gateway.serve(
         handlers(
-            Doors(users, keys, watchlists, audit, principals, gateway.gate, forwarder, gateway.door, env.clock, ids)
+            Doors(
+                users=users,
+                keys=keys,
+                watchlists=watchlists,
+                audit=audit,
+                principals=principals,
+                gate=gateway.gate,
+                forwarder=forwarder,
+                realtime=gateway.realtime,
+                tickets=tickets,
+                door=gateway.door,
+                clock=env.clock,
+                new_id=ids,
+            )
         )
     )
     return gateway
@@ -139,6 +171,15 @@ def _policies(settings: ApiSettings) -> dict[str, Policy]:
         SIGNUP: Policy(SIGNUP, settings.signup_quota, settings.signup_window_s),
         FAILURES: Policy(FAILURES, settings.failure_quota, settings.failure_window_s),
     }
+
+
+def _limits(settings: ApiSettings) -> Limits:
+    return Limits(
+        sockets=settings.realtime_sockets,
+        of_a_user=settings.realtime_sockets_per_user,
+        send_s=settings.realtime_send_s,
+        check_s=settings.realtime_check_s,
+    )
 
 
 def _upstreams(gateway: Gateway, settings: ApiSettings, http: httpx.AsyncClient) -> dict[str, Upstream]:

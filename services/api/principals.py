@@ -22,9 +22,17 @@ REMEMBERED: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class Session:
+    """Who calls, and by what: a key of ours, or a token that holds until `ends_at` (Unix time)."""
+
     identity: Identity
     key_id: UUID | None
+    ends_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    session: Session
     until: float
 
 
@@ -39,17 +47,17 @@ class Principals:
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._by_key: dict[UUID, bytes] = {}
 
-    def remembered(self, credential: str) -> Identity | None:
+    def remembered(self, credential: str) -> Session | None:
         """Return who calls when this was established a moment ago."""
         known = self._known.get(hashlib.sha256(credential.encode()).digest())
-        return known.identity if known is not None and self._clock().timestamp() < known.until else None
+        return known.session if known is not None and self._clock().timestamp() < known.until else None
 
-    async def identify(self, credential: str) -> Identity:
+    async def identify(self, credential: str) -> Session:
         """Return who calls; raises Unauthenticated."""
         digest = hashlib.sha256(credential.encode()).digest()
         fresh = await self._key(credential) if credential.startswith("ob_") else await self._token(credential)
         self._remember(digest, fresh)
-        return fresh.identity
+        return fresh.session
 
     async def subject(self, token: str) -> str:
         """Return the subject of a foreign token, whether or not we know a user for it."""
@@ -70,7 +78,7 @@ class Principals:
                 row = await store.key(tx, parts.id)
             if row is not None and same_digest(row["digest"], parts.digest):
                 until = self._clock().timestamp() + self._ttl_s
-                return _Known(Identity(row["user_id"], row["role"]), parts.id, until)
+                return _Known(Session(Identity(row["user_id"], row["role"]), parts.id, None), until)
         raise Unauthenticated("this API key is not valid")
 
     async def _token(self, token: str) -> _Known:
@@ -82,13 +90,13 @@ class Principals:
         if row is None:
             raise Unauthenticated("the token is good, but its user has not signed up here")
         until = min(subject.expires, self._clock().timestamp() + self._ttl_s)
-        return _Known(Identity(row["id"], row["role"]), None, until)
+        return _Known(Session(Identity(row["id"], row["role"]), None, subject.expires), until)
 
     def _remember(self, digest: bytes, known: _Known) -> None:
         self._known[digest] = known
-        if known.key_id is not None:
-            self._by_key[known.key_id] = digest
+        if (key_id := known.session.key_id) is not None:
+            self._by_key[key_id] = digest
         if len(self._known) > REMEMBERED:
             _, dropped = self._known.popitem(last=False)
-            if dropped.key_id is not None:
-                self._by_key.pop(dropped.key_id, None)
+            if (key_id := dropped.session.key_id) is not None:
+                self._by_key.pop(key_id, None)

@@ -37,6 +37,17 @@ class ApiSettings(BaseSettings):
     require_plans: bool | None = None
     """Whether routes that belong to a plan ask for it; unset, they do in production only."""
 
+    realtime_sockets: int = Field(default=5_000, ge=1)
+    """WebSockets in one process of the gateway."""
+    realtime_sockets_per_user: int = Field(default=10, ge=1)
+    """... and of one user among them."""
+    realtime_send_s: float = Field(default=10.0, gt=0)
+    """A socket that takes longer to take a message is dropped."""
+    realtime_check_s: float = Field(default=2.0, gt=0)
+    """How often sockets are ended whose credential has ended."""
+    realtime_keep_h: int = Field(default=24, ge=1)
+    """How long a socket may have been away and still resume without a gap."""
+
     upstream_connect_s: float = Field(default=1.0, gt=0)
     upstream_read_s: float = Field(default=10.0, gt=0)
     upstream_connections: int = Field(default=100, ge=1)

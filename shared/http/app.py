@@ -17,6 +17,7 @@ from shared.http.errors import ErrorAnswers
 from shared.http.health import health_operations, health_routes
 from shared.http.ops import ops_routes
 from shared.http.served import Served
+from shared.http.sockets import refusals
 from shared.identity import Verifier, identity_secret
 
 MAX_BODY_BYTES: Final = 1_000_000
@@ -47,7 +48,7 @@ class App(Litestar):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection."""
-        if self.edge is None or scope["type"] != "http":
+        if self.edge is None or scope["type"] == "lifespan":
             await super().__call__(scope, receive, send)
         else:
             await self.edge(scope, receive, send)
@@ -75,7 +76,7 @@ def build_app(service: Served, *, gate: Gate | None = None, operations: bool = T
             *health_routes(service, operators),
             *((*ops_routes(service), *health_operations(service)) if operations else ()),
         ],
-        middleware=[admission(gate, operators)],
+        middleware=[refusals(service.clock), admission(gate, operators)],
         dependencies={"identity": Provide(current_identity)},
         exception_handlers={Exception: answers.answer},
         request_class=CheckedRequest,

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from prometheus_client import Counter, Histogram
 
 from shared import telemetry
@@ -73,9 +73,12 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+        else:
+            await self._request(cast("HTTPScope", scope), receive, send)
+
+    async def _request(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         exchange = Exchange(self._request_id(scope["headers"]))
         cast("dict[str, Any]", scope)["openbell"] = exchange
@@ -109,6 +112,28 @@ class Edge:
             REQUEST_ID.reset(token)
             template = cast("dict[str, Any]", scope).get("path_template") or "unmatched"
             self._count(scope["method"], template, exchange.status or 499, time.perf_counter() - started)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a WebSocket: it has a request id too, and is counted when it is let in or refused."""
+        exchange = Exchange(self._request_id(scope["headers"]))
+        cast("dict[str, Any]", scope)["openbell"] = exchange
+        started = time.perf_counter()
+
+        async def respond(message: Message) -> None:
+            if message["type"] in {"websocket.accept", "websocket.http.response.start"}:
+                told = cast("dict[str, Any]", message)
+                exchange.status = told.get("status", 101)
+                own = (b"x-request-id", exchange.request_id.encode())
+                told["headers"] = [*told.get("headers", ()), own, *exchange.headers]
+                template = cast("dict[str, Any]", scope).get("path_template") or "unmatched"
+                self._count("GET", template, exchange.status, time.perf_counter() - started)
+            await send(message)
+
+        token = REQUEST_ID.set(exchange.request_id)
+        try:
+            await self._app(scope, receive, respond)
+        finally:
+            REQUEST_ID.reset(token)
 
     def _extra(self, exchange: Exchange, scope: Scope) -> dict[str, str]:
         return {"service": self._service, "request_id": exchange.request_id, "path": scope["path"]}

@@ -7,14 +7,17 @@ from litestar.types import ControllerRouterHandler
 from services.api.forwarding import RULES, Forwarder
 from services.api.gate import Gate
 from services.api.principals import Principals
+from services.api.realtime import Realtime
 from services.api.routes.audit import audit_routes
 from services.api.routes.docs import docs_routes
 from services.api.routes.forward import forward_routes
 from services.api.routes.health import gateway_health_routes
 from services.api.routes.operations import operation_routes
+from services.api.routes.realtime import realtime_routes
 from services.api.routes.users import key_routes, sign_up_routes, user_routes
 from services.api.routes.watchlists import watchlist_routes
 from services.api.service import AuditLog, Keys, Users, Watchlists
+from services.api.tickets import Tickets
 from shared.clock import Clock, NewId
 from shared.messaging.door import Door
 
@@ -30,6 +33,8 @@ class Doors:
     principals: Principals
     gate: Gate
     forwarder: Forwarder
+    realtime: Realtime
+    tickets: Tickets
     door: Door
     clock: Clock
     new_id: NewId
@@ -46,6 +51,7 @@ def handlers(doors: Doors) -> list[ControllerRouterHandler]:
         *watchlist_routes(doors.watchlists, door, clock, new_id),
         *audit_routes(doors.audit, door),
         *operation_routes(doors.forwarder),
+        *realtime_routes(doors.realtime, doors.tickets, clock),
         *docs_routes(doors.forwarder, RULES, clock),
         *forward_routes(doors.forwarder, RULES),
     ]

@@ -2,9 +2,10 @@
 
 from services.api.service.audit import AuditLog
 from services.api.service.by import By
+from services.api.service.feed import Feed
 from services.api.service.keys import Keys
 from services.api.service.plans import Plans
 from services.api.service.users import Users
 from services.api.service.watchlists import Watchlists
 
-__all__ = ["AuditLog", "By", "Keys", "Plans", "Users", "Watchlists"]
+__all__ = ["AuditLog", "By", "Feed", "Keys", "Plans", "Users", "Watchlists"]
