@@ -70,7 +70,7 @@ def build(env: Environment) -> Service:
     key = settings.vapid_private_key
     vapid = Vapid(key.get_secret_value(), settings.vapid_subject) if key is not None else None
     plain, checks = _senders(settings, vapid, service.clock)
-    offered = {
+    offered: dict[Channel, tuple[Sender, int]] = {
         channel: (LaidOut(sender, partial(layout.dress, channel)), at_once)
         for channel, (sender, at_once) in plain.items()
     }
