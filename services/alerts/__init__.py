@@ -1,15 +1,17 @@
 """alerts: turns activity into alerts for the users whose watchlist or rule matches, and tells them.
 
 Owns     schema `alerts`: users and watchlists as the gateway tells them, rules, channels and the mails that
-         confirm them, contracts of the session, events of 30 days, alerts, notices, deliveries of both
+         confirm them, contracts and quotes of the session, events of 30 days, alerts, notices, deliveries of both
 Reads    detector.activity (ActivityDetected), api.users (UserSignedUp, UserSettingsChanged),
          api.watchlists (StockAdded, StockSettingsChanged, StockRemoved), payment.payments (PaymentReceived,
          PaymentFailed, PaymentRefunded, PaymentDisputed, TrialEnding, CardExpiring, RenewalDue),
          payment.subscriptions (SubscriptionChanged),
-         broker.orders (OrderFilled, OrderRejected, OrderFlagged), broker.positions (PositionsDrifted)
+         broker.orders (OrderFilled, OrderRejected, OrderFlagged), broker.positions (PositionsDrifted, PositionChanged),
+         data.quotes (QuoteTaken), detector.leaderboard (LeaderboardChanged)
 Publishes alerts.alerts (AlertRaised, AlertUpdated, NoticeRaised), alerts.deliveries (DeliverySettled,
          NoticeDeliverySettled), api.audit (ActionAudited)
-Serves   /api/alerts/{user_id}: the alerts, opened, stats, channels, rules, notices; /links/confirm-email
+Serves   /api/alerts/{user_id}: the alerts, opened, stats, channels, rules, notices, charts, digests;
+         /links/confirm-email
 
 An alert is one for (user, rule, symbol, session). It rings on the user's channels at first and again when the
 score rises by a set step.
@@ -27,8 +29,8 @@ from shared.contracts.api import (
     UserSignedUp,
 )
 from shared.contracts.base import Event
-from shared.contracts.broker import OrderFilled, OrderFlagged, OrderRejected, PositionsDrifted
-from shared.contracts.detector import ActivityDetected
+from shared.contracts.broker import OrderFilled, OrderFlagged, OrderRejected, PositionChanged, PositionsDrifted
+from shared.contracts.detector import ActivityDetected, LeaderboardChanged
 from shared.contracts.payment import (
     CardExpiring,
     PaymentDisputed,
@@ -39,6 +41,7 @@ from shared.contracts.payment import (
     SubscriptionChanged,
     TrialEnding,
 )
+from shared.contracts.quotes import QuoteTaken
 
 OWNS: Final = "alerts"
 READS: Final[tuple[type[Event], ...]] = (
@@ -60,6 +63,9 @@ READS: Final[tuple[type[Event], ...]] = (
     OrderRejected,
     OrderFlagged,
     PositionsDrifted,
+    QuoteTaken,
+    LeaderboardChanged,
+    PositionChanged,
 )
 PUBLISHES: Final[tuple[type[Event], ...]] = (
     AlertRaised,

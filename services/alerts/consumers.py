@@ -3,12 +3,19 @@
 from services.alerts.domain.kinds import HEARD
 from services.alerts.domain.notices import PAID, TRADED
 from services.alerts.service import Alerts, Notices, Rules
+from services.alerts.service.digests import Digests
+from services.alerts.service.gathering import Gathering
+from services.alerts.service.pictures import Pictures
 from shared.contracts.api import StockAdded, StockRemoved, StockSettingsChanged, UserSettingsChanged, UserSignedUp
-from shared.contracts.detector import ActivityDetected
+from shared.contracts.broker import OrderFilled, PositionChanged
+from shared.contracts.detector import ActivityDetected, LeaderboardChanged
+from shared.contracts.quotes import QuoteTaken
 from shared.messaging.consumer import Consumer
 
 
-def tables(alerts: Alerts, notices: Notices, rules: Rules) -> tuple[Consumer, ...]:
+def tables(
+    alerts: Alerts, notices: Notices, rules: Rules, *, pictures: Pictures, digests: Digests, gathering: Gathering
+) -> tuple[Consumer, ...]:
     """Return the service's consumers."""
     activity = Consumer("alerts.activity")
     activity.on_batch(ActivityDetected, alerts.raise_alerts)
@@ -33,4 +40,13 @@ def tables(alerts: Alerts, notices: Notices, rules: Rules) -> tuple[Consumer, ..
     over = Consumer("alerts.rules")
     for event in HEARD:
         over.on_batch(event, rules.hear)
-    return activity, users, watchlists, payments, trades, over
+
+    gathered = Consumer("alerts.digests")
+    gathered.on(UserSettingsChanged, digests.note_settings)
+    gathered.on(LeaderboardChanged, gathering.note_leaders)
+    gathered.on_batch(OrderFilled, gathering.note_fills)
+    gathered.on_batch(PositionChanged, gathering.note_positions)
+
+    quotes = Consumer("alerts.quotes")
+    quotes.on_batch(QuoteTaken, pictures.keep)
+    return activity, users, watchlists, payments, trades, over, gathered, quotes

@@ -2,10 +2,14 @@
 
 import base64
 import secrets
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Final
 
 from services.alerts import READS, consumers
 from services.alerts.adapters.apprise import AppriseSender
+from services.alerts.adapters.charts.artist import Artist
 from services.alerts.adapters.discord import Discord
 from services.alerts.adapters.fcm import Fcm, ServiceAccount
 from services.alerts.adapters.laid_out import LaidOut
@@ -21,25 +25,33 @@ from services.alerts.domain.unsubscribing import UnsubscribeLinks
 from services.alerts.ports import Check, Sender
 from services.alerts.routes import alerts as alert_routes
 from services.alerts.routes import channels as channel_routes
+from services.alerts.routes import charts as chart_routes
+from services.alerts.routes import digests as digest_routes
 from services.alerts.routes import engagement as engagement_routes
 from services.alerts.routes import mail as mail_routes
 from services.alerts.routes import notices as notice_routes
 from services.alerts.routes import preferences as preference_routes
 from services.alerts.routes import rules as rule_routes
 from services.alerts.service import Alerts, Channels, Engagement, Notices, Options, Preferences, Router, Rules
+from services.alerts.service.digests import Digests
+from services.alerts.service.gathering import Gathering
 from services.alerts.service.layout import Layout
 from services.alerts.service.mail import Mail, WebhookKeys
+from services.alerts.service.pictures import Pictures
 from services.alerts.settings import AlertsSettings
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.deliveries import DeliveryStore
+from services.alerts.store.digests import DigestStore
 from services.alerts.store.engagement import EngagementStore
 from services.alerts.store.fanouts import FanOutStore
+from services.alerts.store.gathered import GatheredStore
 from services.alerts.store.kept import KeptEvents
 from services.alerts.store.mail import MailStore
 from services.alerts.store.notices import NoticeStore
 from services.alerts.store.preferences import PreferenceStore
+from services.alerts.store.quotes import QuoteStore
 from services.alerts.store.rules import RuleStore
 from services.alerts.workers import Confirmation, Delivery, FanOuts, NoticeDelivery, Retention
 from shared.clock import Clock, new_id
@@ -49,6 +61,13 @@ from shared.outward import Outward
 from shared.schedule import Job
 from shared.service import Environment, Service
 from shared.work import Worker
+
+SHOWING: Final = frozenset[Channel]({"discord", "email"})
+"""Channels that show pictures."""
+
+
+KEEP_GATHERED: Final = timedelta(days=40)
+"""What digests are made of; a week is the longest period, an outage may make it longer."""
 
 
 def build(env: Environment) -> Service:
@@ -66,6 +85,7 @@ def build(env: Environment) -> Service:
     unsubscribing = UnsubscribeLinks(identity_secret(env.settings), settings.public_url)
     layout = Layout(unsubscribing, service.clock)
 
+    pictures = _pictures(settings, service)
     workers: list[Worker] = []
     key = settings.vapid_private_key
     vapid = Vapid(key.get_secret_value(), settings.vapid_subject) if key is not None else None
@@ -76,9 +96,10 @@ def build(env: Environment) -> Service:
     }
     for channel, (sender, concurrency) in offered.items():
         service.closes(sender)
+        drawn = pictures if channel in SHOWING else None
         for work in (
-            Delivery(channel, sender, store, notices, service.door, clicks=clicks).work(concurrency),
-            NoticeDelivery(channel, sender, notices, store, service.door, clicks=clicks).work(),
+            Delivery(channel, sender, store, notices, service.door, clicks=clicks, pictures=drawn).work(concurrency),
+            NoticeDelivery(channel, sender, notices, store, service.door, clicks=clicks, pictures=drawn).work(),
         ):
             workers.append(Worker(work, service.door, service.clock, draw=env.random.random))
             service.work(workers[-1])
@@ -125,7 +146,9 @@ def build(env: Environment) -> Service:
     )
     told = Notices(notices, router=router, clock=service.clock)
     rules = Rules(RuleStore(), kept, told, max_rules=settings.max_rules, clock=service.clock, new_id=new_id)
-    for consumer in consumers.tables(alerts, told, rules):
+    digests, gathering, making = _digests(settings, service, notices, router, wake=wake, draw=env.random.random)
+    workers.append(making)
+    for consumer in consumers.tables(alerts, told, rules, pictures=pictures, digests=digests, gathering=gathering):
         service.consume(consumer)
     retention = Retention(
         store,
@@ -152,9 +175,14 @@ def build(env: Environment) -> Service:
             *engagement_routes.handlers(engagement, engaged, service.door),
             *notice_routes.handlers(engagement, notices, service.door),
             *preference_routes.handlers(
-                Preferences(preferences, clock=service.clock, new_id=new_id), preferences, deliveries, service.door
+                Preferences(preferences, clock=service.clock, new_id=new_id, moved=digests.moved),
+                preferences,
+                deliveries,
+                service.door,
             ),
             *mail_routes.handlers(mail, mails, service.door),
+            *digest_routes.handlers(digests, service.door),
+            *chart_routes.handlers(pictures, store, service.door),
         ]
     )
     return service
@@ -162,6 +190,45 @@ def build(env: Environment) -> Service:
 
 def _new_secret() -> str:
     return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"  # the form of Standard Webhooks
+
+
+def _digests(
+    settings: AlertsSettings,
+    service: Service,
+    notices: NoticeStore,
+    router: Router,
+    *,
+    wake: Callable[[], None],
+    draw: Callable[[], float],
+) -> tuple[Digests, Gathering, Worker]:
+    """Return what plans digests and what gathers for them, and the worker that makes them."""
+    store, gathered = DigestStore(), GatheredStore()
+    door, keep = service.door, timedelta(days=31 * settings.keep_alerts_months)
+    digests = Digests(store, notices, router, door, clock=service.clock, wake=wake)
+
+    async def forget(at: datetime) -> None:
+        await store.forget(door.transaction, at - keep)
+        await gathered.forget(door.transaction, at - KEEP_GATHERED)
+
+    service.schedule(Job("digests", "* * * * *", digests.plan))
+    service.schedule(Job("digests-retention", "30 5 * * *", forget))
+    making = Worker(digests.work(), door, service.clock, draw=draw)
+    service.work(making)
+    return digests, Gathering(gathered, service.clock), making
+
+
+def _pictures(settings: AlertsSettings, service: Service) -> Pictures:
+    """Return what draws, or does not when charts are off; old quotes go with old contracts."""
+    quotes = QuoteStore()
+    keep = timedelta(days=settings.keep_contracts_days)
+    service.schedule(
+        Job("quotes-retention", "25 5 * * *", lambda at: quotes.forget(service.door.transaction, at - keep))
+    )
+    if not settings.charts:
+        return Pictures(quotes, None, service.door)
+    artist = Artist(timeout_s=settings.chart_timeout_s, burst=settings.charts_burst)
+    service.closes(artist)
+    return Pictures(quotes, artist.draw, service.door)
 
 
 def _senders(

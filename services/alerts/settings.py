@@ -67,6 +67,13 @@ class AlertsSettings(BaseSettings):
     """From whom mail is, whoever takes it: an address of a domain that is set up to send (docs/mail.md)."""
     smtp_concurrency: int = Field(default=4, ge=1)
 
+    charts: bool = True
+    """Whether alerts come with a picture."""
+    chart_timeout_s: float = Field(default=2.0, gt=0)
+    """How long a message waits for its picture; then it goes without."""
+    charts_burst: int = Field(default=10, ge=1)
+    """So many pictures may be drawn at once, later one in two seconds; messages beyond go without."""
+
     keep_alerts_months: int = Field(default=13, ge=1)
     keep_deliveries_months: int = Field(default=3, ge=1)
     keep_contracts_days: int = Field(default=10, ge=1)

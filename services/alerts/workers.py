@@ -6,9 +6,10 @@ again meanwhile, the later delivery tells it, and this one ends without a messag
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
-from uuid import uuid5
+from typing import Any, cast
+from uuid import UUID, uuid5
 
+from services.alerts.domain.charts import Picture
 from services.alerts.domain.clicks import Clicks
 from services.alerts.domain.links import Link, Links
 from services.alerts.domain.states import end_of
@@ -16,6 +17,7 @@ from services.alerts.domain.text import REPEAT_NOTE, Message, body, confirmation
 from services.alerts.domain.words import LOCALE, TIMEZONE, Words
 from services.alerts.ports import ChannelGone, Sender
 from services.alerts.service import Alerts
+from services.alerts.service.pictures import Pictures
 from services.alerts.store.alerts import AlertsStore, lines_of
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.fanouts import FanOutStore
@@ -48,13 +50,16 @@ class Delivery:
         door: Door,
         *,
         clicks: Clicks,
+        pictures: Pictures | None = None,
     ) -> None:
+        """Prepare. `pictures` makes those of a channel that can show them."""
         self._clicks = clicks
         self._channel: Channel = channel
         self._sender = sender
         self._store = store
         self._notices = notices
         self._door = door
+        self._pictures = pictures
 
     def work(self, concurrency: int) -> Work:
         """Return the work: what is unknown is sent again (each adapter says why)."""
@@ -81,7 +86,7 @@ class Delivery:
             raise Permanent("the channel was disabled")
         if found["superseded"]:
             raise Permanent("a later notification of the same alert took its place")
-        return found
+        return found if self._pictures is None else _with(found, await self._pictures.of_alert(found))
 
     async def perform(self, found: Row) -> Performed:
         """Send one delivery."""
@@ -113,13 +118,16 @@ class NoticeDelivery:
         door: Door,
         *,
         clicks: Clicks,
+        pictures: Pictures | None = None,
     ) -> None:
+        """Prepare. `pictures` makes those of a channel that can show them."""
         self._clicks = clicks
         self._channel: Channel = channel
         self._sender = sender
         self._notices = notices
         self._alerts = alerts
         self._door = door
+        self._pictures = pictures
 
     def work(self) -> Work:
         """Return the work: what is unknown is sent again, and says that it may repeat itself."""
@@ -141,23 +149,17 @@ class NoticeDelivery:
             found = await self._notices.delivery(tx, row["id"])
         if found is None or found["target"] is None or not found["enabled"]:
             raise Permanent("the channel was removed, disabled or changed")
-        return found
+        shown = next((one["shows"] for one in found["sections"] or () if one["shows"]), None)
+        if self._pictures is None or shown is None:
+            return found
+        async with self._door.read() as tx:
+            alert = await self._alerts.alert(tx, found["user_id"], UUID(shown))
+        return found if alert is None else _with(found, await self._pictures.of_alert(alert))
 
     async def perform(self, found: Row) -> Performed:
         """Send one delivery."""
-        message = Message(
-            delivery_id=found["id"],
-            target=found["target"],
-            title=found["title"],
-            lines=tuple(found["lines"]),
-            notes=(REPEAT_NOTE,) if found["uncertain"] else (),
-            simulated=False,
-            at=found["at"],
-            user_id=found["user_id"],
-            kind=found["kind"],
-            link=self._clicks.link(found["user_id"], found["notice_id"]),
-        )
-        sent = await self._sender.send(message)
+        link = self._clicks.link(found["user_id"], found["notice_id"])
+        sent = await self._sender.send(_notice(found, link))
         return Performed({"provider_id": sent.provider_id}, pause_s=sent.pause_s)
 
     async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:
@@ -297,9 +299,36 @@ class Retention:
         await self._notices.forget(self._door.transaction, at - timedelta(days=31 * self._months["alerts"]))
 
 
+def _with(found: Row, picture: Picture | None) -> Row:
+    """Return a delivery with its picture; it is read by its names as a row is."""
+    return cast("Row", {**found, "picture": picture})
+
+
+def _notice(found: Row, link: str | None) -> Message:
+    """Return a notice's message; a digest is laid out by its sections."""
+    picture: Picture | None = found.get("picture")
+    sections = found["sections"]
+    fields = {} if sections is None else {"sections": sections}
+    return Message(
+        delivery_id=found["id"],
+        target=found["target"],
+        title=found["title"],
+        lines=tuple(found["lines"]),
+        notes=(REPEAT_NOTE,) if found["uncertain"] else (),
+        simulated=any(one["simulated"] for one in sections or ()),
+        at=found["at"],
+        user_id=found["user_id"],
+        kind=found["kind"] if sections is None else "digest",
+        fields=fields | ({"image_alt": picture.alt} if picture else {}),
+        link=link,
+        image=picture.png if picture else None,
+    )
+
+
 def _message(found: Row, link: str | None, *, repeat: bool) -> Message:
     best = lines_of(found)
     words = Words(found["locale"] or LOCALE, found["timezone"] or TIMEZONE)
+    picture: Picture | None = found.get("picture")
     return Message(
         delivery_id=found["id"],
         target=found["target"],
@@ -321,8 +350,9 @@ def _message(found: Row, link: str | None, *, repeat: bool) -> Message:
         user_id=found["user_id"],
         kind="alert",
         words=words,
-        fields=fields(found["symbol"], best, found["contract_count"]),
+        fields=fields(found["symbol"], best, found["contract_count"]) | ({"image_alt": picture.alt} if picture else {}),
         link=link,
+        image=picture.png if picture else None,
     )
 
 

@@ -27,8 +27,8 @@ from shared.contracts.broker import (
     PositionsDrifted,
     ReplaceRequested,
 )
-from shared.contracts.data import QuoteTaken
 from shared.contracts.payment import SubscriptionChanged
+from shared.contracts.quotes import QuoteTaken
 
 OWNS: Final = "broker"
 READS: Final[tuple[type[Event], ...]] = (

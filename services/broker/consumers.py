@@ -5,8 +5,8 @@ from services.broker.service.commands import Commands
 from services.broker.service.quotes import Quotes
 from shared.contracts.api import UserSignedUp
 from shared.contracts.broker import CancelRequested, CloseRequested, OrderRequested, ReplaceRequested
-from shared.contracts.data import QuoteTaken
 from shared.contracts.payment import SubscriptionChanged
+from shared.contracts.quotes import QuoteTaken
 from shared.messaging.consumer import Consumer, Policy
 
 

@@ -10,7 +10,8 @@ from typing import Final
 
 from shared.contracts.api import ActionAudited, StockAdded, StockRemoved
 from shared.contracts.base import Event
-from shared.contracts.data import ChainCollected, QuoteTaken
+from shared.contracts.data import ChainCollected
+from shared.contracts.quotes import QuoteTaken
 
 OWNS: Final = "data"
 READS: Final[tuple[type[Event], ...]] = (StockAdded, StockRemoved)

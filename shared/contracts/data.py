@@ -1,20 +1,19 @@
-"""What the data service tells: option chains and the quotes of their underlyings.
+"""What the data service tells: option chains (their underlyings' quotes stand in quotes.py).
 
 A chain travels as one Arrow IPC stream (compressed record batches), its scalar fields as JSON in the schema
 metadata; a market's snapshot is one message per underlying, not one per contract.
 """
 
 from datetime import date
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 from uuid import UUID
 
 import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from shared.contracts.base import Event
-from shared.contracts.topics import CHAINS, QUOTES, Topic
-
-Source = Literal["cboe", "replay", "simulator"]
+from shared.contracts.quotes import Source
+from shared.contracts.topics import CHAINS, Topic
 
 _METADATA_KEY: Final = b"openbell"
 _READ: Final = pa.ipc.IpcReadOptions(use_threads=False)  # chains are small, and lanes run at once already
@@ -107,23 +106,3 @@ def _conform(table: Any) -> Any:
         if field.name not in names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table.select(CHAIN_SCHEMA.names).cast(CHAIN_SCHEMA)
-
-
-class QuoteTaken(Event):
-    """The underlying's quote at one moment. Prices in USD a share."""
-
-    type: ClassVar[str] = "data.quote.taken.v1"
-    topic: ClassVar[Topic] = QUOTES
-
-    symbol: str
-    as_of: AwareDatetime
-    source: Source
-    simulated: bool
-    close: float | None
-    bid: float | None
-    ask: float | None
-
-    @property
-    def key(self) -> str:
-        """The symbol."""
-        return self.symbol

@@ -37,7 +37,7 @@ async def client(bench: Bench, database_url: str, monkeypatch: pytest.MonkeyPatc
     transport = httpx.ASGITransport(app=cast("Any", service.app))
     async with httpx.AsyncClient(transport=transport, base_url="http://alerts") as http:
         yield Client(bench, http, signer)
-    await service.db.close()
+    await service.close()
 
 
 async def test_a_users_alerts_come_newest_first_in_pages_with_their_deliveries(client: Client) -> None:

@@ -34,7 +34,7 @@ from shared.contracts.broker import (
     OrderTerms,
     ReplaceRequested,
 )
-from shared.contracts.data import QuoteTaken
+from shared.contracts.quotes import QuoteTaken
 from shared.identity import HEADER, Identity, Role, Signer, identity_secret
 from shared.messaging.record import unpack_headers
 from shared.service import Environment, Service

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from services.broker.store.orders import OrderStore
 from shared.contracts.broker import LegTerms, OrderTerms
-from shared.contracts.data import QuoteTaken
+from shared.contracts.quotes import QuoteTaken
 from tests.broker.brokerage import Brokerage, opened
 
 D = Decimal

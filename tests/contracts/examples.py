@@ -36,7 +36,7 @@ from shared.contracts.broker import (
     PositionsDrifted,
     ReplaceRequested,
 )
-from shared.contracts.data import CHAIN_SCHEMA, ChainCollected, ChainHeader, QuoteTaken
+from shared.contracts.data import CHAIN_SCHEMA, ChainCollected, ChainHeader
 from shared.contracts.detector import (
     ActivityDetected,
     LeaderboardChanged,
@@ -55,6 +55,7 @@ from shared.contracts.payment import (
     TrialEnding,
     WebhookReceived,
 )
+from shared.contracts.quotes import QuoteTaken
 
 ID: Final = UUID("01980000-0000-7000-8000-000000000001")
 TIME: Final = datetime(2026, 7, 24, 15, 32, 10, 250_000, UTC)

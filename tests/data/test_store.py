@@ -8,7 +8,8 @@ from services.data.domain.chain import Quote, Snapshot, Validators
 from services.data.domain.columns import Floats
 from services.data.service import DECODED, DataService
 from services.data.store import SnapshotStore
-from shared.contracts.data import ChainCollected, QuoteTaken, Source
+from shared.contracts.data import ChainCollected
+from shared.contracts.quotes import QuoteTaken, Source
 from shared.db import Database
 from shared.errors import Invalid, NotFound, Transient
 from shared.sessions import Sessions

@@ -29,6 +29,7 @@ from shared.work import Busy, OutcomeUnknown
 CONTENT_MAX: Final = 2_000
 TITLE_MAX: Final = 256
 DESCRIPTION_MAX: Final = 4_096
+ALT_MAX: Final = 1_024
 FOOTER_MAX: Final = 2_000  # documented: 2,048
 EMBED_MAX: Final = 6_000
 INVALID_WINDOW_S: Final = 600.0
@@ -87,7 +88,8 @@ class Discord:
         if message.image is None:
             return await client.post(message.target, params=params, json=made)
         made["embeds"][0]["image"] = {"url": f"attachment://{IMAGE_NAME}"}
-        made["attachments"] = [{"id": 0, "filename": IMAGE_NAME}]
+        alt = clip(str(message.fields.get("image_alt", "")), ALT_MAX)
+        made["attachments"] = [{"id": 0, "filename": IMAGE_NAME, **({"description": alt} if alt else {})}]
         files = {"files[0]": (IMAGE_NAME, message.image, "image/png")}
         return await client.post(message.target, params=params, data={"payload_json": json.dumps(made)}, files=files)
 

@@ -33,6 +33,7 @@ CRITICAL: Final = frozenset(
         "positions_drifted",
     }
 )
+DIGESTS: Final = frozenset({"digest.daily", "digest.weekly"})
 
 _MINUTE: Final = timedelta(minutes=1)
 
@@ -49,6 +50,11 @@ class Ring:
     def critical(self) -> bool:
         """Whether it passes quiet hours and caps."""
         return self.kind in CRITICAL
+
+    @property
+    def digest(self) -> bool:
+        """Whether it is a digest itself: no digest tells it later, and it passes caps."""
+        return self.kind in DIGESTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +106,13 @@ def plan(ring: Ring, channel: str, wishes: Wishes, used: Used, now: datetime) ->
     choice = choice_of(wishes.choices, ring.kind, channel)
     if choice == "off":
         return Decision("suppressed", now, "switched off in your preferences")
-    if choice == "digest":
+    if choice == "digest" and not ring.digest:
         return Decision("digested", now, "your preferences say: in the digest")
     due_at = now
     if wishes.quiet is not None and not ring.critical:
         due_at = quiet_until(wishes.quiet, wishes.timezone, now) or now
     hour = hour_of(due_at)
-    if not ring.critical:
+    if not ring.critical and not ring.digest:
         for cap in wishes.caps:
             if cap.covers(ring.kind, channel) and _told(used, cap, hour) >= cap.per_hour:
                 return Decision("digested", now, f"over your limit of {cap.per_hour} an hour")

@@ -1,5 +1,6 @@
 """What users say about where and when they want to be told."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -23,8 +24,17 @@ class Said:
 class Preferences:
     """Takes a transaction, returns what happened."""
 
-    def __init__(self, store: PreferenceStore, *, clock: Clock, new_id: NewId) -> None:
+    def __init__(
+        self,
+        store: PreferenceStore,
+        *,
+        clock: Clock,
+        new_id: NewId,
+        moved: Callable[[UUID, Tx], Awaitable[None]] | None = None,
+    ) -> None:
+        """Prepare. `moved` hears of a user whose time zone may be another one now."""
         self._store = store
+        self._moved = moved
         self._clock = clock
         self._new_id = new_id
 
@@ -43,4 +53,6 @@ class Preferences:
             "caps": [{"kind": one.kind, "channel": one.channel, "per_hour": one.per_hour} for one in wishes.caps],
         }
         await self._store.put(tx, user_id, fields, now)
+        if self._moved is not None:
+            await self._moved(user_id, tx)
         return Done(None, [audited(actor, "set.preferences", str(user_id), id=self._new_id(), at=now)])

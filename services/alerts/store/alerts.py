@@ -81,6 +81,7 @@ _PAGE = text("""
       and (cast(:symbol as text) is null or symbol = :symbol)
       and (cast(:before_at as timestamptz) is null or (created_at, alert_id) < (:before_at, :before_id))
     order by created_at desc, alert_id desc limit :limit""")
+_ONE = text("select * from alerts where user_id = :user_id and alert_id = :alert_id")
 _DELIVERIES_OF = text("""
     select id, alert_id, channel, lane, status, attempts, due_at, settled_at, last_error, created_at from deliveries
     where alert_id = any(cast(:alert_ids as uuid[])) order by created_at, id""")
@@ -193,6 +194,10 @@ class AlertsStore:
             before_at=at,
             before_id=alert_id,
         )
+
+    async def alert(self, tx: Tx, user_id: UUID, alert_id: UUID) -> Row | None:
+        """Return one of a user's alerts; None when it is not theirs."""
+        return await tx.fetchrow(_ONE, user_id=user_id, alert_id=alert_id)
 
     async def deliveries_of(self, tx: Tx, alert_ids: Sequence[UUID]) -> dict[UUID, list[Row]]:
         """Return the deliveries of some alerts, oldest first."""

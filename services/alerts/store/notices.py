@@ -16,6 +16,7 @@ _ADD: Final = text("""
 _KNOWN: Final = text("select notice_id from notices where notice_id = any(cast(:notices as uuid[]))")
 _DELIVERY: Final = text("""
     select d.id, d.uncertain, d.user_id, d.channel, d.lane, d.notice_id, n.kind, n.title, n.lines, n.at,
+        (select g.sections from digests g where g.id = d.notice_id) as sections,
         c.target, c.enabled
     from notice_deliveries d join notices n using (notice_id)
     left join channels c on c.user_id = d.user_id and c.channel = d.channel and c.lane = d.lane

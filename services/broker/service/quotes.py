@@ -10,7 +10,7 @@ from typing import Final
 from services.broker.store.books import BookStore
 from shared.clock import Clock
 from shared.contracts.base import Event
-from shared.contracts.data import QuoteTaken
+from shared.contracts.quotes import QuoteTaken
 from shared.db import Tx
 
 AHEAD: Final = timedelta(seconds=5)

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from services.data.domain.columns import Flags, Floats, dates, numbers, strings
 from services.data.domain.symbols import occ_columns
-from shared.contracts.data import CHAIN_SCHEMA, ChainHeader, QuoteTaken, Source
+from shared.contracts.data import CHAIN_SCHEMA, ChainHeader
+from shared.contracts.quotes import QuoteTaken, Source
 
 MAX_PRICE_USD: Final = 10_000_000.0
 MAX_CONTRACTS: Final = 1_000_000_000.0
