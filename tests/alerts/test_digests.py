@@ -11,10 +11,12 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
+from services.alerts.domain.text import Message, context
 from services.alerts.service.digests import PAGE, Digests, Wish
 from services.alerts.service.gathering import Gathering
 from services.alerts.store.digests import DigestStore
 from services.alerts.store.gathered import GatheredStore
+from services.alerts.templates import render_packaged
 from shared.contracts.api import UserSettingsChanged
 from shared.contracts.broker import PositionChanged
 from shared.contracts.detector import LeaderboardChanged, LeaderboardEntry
@@ -326,3 +328,29 @@ async def test_users_choose_their_digests(client: Client) -> None:
         assert (await client("PUT", path, user, json=bad)).status_code == 422
     assert (await client("GET", path, uuid4())).status_code == 403
     assert (await client("PUT", path, uuid4(), json={"frequency": "daily"})).status_code == 403
+
+
+def test_a_digest_reads_by_its_sections_on_discord_and_in_mail() -> None:
+    section = {"title": "Top alerts", "lines": ["AAPL <b>", "@everyone"], "simulated": False, "shows": None}
+    told = Message(
+        delivery_id=uuid4(),
+        target="x",
+        title="Your daily digest",
+        lines=("as notices read",),
+        notes=(),
+        simulated=False,
+        at=NOW,
+        kind="digest",
+        fields={"sections": [section], "image_alt": 'a "chart"'},
+        image=b"png",
+    )
+    mail = render_packaged("email", "digest", context(told))
+    discord = render_packaged("discord", "digest", context(told))
+    assert mail is not None
+    assert discord is not None
+    assert "Top alerts\n  AAPL <b>\n" in mail.text
+    assert mail.html is not None
+    assert "AAPL &lt;b&gt;" in mail.html
+    assert 'alt="a &#34;chart&#34;"' in mail.html
+    assert discord.text.startswith("**Top alerts**\n")
+    assert "@everyone" not in discord.text
