@@ -11,11 +11,14 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
+from services.alerts.domain.routing import Cap, Wishes
 from services.alerts.domain.text import Message, context
+from services.alerts.service import Preferences, Said
 from services.alerts.service.digests import PAGE, Digests, Wish
 from services.alerts.service.gathering import Gathering
 from services.alerts.store.digests import DigestStore
 from services.alerts.store.gathered import GatheredStore
+from services.alerts.store.preferences import PreferenceStore
 from services.alerts.templates import render_packaged
 from shared.contracts.api import UserSettingsChanged
 from shared.contracts.broker import PositionChanged
@@ -24,7 +27,7 @@ from shared.db import Tx
 from shared.messaging.door import Done, Door
 from shared.messaging.outbox import Outbox
 from shared.work import Worker
-from tests.alerts.conftest import NOW, Bench, activity, contract
+from tests.alerts.conftest import ACTOR, NOW, Bench, activity, contract
 from tests.alerts.test_notices import filled
 from tests.alerts.test_routes import Client, client
 
@@ -354,3 +357,22 @@ def test_a_digest_reads_by_its_sections_on_discord_and_in_mail() -> None:
     assert 'alt="a &#34;chart&#34;"' in mail.html
     assert discord.text.startswith("**Top alerts**\n")
     assert "@everyone" not in discord.text
+
+
+async def test_a_digest_is_not_put_off_to_the_next_digest_nor_capped(desk: Desk) -> None:
+    bench = desk.bench
+    user = await bench.user("AAPL")
+    await bench.channel(user)
+    await desk.choose(user)
+    wishes = Wishes(choices={("*", "*"): "digest"}, caps=(Cap("*", "*", 0),))
+    preferences = Preferences(PreferenceStore(), clock=bench.clock, new_id=uuid4, moved=desk.digests.moved)
+    said = Said(wishes, timezone="America/New_York")
+    await bench.door.run(lambda tx: preferences.put(ACTOR, user, said, tx))
+    (plan,) = await bench.rows("digest_plans")
+    assert plan["next_due_at"] == datetime(2025, 6, 3, 12, tzinfo=UTC)
+    await bench.tell(activity())
+    await desk.next(user)
+    assert [row["status"] for row in await bench.rows("deliveries")] == ["digested"]
+    assert [row["status"] for row in await bench.rows("notice_deliveries")] == ["pending"]
+    (lines,) = await desk.lines(user)
+    assert "AAPL: 1 unusual contract, score 80 (10:30 AM EDT)" in lines
