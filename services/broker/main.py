@@ -122,6 +122,8 @@ def _credentials(
         return await refresher.secrets(account) if needed(account.venue) else {}
 
     async def version(account: Account) -> UUID | None:
+        if not needed(account.venue):
+            return None
         async with door.read() as tx:
             return await vault.version(tx, account.id)
 
@@ -169,9 +171,6 @@ def assemble(
     accounts = Accounts(account_store, orders, venues, trading=settings.trading, clock=clock, new_id=new_id)
     checking = Checking(
         Deployment(settings.trading, _limits(settings), settings.plan),
-        account_store,
-        order_store,
-        book_store,
         calendar=calendar,
         clock=clock,
     )

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from pydantic import ValidationError
 
-from services.broker.store.orders import OrderStore
+from services.broker.store.seen import seen
 from shared.contracts.broker import LegTerms, OrderTerms
 from shared.contracts.quotes import QuoteTaken
 from tests.broker.brokerage import Brokerage, opened
@@ -19,8 +19,23 @@ D = Decimal
 async def taken(brokerage: Brokerage, account: UUID, told_s: float) -> Decimal:
     """Return what orders have taken of money that was told so many seconds from now."""
     since = brokerage.clock() + timedelta(seconds=told_s)
+    nobody, now = uuid4(), brokerage.clock()
     async with brokerage.service.db.transaction() as tx:
-        return await OrderStore().reserved(tx, account, since, uuid4())
+        found = await seen(
+            tx,
+            order_id=nobody,
+            account_id=account,
+            user_id=nobody,
+            symbols=[],
+            plan=None,
+            told_at=since,
+            minute=now,
+            window=now,
+            most=1,
+            now=now,
+        )
+    reserved: Decimal = found["reserved"]
+    return reserved
 
 
 async def test_working_orders_by_notional_count_towards_the_position(database_url: str) -> None:

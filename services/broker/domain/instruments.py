@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final, Literal
 
 from shared.contracts.symbols import SYMBOL
@@ -119,6 +120,11 @@ def instrument(text: str, underlying: str | None = None) -> Instrument:
 
     `underlying` is what an option lies under, where the venue tells it; otherwise what its root says.
     """
+    return _read(text, underlying)
+
+
+@lru_cache(maxsize=65_536)
+def _read(text: str, underlying: str | None) -> Instrument:
     name = text.strip().upper() if text.isascii() else ""
     if pair := _PAIR.fullmatch(name):
         return Crypto(pair[1], pair[2])

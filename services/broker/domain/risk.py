@@ -68,6 +68,7 @@ class Snapshot:
     buying: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])  # what working orders still may buy
     selling: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])  # and sell, above zero too
     recent: tuple[Recent, ...] = ()  # of the last minute and of the duplicate window, those asked for earlier
+    before: int = 0  # how many there were of the last minute before those
     replaces: bool = False  # it takes the place of another order, and may be what that one was
     entitled: bool = False
     halted_user: bool = True  # what nobody has looked up stays closed
@@ -156,7 +157,7 @@ def _switches(seen: Snapshot) -> Iterator[Refusal]:
 
 
 def _pace(terms: Terms, limits: Limits, seen: Snapshot) -> Iterator[Refusal]:
-    lately = sum(seen.now - one.at < _MINUTE for one in seen.recent)
+    lately = seen.before + sum(seen.now - one.at < _MINUTE for one in seen.recent)
     if lately >= limits.max_orders_a_minute:
         yield Refusal("TOO_MANY_ORDERS", f"{limits.max_orders_a_minute} orders a minute are allowed: wait")
     window = limits.duplicate_window

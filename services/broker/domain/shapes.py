@@ -3,6 +3,7 @@
 Raises BadInstrument for a symbol that is none; what pydantic's validation raises is a ValueError.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Final
@@ -16,6 +17,7 @@ from shared.contracts.broker import LegTerms, OrderTerms
 
 KINDS: Final[dict[type[PositionFact], str]] = {Fill: "fill", Split: "split", Expiry: "expiry", Charge: "charge"}
 _FACTS: Final[dict[str, TypeAdapter[Any]]] = {name: TypeAdapter(kind) for kind, name in KINDS.items()}
+_NUMBERS: Final = ("quantity", "notional", "limit", "stop", "trail_amount", "trail_percent")
 _EXECUTIONS: Final = TypeAdapter(tuple[Execution, ...])
 _CUMULATIVE: Final = TypeAdapter(tuple[Cumulative, ...])
 _POSITION: Final = TypeAdapter(Position)
@@ -25,6 +27,29 @@ def to_domain(terms: OrderTerms) -> Terms:
     """Return the terms of an order as the rules know them."""
     legs = tuple(Leg(instrument(leg.symbol, leg.underlying), leg.side, leg.ratio, leg.opens) for leg in terms.legs)
     return Terms(legs, **terms.model_dump(exclude={"legs"}))
+
+
+def load_terms(body: Mapping[str, Any]) -> Terms:
+    """Read terms that `dump_terms` wrote; ten times as fast as by way of the contract, which has checked them."""
+    legs = tuple(
+        Leg(instrument(leg["symbol"], leg["underlying"]), leg["side"], leg["ratio"], leg["opens"])
+        for leg in body["legs"]
+    )
+    numbers: dict[str, Any] = {name: Decimal(body[name]) for name in _NUMBERS if body[name] is not None}
+    return Terms(
+        legs,
+        order_class=body["order_class"],
+        strategy=body["strategy"],
+        extended_hours=body["extended_hours"],
+        type=body["type"],
+        time_in_force=body["time_in_force"],
+        **numbers,
+    )
+
+
+def dump_terms(terms: Terms) -> dict[str, Any]:
+    """Return terms as JSON's values, as the contract writes them."""
+    return to_contract(terms).model_dump(mode="json")
 
 
 def to_contract(terms: Terms) -> OrderTerms:

@@ -96,7 +96,7 @@ class Asking:
         venue = await self._venues.of(account)
         instruments = [leg.instrument for leg in stored.order.terms.legs]
         rules = await self._rulebook.of((account.venue, account.mode), venue, instruments)
-        await self._balance(account, venue)
+        await self._balance(account, stored, venue)
         return Told(venue, rules, await self._held(stored, venue))
 
     async def _held(self, stored: Stored, venue: Venue) -> Decimal | None:
@@ -111,8 +111,11 @@ class Asking:
         key = stored.order.terms.legs[0].instrument.key
         return next((one.quantity for one in await venue.positions() if one.instrument.key == key), ZERO)
 
-    async def _balance(self, account: Account, venue: Venue) -> None:
+    async def _balance(self, account: Account, stored: Stored, venue: Venue) -> None:
         """Ask for the money where what is known of it is old; one of an account's orders asks, for all of them."""
+        told_at = stored.row["balance_at"]
+        if told_at is not None and self._clock() - told_at < BALANCE_AGE:
+            return
         async with self._balances.setdefault(account.id, asyncio.Lock()):
             async with self._door.read() as tx:
                 row = await self._accounts.get(tx, account.id)

@@ -14,13 +14,13 @@ from zoneinfo import ZoneInfo
 
 from services.broker.domain.checks import Capabilities, Refusal, TradeRules, check
 from services.broker.domain.instruments import Instrument
-from services.broker.domain.lifecycle import filled
-from services.broker.domain.orders import ZERO, Order
+from services.broker.domain.orders import ZERO, Order, Terms
 from services.broker.domain.risk import Limits, Mode, Quote, Recent, Session, Snapshot, assess, mode, needed_cash
+from services.broker.domain.shapes import load_terms
 from services.broker.ports import Venue
-from services.broker.store.accounts import ALL, AccountStore, account_of
-from services.broker.store.books import BookStore
-from services.broker.store.orders import OrderStore, Stored, rest
+from services.broker.store.accounts import ALL, account_of
+from services.broker.store.orders import Stored
+from services.broker.store.seen import seen
 from shared.clock import Clock
 from shared.db import Row, Tx
 from shared.sessions import Sessions
@@ -87,17 +87,11 @@ class Checking:
     def __init__(
         self,
         deployment: Deployment,
-        accounts: AccountStore,
-        orders: OrderStore,
-        books: BookStore,
         *,
         calendar: Calendar,
         clock: Clock,
     ) -> None:
         self._deployment = deployment
-        self._accounts = accounts
-        self._orders = orders
-        self._books = books
         self._calendar = calendar
         self._clock = clock
 
@@ -134,30 +128,39 @@ class Checking:
     async def _snapshot(self, tx: Tx, row: Row, order: Order, limits: Limits) -> Snapshot:
         account, now = account_of(row), self._clock()
         symbols = [leg.instrument.key for leg in order.terms.legs]
-        halts = await self._accounts.halts(tx, account.user_id)
-        plan = self._deployment.entitlement
-        since = now - max(_MINUTE, limits.duplicate_window)
-        recent = await self._orders.recent(tx, account.id, since, order.id, limits.max_orders_a_minute + 1)
-        working = [one for one in await self._orders.open(tx, account.id, symbols) if one.order.id != order.id]
-        power, told_at = cast("Decimal | None", row["buying_power"]), row["balance_at"]
-        taken = ZERO if told_at is None else await self._orders.reserved(tx, account.id, told_at, order.id)
-        held = await self._books.held(tx, account.id, symbols)
-        rows = await self._books.quotes(tx, symbols)
-        quotes = {key: Quote(one["bid"], one["ask"], one["at"]) for key, one in rows.items()}
-        buying, selling = _working([one.order for one in working if one.order.id != order.replaces], quotes)
+        told_at = row["balance_at"]
+        found = await seen(
+            tx,
+            order_id=order.id,
+            account_id=account.id,
+            user_id=account.user_id,
+            symbols=symbols,
+            plan=self._deployment.entitlement,
+            told_at=told_at,
+            minute=now - max(_MINUTE, limits.duplicate_window),
+            window=now - limits.duplicate_window,
+            most=limits.max_orders_a_minute + 1,
+            now=now,
+        )
+        power = cast("Decimal | None", row["buying_power"])
+        taken: Decimal = ZERO if told_at is None else found["reserved"]
+        quotes = {key: _quote(one) for key, one in found["quotes"].items()}
+        replaced = str(order.replaces)
+        buying, selling = _working([one for one in found["working"] if one["id"] != replaced], quotes)
         return Snapshot(
             now=now,
             buying_power=max((power or ZERO) - taken, ZERO),
             session=session_at(await self._calendar(), now),
             quotes=quotes,
-            held={key: one["quantity"] for key, one in held.items()},
+            held={key: Decimal(quantity) for key, quantity in found["held"].items()},
             buying=buying,
             selling=selling,
-            recent=tuple(Recent(at, terms) for at, terms in recent),
+            before=found["before"],
+            recent=tuple(_recent(one) for one in found["recent"]),
             replaces=order.replaces is not None,
-            entitled=plan is None or await self._accounts.entitled(tx, account.user_id, plan, now),
-            halted_user=str(account.user_id) in halts,
-            halted_all=ALL in halts,
+            entitled=found["entitled"],
+            halted_user=str(account.user_id) in found["halts"],
+            halted_all=ALL in found["halts"],
         )
 
 
@@ -192,21 +195,33 @@ def session_at(sessions: Sessions, now: datetime) -> Session:
     return "closed"
 
 
-def _working(orders: Sequence[Order], quotes: Mapping[str, Quote]) -> tuple[dict[str, Decimal], dict[str, Decimal]]:
+def _quote(found: Mapping[str, str]) -> Quote:
+    return Quote(Decimal(found["bid"]), Decimal(found["ask"]), datetime.fromisoformat(found["at"]))
+
+
+def _recent(found: Mapping[str, Any]) -> Recent:
+    return Recent(datetime.fromisoformat(found["at"]), load_terms(found["terms"]))
+
+
+def _working(
+    orders: Sequence[Mapping[str, Any]], quotes: Mapping[str, Quote]
+) -> tuple[dict[str, Decimal], dict[str, Decimal]]:
     """Return what orders may still buy and sell, by instrument."""
     buying, selling = dict[str, Decimal](), dict[str, Decimal]()
     for order in orders:
-        for leg in order.terms.legs:
+        terms = load_terms(order["terms"])
+        still = _still(terms, Decimal(order["filled"]), quotes)
+        for leg in terms.legs:
             sums = buying if leg.side == "buy" else selling
             key = leg.instrument.key
-            sums[key] = sums.get(key, ZERO) + _still(order, quotes) * leg.ratio
+            sums[key] = sums.get(key, ZERO) + still * leg.ratio
     return buying, selling
 
 
-def _still(order: Order, quotes: Mapping[str, Quote]) -> Decimal:
+def _still(terms: Terms, done: Decimal, quotes: Mapping[str, Quote]) -> Decimal:
     """Return how many units of an order are still to be filled; of one by notional, at the lowest price known."""
-    terms, quote = order.terms, quotes.get(order.terms.legs[0].instrument.key)
+    quote = quotes.get(terms.legs[0].instrument.key)
     if terms.notional is None:
-        return rest(order)
+        return max((terms.quantity or ZERO) - done, ZERO)
     prices = [one for one in (terms.limit, quote and quote.bid, quote and quote.ask) if one]
-    return max(terms.notional / min(prices) - filled(order), ZERO) if prices else ZERO
+    return max(terms.notional / min(prices) - done, ZERO) if prices else ZERO

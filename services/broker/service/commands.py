@@ -156,16 +156,22 @@ class Commands:
         now = self._clock()
         asked_at = min(event.time, now)  # one that lay about for long is too late
         added = await self._store.add(tx, order_id, account, terms, asked_at, replaces=replaces, closes=closes)
-        known = await self._own(tx, account, order_id)
-        other = known is None or known.order.replaces != replaces or known.row["closes"] != closes
-        resized = closes or replaces is not None
-        if known is None or other or not (added or resized or known.order.terms == shapes.to_domain(terms)):
+        if not added and not await self._same(tx, account, order_id, terms, replaces=replaces, closes=closes):
             taken = Refusal("ORDER_ID_TAKEN", "that id is another order's: choose a fresh one")
             return self._orders.refusal(account, order_id, [taken])
         kind = "submit" if replaces is None else "replace"
         await self._store.send(tx, derived_id(order_id, kind), order_id, kind, now)
         tx.after_commit(self._orders.wake)
         return ()
+
+    async def _same(
+        self, tx: Tx, account: Account, order_id: UUID, terms: OrderTerms, *, replaces: UUID | None, closes: bool
+    ) -> bool:
+        """Whether the order of that id is this one, which was asked for before."""
+        known = await self._own(tx, account, order_id)
+        if known is None or known.order.replaces != replaces or known.row["closes"] != closes:
+            return False
+        return closes or replaces is not None or known.order.terms == shapes.to_domain(terms)
 
     async def _cancel_open(self, tx: Tx, account: Account, symbol: str | None, but: UUID | None = None) -> list[Event]:
         events: list[Event] = []

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from services.broker.domain import shapes
 from services.broker.domain.checks import Refusal
-from services.broker.domain.lifecycle import apply, average_price, filled, fills, is_whole
+from services.broker.domain.lifecycle import Step, apply, average_price, filled, fills, is_whole
 from services.broker.domain.orders import (
     OVER,
     Anomaly,
@@ -42,12 +42,34 @@ class Orders:
 
     async def report(self, tx: Tx, account: Account, stored: Stored, report: Report) -> tuple[Order, Sequence[Event]]:
         """Take a report in; return the order as it is then, and what happened."""
-        step = apply(stored.order, report)
+        orders, events = await self.reports(tx, account, [(stored, report)])
+        return orders[stored.order.id], events
+
+    async def reports(
+        self, tx: Tx, account: Account, told: Sequence[tuple[Stored, Report]]
+    ) -> tuple[dict[UUID, Order], Sequence[Event]]:
+        """Take a report of each of several orders in; return the orders as they are then, and what happened."""
+        steps = [(stored, report, apply(stored.order, report)) for stored, report in told]
+        after = {step.order.id: step.order for _, _, step in steps}
+        changed = [step.order for stored, _, step in steps if step.order != stored.order]
+        versions = await self.store.save(tx, changed, self._clock())
+        events: list[Event] = []
+        for stored, report, step in steps:
+            if step.order != stored.order or step.facts:
+                version = versions.get(step.order.id, stored.row["version"])
+                events += await self._follow(tx, account, stored, report, step, version)
+        facts = [fact for _, _, step in steps for fact in step.facts]
+        booked = [fact.fill for fact in facts if isinstance(fact, FillBooked)]
+        withdrawn = [fact.fill for fact in facts if isinstance(fact, FillWithdrawn)]
+        if booked or withdrawn:
+            events += await self._books.book(tx, account, booked, withdrawn)
+        return after, events
+
+    async def _follow(  # noqa: PLR0917 - all of one step
+        self, tx: Tx, account: Account, stored: Stored, report: Report, step: Step, version: int
+    ) -> list[Event]:
+        """Do what follows from a step besides the fills, and return what it tells."""
         order, facts = step.order, step.facts
-        if order == stored.order and not facts:
-            return order, ()
-        changed = order != stored.order
-        version = await self.store.save(tx, order, self._clock()) if changed else stored.row["version"]
         anomalies = {fact.code for fact in facts if isinstance(fact, Anomaly)}
         booked = [fact.fill for fact in facts if isinstance(fact, FillBooked)]
         withdrawn = [fact.fill for fact in facts if isinstance(fact, FillWithdrawn)]
@@ -64,13 +86,12 @@ class Orders:
             events.append(self._changed(account, order, version))
         told = _to_tell(stored.order, order, booked, withdrawn)
         events += [self._filled(account, order, fill) for fill in told]
-        events += await self._books.book(tx, account, booked, withdrawn)
         events += [event for fact in facts for event in await self._flagged(tx, account, order, fact)]
         if order.state == "rejected" and stored.order.state != "rejected" and report.kind == "rejected":
             refusals = [Refusal("VENUE_REJECTED", order.reason or "no reason")]
             await self.store.refused(tx, order.id, [{"code": one.code, "message": one.message} for one in refusals])
             events += self.refusal(account, order.id, refusals)
-        return order, events
+        return events
 
     async def refuse(self, tx: Tx, account: Account, stored: Stored, refusals: Sequence[Refusal]) -> Sequence[Event]:
         """End an order that was not sent, for these reasons; nothing where it is not waiting to be sent any more."""

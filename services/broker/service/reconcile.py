@@ -18,7 +18,7 @@ from services.broker.service.books import Books
 from services.broker.service.orders import Orders
 from services.broker.store.accounts import AccountStore
 from services.broker.store.books import BookStore
-from services.broker.store.orders import Flag
+from services.broker.store.orders import Flag, Stored
 from shared.clock import Clock, NewId
 from shared.contracts.base import Event
 from shared.contracts.broker import Drift, PositionsDrifted
@@ -28,7 +28,7 @@ from shared.messaging.door import Done, Door
 OVERLAP: Final = timedelta(minutes=10)
 """So far back before the last time it looks again: clocks differ, and venues tell late."""
 YOUNG: Final = timedelta(seconds=10)
-PAGE: Final = 200
+PAGE: Final = 500
 LOOKS: Final = 3
 """A difference is looked at so often before it is believed: what fills meanwhile makes one too."""
 PAUSE_S: Final = 0.3
@@ -132,13 +132,14 @@ class Reconcile:
 
     async def _reports(self, tx: Tx, account: Account, updates: Sequence[Update]) -> Sequence[Event]:
         ours = await self._orders.store.lock_all(tx, {one.order_id for one in updates})
+        left = [one for one in updates if one.order_id in ours and ours[one.order_id].order.account_id == account.id]
         events: list[Event] = []
-        for update in updates:
-            stored = ours.get(update.order_id)
-            if stored is None or stored.order.account_id != account.id:
-                continue
-            order, happened = await self._orders.report(tx, account, stored, update.report)
-            ours[order.id] = type(stored)(order, stored.row)
+        while left:  # in one go what is told of different orders; what is told of one, in its order
+            firsts = {update.order_id: update for update in reversed(left)}
+            left = [update for update in left if firsts[update.order_id] is not update]
+            told = [(ours[name], update.report) for name, update in firsts.items()]
+            after, happened = await self._orders.reports(tx, account, told)
+            ours = {name: Stored(after.get(name, one.order), one.row) for name, one in ours.items()}
             events += happened
         return events
 

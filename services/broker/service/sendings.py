@@ -27,7 +27,7 @@ from services.broker.service.asking import Asking, Told
 from services.broker.service.checking import LATE, Checking, late
 from services.broker.service.orders import Orders
 from services.broker.service.venues import NoSuchVenue, Venues
-from services.broker.store.accounts import AccountStore, account_of
+from services.broker.store.accounts import AccountStore
 from services.broker.store.orders import Stored, rest
 from shared.clock import Clock
 from shared.contracts.base import Event
@@ -69,6 +69,7 @@ class Sendings:
         self._door = door
         self._clock = clock
         self._asking = Asking(self._store, accounts, venues, door=door, clock=clock)
+        self._judged: dict[UUID, Stored] = {}  # by the sending, what is about to be sent
 
     def work(self, concurrency: int) -> Work:
         """Return the work."""
@@ -97,6 +98,7 @@ class Sendings:
     async def prepare(self, row: Row) -> Row:
         """Judge an order right before it goes. Raises NotSent for one that must not."""
         kind: str = row["kind"]
+        self._judged.pop(row["id"], None)
         stored, account = await self._read(row["order_id"])
         if kind in {"cancel", "look_up"}:
             arrived_late = kind == "cancel" and stored.order.state in {"canceled", "rejected"}
@@ -149,7 +151,8 @@ class Sendings:
             refusals, events = await self._replacing(tx, account, fresh.order, fresh.order.replaces)
         if refusals:
             return Done(refusals[0].message, await self._refused(tx, account, fresh, refusals))
-        _, sent = await self._orders.report(tx, account, fresh, Report("submit_sent"))
+        order, sent = await self._orders.report(tx, account, fresh, Report("submit_sent"))
+        self._judged[row["id"]] = Stored(order, fresh.row)
         return Done(None, [*events, *sent])
 
     async def _sized(self, tx: Tx, stored: Stored, held: Decimal) -> tuple[Stored, Sequence[Refusal]]:
@@ -162,7 +165,7 @@ class Sendings:
         if abs(held) == order.terms.quantity:
             return stored, ()
         sized = resized(order, abs(held))
-        await self._store.save(tx, sized, self._clock())
+        await self._store.save(tx, [sized], self._clock())
         return Stored(sized, stored.row), ()
 
     async def _rest_only(self, tx: Tx, stored: Stored) -> Stored:
@@ -174,7 +177,7 @@ class Sendings:
             return stored
         sized = resized(stored.order, rest(old.order))
         if sized != stored.order:
-            await self._store.save(tx, sized, self._clock())
+            await self._store.save(tx, [sized], self._clock())
         return Stored(sized, stored.row)
 
     async def _replacing(
@@ -191,8 +194,8 @@ class Sendings:
 
     async def perform(self, row: Row) -> Performed:
         """Say it. What the venue answers becomes part of the order with the row's end."""
-        stored, account = await self._read(row["order_id"])
-        order = stored.order
+        stored = self._judged.pop(row["id"], None) or (await self._read(row["order_id"]))[0]
+        order, account = stored.order, stored.account
         venue = await self._venues.of(account)
         match row["kind"]:
             case "submit":
@@ -294,18 +297,16 @@ class Sendings:
     async def _read(self, order_id: UUID) -> tuple[Stored, Account]:
         async with self._door.read() as tx:
             stored = await self._store.get(tx, order_id)
-            account = None if stored is None else await self._accounts.get(tx, stored.order.account_id)
-        if stored is None or account is None:
-            raise AssertionError("accounts and orders are not deleted")
-        return stored, account_of(account)
+        if stored is None:
+            raise AssertionError("orders are not deleted")
+        return stored, stored.account
 
     async def _locked(self, tx: Tx, order_id: UUID) -> tuple[Account, Stored]:
         """Return an order; it is locked, and the one that it replaces."""
         stored = await self._store.lock_both(tx, order_id)
-        account = None if stored is None else await self._accounts.get(tx, stored.order.account_id)
-        if stored is None or account is None:
-            raise AssertionError("accounts and orders are not deleted")
-        return account_of(account), stored
+        if stored is None:
+            raise AssertionError("orders are not deleted")
+        return stored.account, stored
 
     async def _old(self, tx: Tx, order_id: UUID) -> Stored:
         """Return the order that another one replaces; both are locked already."""

@@ -47,9 +47,6 @@ _ENTITLE: Final = text("""
     on conflict (user_id, subscription_id) do update
         set names = excluded.names, until = excluded.until, version = excluded.version
     where known.version < excluded.version""")
-_ENTITLED: Final = text("""
-    select exists(select from entitlements
-        where user_id = :user_id and :name = any(names) and (until is null or until > :now))""")
 
 
 class AccountStore:
@@ -132,10 +129,6 @@ class AccountStore:
             until=told.entitled_until,
             version=told.version,
         )
-
-    async def entitled(self, tx: Tx, user_id: UUID, name: str, now: datetime) -> bool:
-        """Whether a user's plan gives this now."""
-        return bool(await tx.fetchval(_ENTITLED, user_id=user_id, name=name, now=now))
 
 
 def account_of(row: Row) -> Account:

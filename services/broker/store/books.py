@@ -14,21 +14,25 @@ from shared.db import Row, Tx
 
 _ADD: Final = text("""
     insert into facts (account_id, id, symbol, kind, at, body)
-    values (:account_id, :id, :symbol, :kind, :at, cast(:body as jsonb)) on conflict do nothing""")
-_WITHDRAW: Final = text("delete from facts where account_id = :account_id and id = :id")
+    select cast(:account_id as uuid), r.* from jsonb_to_recordset(cast(:rows as jsonb))
+        as r (id text, symbol text, kind text, at timestamptz, body jsonb)
+    on conflict do nothing returning id""")
+_WITHDRAW: Final = text("delete from facts where account_id = :account_id and id = any(:ids)")
 _FACTS: Final = text("select kind, body from facts where account_id = :account_id and symbol = :symbol")
 _BEGIN: Final = text("""
-    insert into positions (account_id, symbol, quantity, body) values (:account_id, :symbol, 0, cast(:body as jsonb))
+    insert into positions (account_id, symbol, quantity, body)
+    select cast(:account_id as uuid), r.symbol, 0, r.body
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r (symbol text, body jsonb) order by r.symbol
     on conflict do nothing""")
-_GET: Final = text("select * from positions where account_id = :account_id and symbol = :symbol for no key update")
+_GET: Final = text("""
+    select * from positions where account_id = :account_id and symbol = any(:symbols) order by symbol
+    for no key update""")
 _SAVE: Final = text("""
-    insert into positions as known (account_id, symbol, quantity, body, last_at, last_id, version)
-    values (:account_id, :symbol, :quantity, cast(:body as jsonb), :last_at, :last_id, 1)
-    on conflict (account_id, symbol) do update set quantity = excluded.quantity, body = excluded.body,
-        last_at = excluded.last_at, last_id = excluded.last_id, version = known.version + 1
-    returning version""")
-_HELD: Final = text("""
-    select symbol, quantity from positions where account_id = :account_id and symbol = any(:symbols)""")
+    update positions p set quantity = r.quantity, body = r.body, last_at = r.last_at, last_id = r.last_id,
+        version = p.version + 1
+    from jsonb_to_recordset(cast(:rows as jsonb))
+        as r (symbol text, quantity numeric, body jsonb, last_at timestamptz, last_id text)
+    where p.account_id = :account_id and p.symbol = r.symbol returning p.symbol, p.version""")
 _ALL: Final = text("select * from positions where account_id = :account_id order by symbol")
 _QUOTE: Final = text("""
     insert into quotes as known (symbol, bid, ask, at, simulated) values (:symbol, :bid, :ask, :at, :simulated)
@@ -40,60 +44,70 @@ _QUOTES: Final = text("select * from quotes where symbol = any(:symbols)")
 _CLOSING: Final = text("select symbol, (bid + ask) / 2 as price from quotes where at >= :since and bid > 0")
 
 
+Followed = tuple[Position, tuple[datetime, str] | None]
+"""A position, and (when, id) of the last fact that it follows from."""
+
+
 class BookStore:
     """Reads and writes positions, and the quotes that they are valued by."""
 
-    async def add(self, tx: Tx, account_id: UUID, fact: PositionFact) -> bool:
-        """Keep a fact; False when it is known."""
-        return bool(
-            await tx.execute(
-                _ADD,
-                account_id=account_id,
-                id=fact.id,
-                symbol=fact.instrument.key,
-                kind=shapes.KINDS[type(fact)],
-                at=fact.at,
-                body=shapes.dump_fact(fact),
-            )
-        )
+    async def add(self, tx: Tx, account_id: UUID, facts: Collection[PositionFact]) -> list[str]:
+        """Keep facts; return the ids of those that were not known."""
+        if not facts:
+            return []
+        rows = [
+            {
+                "id": fact.id,
+                "symbol": fact.instrument.key,
+                "kind": shapes.KINDS[type(fact)],
+                "at": fact.at,
+                "body": shapes.dump_fact(fact),
+            }
+            for fact in facts
+        ]
+        return [row["id"] for row in await tx.fetch(_ADD, account_id=account_id, rows=rows)]
 
-    async def withdraw(self, tx: Tx, account_id: UUID, fact_id: str) -> None:
-        """Take a fact back."""
-        await tx.execute(_WITHDRAW, account_id=account_id, id=fact_id)
+    async def withdraw(self, tx: Tx, account_id: UUID, fact_ids: Collection[str]) -> None:
+        """Take facts back."""
+        if fact_ids:
+            await tx.execute(_WITHDRAW, account_id=account_id, ids=list(fact_ids))
 
     async def facts(self, tx: Tx, account_id: UUID, symbol: str) -> list[PositionFact]:
         """Return all that moved a position."""
         rows = await tx.fetch(_FACTS, account_id=account_id, symbol=symbol)
         return [shapes.load_fact(row["kind"], row["body"]) for row in rows]
 
-    async def begin(self, tx: Tx, account_id: UUID, position: Position) -> None:
+    async def begin(self, tx: Tx, account_id: UUID, positions: Collection[Position]) -> None:
         """Keep a position of nothing where there is none: what does not exist cannot be locked."""
-        body = shapes.dump_position(position)
-        await tx.execute(_BEGIN, account_id=account_id, symbol=position.instrument.key, body=body)
+        rows = [{"symbol": one.instrument.key, "body": shapes.dump_position(one)} for one in positions]
+        if rows:
+            await tx.execute(_BEGIN, account_id=account_id, rows=rows)
 
     async def position(self, tx: Tx, account_id: UUID, symbol: str) -> tuple[Position, Row] | None:
         """Return a position that nobody else changes until the commit."""
-        row = await tx.fetchrow(_GET, account_id=account_id, symbol=symbol)
-        return None if row is None else (shapes.load_position(row["body"]), row)
+        return (await self.positions(tx, account_id, [symbol])).get(symbol)
 
-    async def save(self, tx: Tx, account_id: UUID, position: Position, last: tuple[datetime, str] | None) -> int:
-        """Write a position and the last fact that it follows from; return its version."""
-        last_at, last_id = last or (None, None)
-        version: int = await tx.fetchval(
-            _SAVE,
-            account_id=account_id,
-            symbol=position.instrument.key,
-            quantity=position.quantity,
-            body=shapes.dump_position(position),
-            last_at=last_at,
-            last_id=last_id,
-        )
-        return version
+    async def positions(self, tx: Tx, account_id: UUID, symbols: Collection[str]) -> Mapping[str, tuple[Position, Row]]:
+        """Return positions that nobody else changes until the commit."""
+        rows = await tx.fetch(_GET, account_id=account_id, symbols=list(symbols))
+        return {row["symbol"]: (shapes.load_position(row["body"]), row) for row in rows}
 
-    async def held(self, tx: Tx, account_id: UUID, symbols: Collection[str]) -> Mapping[str, Row]:
-        """Return what is held of some symbols."""
-        rows = await tx.fetch(_HELD, account_id=account_id, symbols=list(symbols))
-        return {row["symbol"]: row for row in rows}
+    async def save(self, tx: Tx, account_id: UUID, followed: Collection[Followed]) -> Mapping[str, int]:
+        """Write positions that were begun; return their versions."""
+        if not followed:
+            return {}
+        rows = [
+            {
+                "symbol": position.instrument.key,
+                "quantity": position.quantity,
+                "body": shapes.dump_position(position),
+                "last_at": last and last[0],
+                "last_id": last and last[1],
+            }
+            for position, last in followed
+        ]
+        found = await tx.fetch(_SAVE, account_id=account_id, rows=rows)
+        return {row["symbol"]: row["version"] for row in found}
 
     async def all(self, tx: Tx, account_id: UUID) -> Sequence[Row]:
         """Return all positions of an account, those at zero too."""

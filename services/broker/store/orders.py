@@ -24,19 +24,24 @@ _ADD: Final = text("""
     values (:id, :account_id, :user_id, :venue, 'new', :symbols, cast(:terms as jsonb), :replaces, :closes,
         cast(:at as timestamptz), :at)
     on conflict (id) do nothing""")
-_GET: Final = text("select * from orders where id = :id")
-_LOCK: Final = text("select * from orders where id = :id for no key update")
-_LOCK_BOTH: Final = text("""
-    select * from orders where id = :id or id = (select own.replaces from orders own where own.id = :id)
-    order by id for no key update""")
+_WITH_ACCOUNT: Final = "select o.*, a.mode, a.reference, a.balance_at from orders o join accounts a on a.id = o.account_id"
+_GET: Final = text(f"{_WITH_ACCOUNT} where o.id = :id")
+_LOCK: Final = text(f"{_WITH_ACCOUNT} where o.id = :id for no key update of o")
+_LOCK_BOTH: Final = text(f"""
+    {_WITH_ACCOUNT}
+    where o.id = :id or o.id = (select own.replaces from orders own where own.id = :id)
+    order by o.id for no key update of o""")
 _LOCK_ALL: Final = text("select * from orders where id = any(:ids) order by id for no key update")
 _SAVE: Final = text("""
-    update orders set state = :state, terms = cast(:terms as jsonb), submits = :submits, seen = :seen,
-        said_filled = :said_filled, cancel_wanted = :cancel_wanted, venue_order_id = :venue_order_id,
-        replaced_by = :replaced_by, reason = :reason, executions = cast(:executions as jsonb),
-        cumulative = cast(:cumulative as jsonb), filled = :filled, version = version + 1, updated_at = :at,
-        sent_at = case when :submits > submits then :at else sent_at end
-    where id = :id returning version""")
+    update orders o set state = r.state, terms = r.terms, submits = r.submits, seen = r.seen,
+        said_filled = r.said_filled, cancel_wanted = r.cancel_wanted, venue_order_id = r.venue_order_id,
+        replaced_by = r.replaced_by, reason = r.reason, executions = r.executions, cumulative = r.cumulative,
+        filled = r.filled, version = o.version + 1, updated_at = :at,
+        sent_at = case when r.submits > o.submits then :at else o.sent_at end
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, state text, terms jsonb, submits integer, seen boolean,
+        said_filled boolean, cancel_wanted boolean, venue_order_id text, replaced_by uuid, reason text,
+        executions jsonb, cumulative jsonb, filled numeric)
+    where o.id = r.id returning o.id, o.version""")
 _RESERVE: Final = text("update orders set reserved = :reserved where id = :id")
 _REFUSE: Final = text("update orders set refusals = cast(:refusals as jsonb) where id = :id")
 _OPEN: Final = text("""
@@ -44,17 +49,6 @@ _OPEN: Final = text("""
     where account_id = :account_id and state not in ('filled', 'canceled', 'replaced', 'rejected', 'expired')
       and (cast(:symbols as text[]) is null or symbols && cast(:symbols as text[]))
     order by created_at, id""")
-_RECENT: Final = text("""
-    select created_at, terms from orders
-    where account_id = :account_id and created_at > :since and (state <> 'rejected' or submits > 0)
-      and (created_at, id) < (select own.created_at, own.id from orders own where own.id = :of)
-    order by created_at desc limit :most""")
-_RESERVED: Final = text("""
-    select coalesce(sum(reserved), 0) from orders
-    where account_id = :account_id and id <> :but
-      and (sent_at >= :since or state in ('pending_submit', 'unknown')
-        or (updated_at >= :since and sent_at >= cast(:since as timestamptz) - interval '1 minute'))
-      and state <> 'new' and (state not in ('rejected', 'canceled', 'expired') or filled > 0)""")
 _LIST: Final = text("""
     select * from orders
     where account_id = :account_id and (cast(:state as text) is null or state = :state)
@@ -105,6 +99,12 @@ class Stored:
         """Whose it is."""
         user: UUID = self.row["user_id"]
         return user
+
+    @property
+    def account(self) -> Account:
+        """The account that it is of; `get`, `lock` and `lock_both` read it with the order."""
+        row = self.row
+        return Account(row["account_id"], row["user_id"], row["venue"], row["mode"], row["reference"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,26 +169,12 @@ class OrderStore:
         rows = await tx.fetch(_LOCK_ALL, ids=list(order_ids))
         return {row["id"]: stored(row) for row in rows}
 
-    async def save(self, tx: Tx, order: Order, at: datetime) -> int:
-        """Write an order as it is now; return its version."""
-        version: int = await tx.fetchval(
-            _SAVE,
-            id=order.id,
-            state=order.state,
-            terms=shapes.to_contract(order.terms).model_dump(mode="json"),
-            submits=order.submits,
-            seen=order.seen,
-            said_filled=order.said_filled,
-            cancel_wanted=order.cancel_wanted,
-            venue_order_id=order.venue_order_id,
-            replaced_by=order.replaced_by,
-            reason=order.reason,
-            executions=shapes.dump_executions(tuple(order.executions.values())),
-            cumulative=shapes.dump_cumulative(tuple(order.cumulative.values())),
-            filled=filled(order),
-            at=at,
-        )
-        return version
+    async def save(self, tx: Tx, orders: Collection[Order], at: datetime) -> Mapping[UUID, int]:
+        """Write orders as they are now; return their versions."""
+        if not orders:
+            return {}
+        rows = await tx.fetch(_SAVE, rows=[_row(order) for order in orders], at=at)
+        return {row["id"]: row["version"] for row in rows}
 
     async def reserve(self, tx: Tx, order_id: UUID, reserved: Decimal) -> None:
         """Keep what an order takes of the buying power until the venue tells it anew."""
@@ -207,24 +193,6 @@ class OrderStore:
         """Return symbols of orders with a leg in one of these that are not over, or that changed since then."""
         rows = await tx.fetch(_BUSY, account_id=account_id, symbols=list(symbols), since=since)
         return {row["symbol"] for row in rows}
-
-    async def recent(
-        self, tx: Tx, account_id: UUID, since: datetime, of: UUID, most: int
-    ) -> list[tuple[datetime, Terms]]:
-        """Return (when, terms) of an account's orders since then, asked for before that one, newest first, so many.
-
-        Those that its venue refused are among them, those that never went out are not.
-        """
-        rows = await tx.fetch(_RECENT, account_id=account_id, since=since, of=of, most=most)
-        return [(row["created_at"], _terms(row)) for row in rows]
-
-    async def reserved(self, tx: Tx, account_id: UUID, since: datetime, but: UUID) -> Decimal:
-        """Return what orders have taken of the buying power since the venue told it.
-
-        One that was on its way then and of which something was heard since counts, too: it may not be in what was told.
-        """
-        found: Decimal = await tx.fetchval(_RESERVED, account_id=account_id, since=since, but=but)
-        return found
 
     async def page(
         self, tx: Tx, account_id: UUID, state: str | None, before: tuple[datetime, UUID] | None, most: int
@@ -314,4 +282,22 @@ def rest(order: Order) -> Decimal:
 
 
 def _terms(row: Row) -> Terms:
-    return shapes.to_domain(OrderTerms.model_validate(row["terms"]))
+    return shapes.load_terms(row["terms"])
+
+
+def _row(order: Order) -> Mapping[str, Any]:
+    return {
+        "id": order.id,
+        "state": order.state,
+        "terms": shapes.dump_terms(order.terms),
+        "submits": order.submits,
+        "seen": order.seen,
+        "said_filled": order.said_filled,
+        "cancel_wanted": order.cancel_wanted,
+        "venue_order_id": order.venue_order_id,
+        "replaced_by": order.replaced_by,
+        "reason": order.reason,
+        "executions": shapes.dump_executions(tuple(order.executions.values())),
+        "cumulative": shapes.dump_cumulative(tuple(order.cumulative.values())),
+        "filled": filled(order),
+    }
