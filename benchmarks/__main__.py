@@ -1,6 +1,6 @@
 """`make bench`: run all benchmarks, or those named, print a table and write `.bench/<name>.json`.
 
-python -m benchmarks [detection market messaging latency alerts gateway payment memory]
+python -m benchmarks [detection market messaging latency alerts gateway payment broker memory]
 """
 
 import asyncio
@@ -22,6 +22,7 @@ ALL: Final = {
     "alerts": "benchmarks.alerts",
     "gateway": "benchmarks.gateway",
     "payment": "benchmarks.payment",
+    "broker": "benchmarks.broker",
     "memory": "benchmarks.memory",
 }
 FOLDER: Final = Path(".bench")
