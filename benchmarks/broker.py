@@ -50,7 +50,7 @@ from shared import migrate
 from shared.clock import new_id, utc_now
 from shared.contracts.base import Event
 from shared.contracts.broker import LegTerms, OrderRequested, OrderTerms
-from shared.contracts.data import QuoteTaken
+from shared.contracts.quotes import QuoteTaken
 from shared.contracts.topics import TOPICS, Topic
 from shared.identity import HEADER, Identity, Signer
 from shared.messaging.kafka import KafkaAddress, ensure_topics

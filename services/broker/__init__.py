@@ -3,7 +3,7 @@
 Owns     schema `broker`: accounts, orders, what is to be said to venues, facts and positions, flags, halts,
          credentials (encrypted), callbacks, the paper venue
 Reads    broker.commands (OrderRequested, ReplaceRequested, CancelRequested, CloseRequested), data.quotes (QuoteTaken),
-         payment.subscriptions (SubscriptionChanged), api.users (UserSignedUp)
+         data.chains (ChainCollected), payment.subscriptions (SubscriptionChanged), api.users (UserSignedUp)
 Publishes broker.commands (the same four), broker.orders (OrderChanged, OrderRejected, OrderFilled, OrderFlagged),
          broker.positions (PositionChanged, PositionsDrifted), api.audit (ActionAudited)
 Serves   /broker: accounts, credentials, orders, positions, halt, OAuth, callbacks
@@ -27,6 +27,7 @@ from shared.contracts.broker import (
     PositionsDrifted,
     ReplaceRequested,
 )
+from shared.contracts.data import ChainCollected
 from shared.contracts.payment import SubscriptionChanged
 from shared.contracts.quotes import QuoteTaken
 
@@ -37,6 +38,7 @@ READS: Final[tuple[type[Event], ...]] = (
     CancelRequested,
     CloseRequested,
     QuoteTaken,
+    ChainCollected,
     SubscriptionChanged,
     UserSignedUp,
 )

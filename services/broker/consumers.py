@@ -1,16 +1,18 @@
 """Door 1, Kafka: what is handled, and by what."""
 
 from services.broker.service.accounts import Accounts
+from services.broker.service.chains import Chains
 from services.broker.service.commands import Commands
 from services.broker.service.quotes import Quotes
 from shared.contracts.api import UserSignedUp
 from shared.contracts.broker import CancelRequested, CloseRequested, OrderRequested, ReplaceRequested
+from shared.contracts.data import ChainCollected
 from shared.contracts.payment import SubscriptionChanged
 from shared.contracts.quotes import QuoteTaken
 from shared.messaging.consumer import Consumer, Policy
 
 
-def tables(commands: Commands, quotes: Quotes, accounts: Accounts) -> tuple[Consumer, ...]:
+def tables(commands: Commands, quotes: Quotes, chains: Chains, accounts: Accounts) -> tuple[Consumer, ...]:
     """Return the service's consumers."""
     asked = Consumer("broker.commands", Policy(delays_s=(1.0, 2.0, 5.0), hold=True))
     asked.on(OrderRequested, commands.place)
@@ -21,9 +23,12 @@ def tables(commands: Commands, quotes: Quotes, accounts: Accounts) -> tuple[Cons
     market = Consumer("broker.quotes")
     market.on_batch(QuoteTaken, quotes.take)
 
+    options = Consumer("broker.chains")
+    options.on_batch(ChainCollected, chains.take)
+
     plans = Consumer("broker.plans")
     plans.on(SubscriptionChanged, accounts.entitle)
 
     users = Consumer("broker.users")
     users.on(UserSignedUp, accounts.first)
-    return asked, market, plans, users
+    return asked, market, options, plans, users

@@ -26,6 +26,7 @@ from services.broker.service.accounts import Accounts
 from services.broker.service.books import Books
 from services.broker.service.calendar import Calendar
 from services.broker.service.callbacks import Callbacks
+from services.broker.service.chains import Chains
 from services.broker.service.checking import Checking, Deployment
 from services.broker.service.commands import Commands
 from services.broker.service.credentials import Credentials
@@ -42,6 +43,7 @@ from services.broker.settings import BrokerSettings
 from services.broker.store.accounts import AccountStore
 from services.broker.store.books import BookStore
 from services.broker.store.callbacks import CallbackStore
+from services.broker.store.chains import ChainStore
 from services.broker.store.credentials import CredentialStore
 from services.broker.store.oauth import OAuthStore
 from services.broker.store.orders import OrderStore
@@ -175,7 +177,9 @@ def assemble(
         clock=clock,
     )
     commands = Commands(orders, account_store, book_store, venues, checking, clock=clock)
-    sendings = Sendings(orders, account_store, checking, venues, door=door, clock=clock)
+    chains = Chains(ChainStore(), book_store, door=door, clock=clock, hear=hear)
+    service.schedule(chains.forgets())
+    sendings = Sendings(orders, account_store, checking, venues, door=door, clock=clock, follow=chains.follow)
     sending = Worker(sendings.work(settings.concurrency), door, clock, draw=env.random.random)
     orders.wake = sending.wake
     service.work(sending)
@@ -193,7 +197,7 @@ def assemble(
     )
     service.schedule(sweeps(reconcile, settings.quiet_s))
     service.schedule(retention(order_store, door))
-    for consumer in consumers.tables(commands, Quotes(book_store, service.clock, hear), accounts):
+    for consumer in consumers.tables(commands, Quotes(book_store, service.clock, hear), chains, accounts):
         service.consume(consumer)
     service.serve(
         [

@@ -5,7 +5,7 @@ others wait without taking anybody's turn.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -14,6 +14,7 @@ from uuid import UUID
 from weakref import WeakValueDictionary
 
 from services.broker.domain.checks import TradeRules
+from services.broker.domain.instruments import Instrument
 from services.broker.domain.orders import ZERO
 from services.broker.ports import Account, Venue
 from services.broker.service.checking import Rulebook
@@ -31,6 +32,10 @@ ASKING_S: Final = 5.0
 """So long a venue may take to tell all of it."""
 PAUSE_S: Final = 1.0
 """So long an account is left alone then."""
+
+
+Follow = Callable[[Collection[Instrument]], Awaitable[None]]
+"""Sees to it that instruments have quotes, where there are any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Asking:
         *,
         door: Door,
         clock: Clock,
+        follow: Follow,
         within_s: float = ASKING_S,
     ) -> None:
         self._orders = orders
@@ -61,6 +67,7 @@ class Asking:
         self._rulebook = Rulebook()
         self._door = door
         self._clock = clock
+        self._follow = follow
         self._within_s = within_s
         self._balances: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
         self._slow: set[UUID] = set()  # accounts whose venue took too long the last time
@@ -95,6 +102,7 @@ class Asking:
     async def _ask(self, account: Account, stored: Stored) -> Told:
         venue = await self._venues.of(account)
         instruments = [leg.instrument for leg in stored.order.terms.legs]
+        await self._follow(instruments)
         rules = await self._rulebook.of((account.venue, account.mode), venue, instruments)
         await self._balance(account, stored, venue)
         return Told(venue, rules, await self._held(stored, venue))

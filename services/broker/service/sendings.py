@@ -23,7 +23,7 @@ from services.broker.domain.checks import Refusal
 from services.broker.domain.orders import OVER, ZERO, Order, Report
 from services.broker.domain.shapes import resized
 from services.broker.ports import Account, VenueRefused
-from services.broker.service.asking import Asking, Told
+from services.broker.service.asking import Asking, Follow, Told
 from services.broker.service.checking import LATE, Checking, late
 from services.broker.service.orders import Orders
 from services.broker.service.venues import NoSuchVenue, Venues
@@ -60,6 +60,7 @@ class Sendings:
         *,
         door: Door,
         clock: Clock,
+        follow: Follow,
     ) -> None:
         self._orders = orders
         self._store = orders.store
@@ -68,7 +69,7 @@ class Sendings:
         self._venues = venues
         self._door = door
         self._clock = clock
-        self._asking = Asking(self._store, accounts, venues, door=door, clock=clock)
+        self._asking = Asking(self._store, accounts, venues, door=door, clock=clock, follow=follow)
         self._judged: dict[UUID, Stored] = {}  # by the sending, what is about to be sent
 
     def work(self, concurrency: int) -> Work:

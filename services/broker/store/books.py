@@ -35,7 +35,8 @@ _SAVE: Final = text("""
     where p.account_id = :account_id and p.symbol = r.symbol returning p.symbol, p.version""")
 _ALL: Final = text("select * from positions where account_id = :account_id order by symbol")
 _QUOTE: Final = text("""
-    insert into quotes as known (symbol, bid, ask, at, simulated) values (:symbol, :bid, :ask, :at, :simulated)
+    insert into quotes as known (symbol, bid, ask, at, simulated, underlying)
+    values (:symbol, :bid, :ask, :at, :simulated, cast(:underlying as text))
     on conflict (symbol) do update set bid = excluded.bid, ask = excluded.ask, at = excluded.at,
         simulated = excluded.simulated
     where known.at < excluded.at""")
@@ -114,10 +115,18 @@ class BookStore:
         return await tx.fetch(_ALL, account_id=account_id)
 
     async def quote(  # noqa: PLR0917 - a row
-        self, tx: Tx, symbol: str, bid: object, ask: object, at: datetime, simulated: object
+        self,
+        tx: Tx,
+        symbol: str,
+        bid: object,
+        ask: object,
+        at: datetime,
+        simulated: object,
+        underlying: str | None = None,
     ) -> bool:
-        """Keep a quote that is newer than the one before."""
-        return bool(await tx.execute(_QUOTE, symbol=symbol, bid=bid, ask=ask, at=at, simulated=simulated))
+        """Keep a quote that is newer than the one before; an option's follows the chains of `underlying`."""
+        given = {"symbol": symbol, "bid": bid, "ask": ask, "at": at, "simulated": simulated, "underlying": underlying}
+        return bool(await tx.execute(_QUOTE, **given))
 
     async def quotes(self, tx: Tx, symbols: Collection[str]) -> Mapping[str, Row]:
         """Return the last quotes."""
