@@ -66,6 +66,7 @@ P99_MS: Final = 50.0
 ACCOUNTS: Final = 200
 CALLERS: Final = 200
 MANY: Final = 5_000
+WAITING: Final = 1_500  # more than a minute's worth would be refused: TOO_LATE
 BAR: Final = 1_000
 GOAL: Final = 3_000
 ORDERS: Final = 10_000
@@ -116,7 +117,7 @@ async def _through(below: Stack) -> list[dict[str, Any]]:
         async with service(below, "broker", **ENV) as (_, port):
             await _quote(admin, producer)
             p50, p99 = _percentiles(await _soon(below, admin, accounts, port))
-        for number in range(MANY):
+        for number in range(WAITING):
             await producer.send(**_record(_asked(number, accounts)))
         await producer.flush()
         async with service(below, "broker", **ENV):
@@ -215,13 +216,13 @@ async def _plainly(address: KafkaAddress, producer: AIOKafkaProducer) -> list[fl
 async def _many(admin: "asyncpg.Connection[asyncpg.Record]") -> float:
     """Wait until all orders that lay in Kafka are at the venue; return how many a second."""
     before = WARM + RATE * SECONDS
-    await _done(admin, before + MANY)
+    await _done(admin, before + WAITING)
     since: datetime = await admin.fetchval(
         "select min(created_at) from (select created_at from broker.orders order by created_at desc limit $1) as new",
-        MANY,
+        WAITING,
     )
     until_: datetime = await admin.fetchval("select max(updated_at) from broker.orders")
-    return MANY / (until_ - since).total_seconds()
+    return WAITING / (until_ - since).total_seconds()
 
 
 async def _alone(below: Stack, accounts: list[UUID]) -> float:

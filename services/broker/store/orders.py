@@ -24,11 +24,14 @@ _ADD: Final = text("""
     values (:id, :account_id, :user_id, :venue, 'new', :symbols, cast(:terms as jsonb), :replaces, :closes,
         cast(:at as timestamptz), :at)
     on conflict (id) do nothing""")
-_WITH_ACCOUNT: Final = "select o.*, a.mode, a.reference, a.balance_at from orders o join accounts a on a.id = o.account_id"
-_GET: Final = text(f"{_WITH_ACCOUNT} where o.id = :id")
-_LOCK: Final = text(f"{_WITH_ACCOUNT} where o.id = :id for no key update of o")
-_LOCK_BOTH: Final = text(f"""
-    {_WITH_ACCOUNT}
+_GET: Final = text("""
+    select o.*, a.mode, a.reference, a.balance_at from orders o join accounts a on a.id = o.account_id
+    where o.id = :id""")
+_LOCK: Final = text("""
+    select o.*, a.mode, a.reference from orders o join accounts a on a.id = o.account_id
+    where o.id = :id for no key update of o""")
+_LOCK_BOTH: Final = text("""
+    select o.*, a.mode, a.reference from orders o join accounts a on a.id = o.account_id
     where o.id = :id or o.id = (select own.replaces from orders own where own.id = :id)
     order by o.id for no key update of o""")
 _LOCK_ALL: Final = text("select * from orders where id = any(:ids) order by id for no key update")
