@@ -75,8 +75,7 @@ class Chains:
         """Return the job that deletes what is over."""
 
         async def forget(at: datetime) -> None:
-            async with self._door.transaction() as tx:
-                await self._store.forget(tx, at - KEPT)
+            await self._store.forget(self._door.transaction, at - KEPT)
 
         return Job("chains-retention", "53 4 * * *", forget)
 

@@ -7,6 +7,7 @@ from typing import Final
 from sqlalchemy import text
 
 from shared.db import Row, Tx
+from shared.retention import Transaction, forget, slice_of
 
 _KEEP: Final = text("""
     insert into chains as known (symbol, at, body) values (:symbol, :at, :body)
@@ -17,10 +18,7 @@ _FOLLOWED: Final = text("""
     union
     select symbol, body -> 'instrument' ->> 'underlying' from positions
     where quantity <> 0 and body -> 'instrument' ->> 'underlying' = any(:symbols)""")
-_FORGET: Final = (
-    text("delete from quotes where underlying is not null and at < :before"),
-    text("delete from chains where at < :before"),
-)
+_FORGET: Final = (slice_of("quotes", "underlying is not null and at < :before"), slice_of("chains", "at < :before"))
 
 
 class ChainStore:
@@ -42,7 +40,7 @@ class ChainStore:
             found.setdefault(row["underlying"], set()).add(row["symbol"])
         return found
 
-    async def forget(self, tx: Tx, before: datetime) -> None:
+    async def forget(self, transaction: Transaction, before: datetime) -> None:
         """Delete what no chain has told of since then: contracts expire, underlyings are collected no more."""
         for statement in _FORGET:
-            await tx.execute(statement, before=before)
+            await forget(transaction, statement, before=before)
