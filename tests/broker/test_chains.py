@@ -28,7 +28,7 @@ LOW = option("AAPL", FRIDAY, "C", D(100)).key
 HIGH = option("AAPL", FRIDAY, "C", D(110)).key
 
 
-def chain(minute: float = 0, **quotes: tuple[float | None, float | None]) -> ChainCollected:
+def chain(quotes: Mapping[str, tuple[float | None, float | None]], minute: float = 0) -> ChainCollected:
     """A chain of AAPL, so many minutes from now."""
     rows = [row(contract=name, expiration=FRIDAY, bid=bid, ask=ask) for name, (bid, ask) in quotes.items()]
     head = header().model_copy(update={"as_of": NOW + timedelta(minutes=minute)})
@@ -46,16 +46,16 @@ async def quoted(brokerage: Brokerage) -> dict[str, tuple[Decimal, Decimal]]:
 
 
 def test_a_contract_without_both_sides_has_no_quote() -> None:
-    told = quotes_of(chain(**{LOW: (None, 5.1), HIGH: (2.0, 1.0), "X": (float("nan"), 1.0)}), {LOW, HIGH, "X"})
+    told = quotes_of(chain({LOW: (None, 5.1), HIGH: (2.0, 1.0), "X": (float("nan"), 1.0)}), {LOW, HIGH, "X"})
     assert told == []
-    (one,) = quotes_of(chain(**{LOW: (0.0, 0.05), HIGH: (2.0, 2.1)}), {LOW})
+    (one,) = quotes_of(chain({LOW: (0.0, 0.05), HIGH: (2.0, 2.1)}), {LOW})
     assert (one.symbol, one.bid, one.ask, one.at) == (LOW, D("0.0"), D("0.05"), NOW)
 
 
 async def test_an_order_is_judged_by_the_chain_that_came_before_it(brokerage: Brokerage) -> None:
     account = await brokerage.account()
     assert await brokerage.codes(await buy(brokerage, account)) == ["NO_QUOTE"]
-    await brokerage.hear(chain(**{LOW: (5.0, 5.1), HIGH: (2.0, 2.1)}))
+    await brokerage.hear(chain({LOW: (5.0, 5.1), HIGH: (2.0, 2.1)}))
     assert await quoted(brokerage) == {}
     assert await brokerage.state(await buy(brokerage, account)) == "accepted"
     assert await quoted(brokerage) == {LOW: (D("5.0"), D("5.1"))}
@@ -64,7 +64,7 @@ async def test_an_order_is_judged_by_the_chain_that_came_before_it(brokerage: Br
 
 async def test_a_vertical_is_judged_by_both_of_its_contracts(brokerage: Brokerage) -> None:
     account = await brokerage.account()
-    await brokerage.hear(chain(**{LOW: (5.0, 5.1), HIGH: (2.0, 2.1)}))
+    await brokerage.hear(chain({LOW: (5.0, 5.1), HIGH: (2.0, 2.1)}))
     legs = LegTerms(symbol=LOW, side="buy"), LegTerms(symbol=HIGH, side="sell")
     given: dict[str, Any] = {"type": "limit", "order_class": "multi_leg", "strategy": "vertical", "quantity": D(1)}
     good = await brokerage.place_terms(account, OrderTerms(legs=legs, limit=D("3.10"), **given))
@@ -74,12 +74,12 @@ async def test_a_vertical_is_judged_by_both_of_its_contracts(brokerage: Brokerag
 
 async def test_what_was_named_once_follows_each_chain_and_grows_old_with_it(brokerage: Brokerage) -> None:
     account = await brokerage.account()
-    await brokerage.hear(chain(**{LOW: (5.0, 5.1), HIGH: (2.0, 2.1)}))
+    await brokerage.hear(chain({LOW: (5.0, 5.1), HIGH: (2.0, 2.1)}))
     await buy(brokerage, account)
     brokerage.clock.advance(120)
     assert await brokerage.codes(await buy(brokerage, account)) == ["NO_QUOTE"]
-    await brokerage.hear(chain(1.5, **{LOW: (6.0, 6.1), HIGH: (3.0, 3.1)}))
-    await brokerage.hear(chain(1, **{LOW: (4.0, 4.1), HIGH: (3.0, 3.1)}))
+    await brokerage.hear(chain({LOW: (6.0, 6.1), HIGH: (3.0, 3.1)}, 1.5))
+    await brokerage.hear(chain({LOW: (4.0, 4.1), HIGH: (3.0, 3.1)}, 1))
     assert await quoted(brokerage) == {LOW: (D("6.0"), D("6.1"))}
     assert await brokerage.state(await buy(brokerage, account, limit=D("6.00"))) == "accepted"
 
@@ -89,7 +89,7 @@ async def test_what_is_held_follows_though_no_order_named_it(brokerage: Brokerag
     brokerage.desk(account).drift(option("AAPL", FRIDAY, "C", D(110)), D(2))
     await brokerage.reconcile(account)
     assert (await brokerage.held(account))[HIGH] == 2
-    await brokerage.hear(chain(**{LOW: (5.0, 5.1), HIGH: (2.0, 2.1)}))
+    await brokerage.hear(chain({LOW: (5.0, 5.1), HIGH: (2.0, 2.1)}))
     assert await quoted(brokerage) == {HIGH: (D("2.0"), D("2.1"))}
     _, shown = await brokerage.ask("GET", f"/broker/positions?account_id={account}")
     assert [(one["symbol"], D(one["value"])) for one in shown] == [(HIGH, D(410))]
@@ -97,9 +97,9 @@ async def test_what_is_held_follows_though_no_order_named_it(brokerage: Brokerag
 
 async def test_a_chain_from_the_future_is_none_and_old_contracts_are_forgotten(brokerage: Brokerage) -> None:
     account = await brokerage.account()
-    await brokerage.hear(chain(1, **{LOW: (5.0, 5.1)}))
+    await brokerage.hear(chain({LOW: (5.0, 5.1)}, 1))
     assert await brokerage.codes(await buy(brokerage, account)) == ["NO_QUOTE"]
-    await brokerage.hear(chain(**{LOW: (5.0, 5.1)}))
+    await brokerage.hear(chain({LOW: (5.0, 5.1)}))
     await buy(brokerage, account)
     (job,) = (one for one in brokerage.service._jobs if one.name == "chains-retention")
     await job.run(NOW + timedelta(days=13))
@@ -130,14 +130,14 @@ async def test_the_paper_venue_fills_a_contract_and_a_vertical_by_the_chain(data
     brokerage = PaperBrokerage(database_url)
     try:
         account = await brokerage.account(venue="paper")
-        await brokerage.hear(chain(**{LOW: (5.0, 5.1), HIGH: (2.0, 2.1)}))
+        await brokerage.hear(chain({LOW: (5.0, 5.1), HIGH: (2.0, 2.1)}))
         single = await buy(brokerage, account)
         legs = LegTerms(symbol=LOW, side="buy"), LegTerms(symbol=HIGH, side="sell")
         given: dict[str, Any] = {"type": "limit", "order_class": "multi_leg", "quantity": D(1)}
         rests = await brokerage.place_terms(account, OrderTerms(legs=legs, limit=D("3.00"), **given))
         assert [await brokerage.state(one) for one in (single, rests)] == ["filled", "accepted"]
         brokerage.clock.advance(30)
-        await brokerage.hear(chain(0.5, **{LOW: (4.8, 4.9), HIGH: (2.0, 2.1)}))
+        await brokerage.hear(chain({LOW: (4.8, 4.9), HIGH: (2.0, 2.1)}, 0.5))
         await brokerage.reconcile(account)
         assert await brokerage.state(rests) == "filled"
         assert await brokerage.held(account) == {LOW: 2, HIGH: -1}
