@@ -31,6 +31,7 @@ from services.broker.service.checking import Checking, Deployment
 from services.broker.service.commands import Commands
 from services.broker.service.credentials import Credentials
 from services.broker.service.envelope import Envelope, keys_of
+from services.broker.service.exits import Exits
 from services.broker.service.oauth import OAuth
 from services.broker.service.orders import Orders
 from services.broker.service.quotes import Hear, Quotes
@@ -45,9 +46,11 @@ from services.broker.store.books import BookStore
 from services.broker.store.callbacks import CallbackStore
 from services.broker.store.chains import ChainStore
 from services.broker.store.credentials import CredentialStore
+from services.broker.store.exits import ExitStore
 from services.broker.store.oauth import OAuthStore
 from services.broker.store.orders import OrderStore
 from services.broker.workers.by_the_clock import retention, sweeps
+from services.broker.workers.exits import Protecting
 from services.broker.workers.monitor import Monitors
 from services.broker.workers.paper import Ticking, expiries, hears
 from shared.clock import new_id
@@ -179,7 +182,19 @@ def assemble(
     commands = Commands(orders, account_store, book_store, venues, checking, clock=clock)
     chains = Chains(ChainStore(), book_store, door=door, clock=clock, hear=hear)
     service.schedule(chains.forgets())
-    sendings = Sendings(orders, account_store, checking, venues, door=door, clock=clock, follow=chains.follow)
+    exits = Exits(
+        ExitStore(),
+        orders,
+        book_store,
+        venues,
+        door=door,
+        clock=clock,
+        quote_age=timedelta(seconds=settings.quote_age_s),
+    )
+    service.work(Protecting(exits))
+    sendings = Sendings(
+        orders, account_store, checking, venues, door=door, clock=clock, follow=chains.follow, exits=exits
+    )
     sending = Worker(sendings.work(settings.concurrency), door, clock, draw=env.random.random)
     orders.wake = sending.wake
     service.work(sending)

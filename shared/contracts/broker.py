@@ -12,7 +12,7 @@ from shared.contracts.topics import BROKER_COMMANDS, BROKER_ORDERS, BROKER_POSIT
 Side = Literal["buy", "sell"]
 OrderType = Literal["market", "limit", "stop", "stop_limit", "trailing_stop"]
 TimeInForce = Literal["day", "gtc", "ioc", "fok", "opg", "cls"]
-OrderClass = Literal["simple", "multi_leg"]
+OrderClass = Literal["simple", "bracket", "oco", "multi_leg"]
 Strategy = Literal["vertical", "calendar", "straddle", "strangle"]
 OrderState = Literal[
     "new",
@@ -44,6 +44,16 @@ class LegTerms(BaseModel):
     underlying: str | None = None
 
 
+class ExitTerms(BaseModel):
+    """The two ways out of a position: a bracket's, once its entry is filled, and an OCO's, for what is held."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    take_profit: Amount
+    stop_loss: Amount
+    stop_loss_limit: Amount | None = None
+
+
 class OrderTerms(BaseModel):
     """What is asked for. One of `quantity` and `notional` (in the quote currency); prices as the type needs them."""
 
@@ -60,6 +70,7 @@ class OrderTerms(BaseModel):
     trail_percent: Amount | None = None
     order_class: OrderClass = "simple"
     strategy: Strategy | None = None
+    exits: ExitTerms | None = None
     extended_hours: bool = False
 
 
@@ -142,6 +153,7 @@ class OrderChanged(_OrderFact):
     state: OrderState
     terms: OrderTerms
     filled: Decimal  # units of the whole
+    parent: UUID | None = None  # of an exit: the bracket or the OCO that it is of
     venue_order_id: str | None = None
     replaces: UUID | None = None
     replaced_by: UUID | None = None

@@ -24,6 +24,7 @@ from services.broker.ports import Account
 from services.broker.service.calendar import Calendar
 from services.broker.settings import BrokerSettings
 from services.broker.store.accounts import account_of
+from services.broker.workers.exits import Protecting
 from services.broker.workers.monitor import Monitors
 from shared.contracts.base import Event
 from shared.contracts.broker import (
@@ -82,6 +83,11 @@ class Brokerage:
     def monitors(self) -> Monitors:
         """What listens to venues."""
         return next(one for one in self.service._runners if isinstance(one, Monitors))
+
+    @property
+    def protecting(self) -> Protecting:
+        """What looks at brackets and OCOs."""
+        return next(one for one in self.service._runners if isinstance(one, Protecting))
 
     async def restart(self) -> None:
         """Throw the process away, and start another."""
@@ -157,7 +163,7 @@ class Brokerage:
     async def settle(self, *, wholly: bool = False) -> None:
         """Carry events and say to venues what is due, until nothing is left; `wholly`: later, too."""
         while True:
-            carried = await self.carry()
+            carried = await self.carry() + await self.protecting.exits.turn()
             due = await self._due()
             if due is not None and due <= self.clock():
                 await self.worker.turn()

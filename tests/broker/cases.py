@@ -42,6 +42,11 @@ def _trades(wanted: AssetClass) -> Need:
     return lambda venue: None if venue.times.get(wanted) else f"{venue.venue} does not trade {wanted}"
 
 
+def _exits(venue: Capabilities) -> str | None:
+    lacking = {"limit", "stop"} - venue.types
+    return f"{venue.venue} takes no {lacking.pop()} orders" if lacking else None
+
+
 def _class(wanted: OrderClass) -> Need:
     return lambda venue: None if wanted in venue.classes else f"{venue.venue} takes no {wanted} orders"
 
@@ -72,8 +77,8 @@ def _cases() -> Iterator[tuple[str, str, Need]]:
     yield "crypto", "A crypto pair", _trades("crypto")
     yield "fractional", "A quantity below one", _always
     yield "notional", "An order by its value is filled when the venue says so", _notional
-    yield "bracket", "A bracket is taken", _class("bracket")
-    yield "oco", "An OCO is taken", _class("oco")
+    yield "bracket", "A stop protects what an entry filled, and is canceled for a take-profit", _exits
+    yield "oco", "A stop that is filled in part is canceled, and a limit closes what is left", _exits
     yield "extended-hours", "An order for outside regular hours", _extended
     yield "rules", "Steps of known instruments are told, unknown ones left out", _always
     yield "credentials", "Credentials of the wrong shape are refused before anything is asked", _always

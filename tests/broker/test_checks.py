@@ -64,7 +64,7 @@ def test_good_orders_pass():
         terms(1, of=CALL),
         terms(limit=Decimal("0.1234")),
         terms(order_class="bracket", exits=Exits(Decimal(12), Decimal(9))),
-        terms(side="sell", order_class="oco", exits=Exits(Decimal(12), Decimal(9))),
+        terms(side="sell", order_class="oco", limit=None, exits=Exits(Decimal(12), Decimal(9))),
         terms(extended_hours=True),
         spread((CALL, "buy"), (HIGHER, "sell"), strategy="vertical", limit=Decimal("-1.05")),
         spread((CALL, "buy"), (LATER, "sell"), strategy="calendar"),

@@ -23,6 +23,7 @@ from shared.contracts.base import Event
 from shared.contracts.broker import (
     CancelRequested,
     CloseRequested,
+    ExitTerms,
     LegTerms,
     OrderRequested,
     OrderTerms,
@@ -138,6 +139,12 @@ class Life:
             legs = (LegTerms(symbol=symbol, side=side),)  # type: ignore[arg-type]
             return OrderTerms(legs=legs, type="market", quantity=D(self.random.randint(1, 40)))
         limit, quantity = D(price), D(self.random.randint(1, 60))
+        if self.random.random() < 0.3:
+            sign = 1 if side == "buy" else -1
+            exits = ExitTerms(take_profit=limit + sign * D("0.50"), stop_loss=limit - sign * D(10))
+            legs = (LegTerms(symbol=symbol, side=side),)  # type: ignore[arg-type]
+            given: dict[str, Any] = {"type": "limit", "order_class": "bracket", "exits": exits}
+            return OrderTerms(legs=legs, quantity=quantity, limit=limit, **given)
         return OrderTerms(legs=(LegTerms(symbol=symbol, side=side),), type="limit", quantity=quantity, limit=limit)  # type: ignore[arg-type]
 
     async def place(self) -> None:
@@ -245,8 +252,11 @@ class Life:
 
     async def market(self) -> None:
         self.brokerage.clock.advance(self.random.choice([1, 5, 30, 90]))
-        if self.random.random() < 0.7:
-            await self.brokerage.quotes()
+        by = self.random.choice([None, D(0), D(0), D(1), D(-1)])
+        if by is not None:  # up or down, where brackets take their profit
+            quotes = {name: (str(price + by), str(price + by + D("0.02"))) for name, price in SYMBOLS.items()}
+            await self.brokerage.quotes(**quotes)
+        await self.brokerage.protecting.exits.turn()
         await self.brokerage.worker.turn()
         await self.brokerage.worker.idle()
 
@@ -283,6 +293,7 @@ class Life:
         assert {row["id"] for row in rows} >= set(self.desk.submits())
         for row in rows:
             self.check_order(row)
+        await self.check_exits(rows)
         held = {key: one.quantity for key, one in self.desk.held.items() if one.quantity}
         assert await self.brokerage.held(self.account) == held
         (account,) = await self.brokerage.rows("select * from accounts where id = :id", id=self.account)
@@ -291,6 +302,19 @@ class Life:
             found = await self.brokerage.rows("select body from positions where account_id = :id", id=self.account)
             ours = START + sum((shapes.load_position(row["body"]).cash for row in found), D(0))
             assert abs(ours - self.desk.cash) < D("1e-9")
+
+    async def check_exits(self, rows: list[dict[str, Any]]) -> None:
+        """What works of exits, and what was filled, is no more than the entry filled; nobody's word is waited for."""
+        flagged = {row["order_id"] for row in await self.brokerage.rows("select order_id from flags")}
+        for exits in await self.brokerage.rows("select * from exits where account_id = :id", id=self.account):
+            (entry,) = (row for row in rows if row["id"] == exits["order_id"])
+            family = [row for row in rows if row["parent"] == entry["id"]]
+            works = [row for row in family if row["state"] in WORKING]
+            assert not (exits["over"] and works), family
+            assert len({row["terms"]["type"] for row in works}) <= 1, "both ways out are at the venue"
+            if not flagged & {row["id"] for row in (entry, *family)}:
+                open_ = sum((D(row["terms"]["quantity"]) - row["filled"] for row in works), D(0))
+                assert sum((row["filled"] for row in family), open_) <= entry["filled"], family
 
     def check_order(self, row: dict[str, Any]) -> None:
         there = next((one for one in self.desk.placed if one.order.id == row["id"]), None)

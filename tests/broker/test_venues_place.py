@@ -6,7 +6,7 @@ from uuid import UUID
 
 from services.broker.domain.instruments import Equity
 from services.broker.domain.lifecycle import leg_filled
-from services.broker.domain.orders import WORKING, Exits, Leg, TimeInForce
+from services.broker.domain.orders import WORKING, Leg, TimeInForce
 from tests.broker.trader import ASK, BID, HIGHER, SAMPLES, Trader, case, first
 
 
@@ -169,18 +169,40 @@ async def test_an_order_by_its_value_is_filled_when_the_venue_says_so(trader: Tr
     assert trader.rig.submits() == [order]
 
 
+async def stopped(trader: Trader) -> tuple[Leg, UUID]:
+    """Buy ten, and protect them by a stop; return the leg that sells them and the stop."""
+    bought = await place(trader)
+    await ends_filled(trader, bought, Decimal(99))
+    leg = Leg(trader.terms().legs[0].instrument, "sell", opens=False)
+    stop = trader.new(trader.terms(legs=(leg,), type="stop", limit=None, stop=Decimal(90)))
+    await trader.submit(stop)
+    assert await trader.look_up(stop.id) == "accepted"
+    return leg, stop.id
+
+
+async def closes(trader: Trader, leg: Leg, stop: UUID, quantity: int) -> None:
+    """Cancel the stop, and close the rest at a limit once it is gone."""
+    await trader.cancel(stop)
+    await trader.settles(stop, "canceled")
+    profit = trader.new(trader.terms(quantity, legs=(leg,), limit=Decimal(110)))
+    await trader.submit(profit)
+    assert await trader.look_up(profit.id) == "accepted"
+    await trader.rig.fill(profit.id, Decimal(quantity), Decimal(110))
+    await trader.settles(profit.id, "filled")
+    assert not [one for one in await trader.rig.venue.positions() if one.instrument == leg.instrument and one.quantity]
+
+
 @case("V17")
-async def test_a_bracket_is_taken(trader: Trader):
-    await place(trader, order_class="bracket", exits=Exits(Decimal(110), Decimal(90)))
+async def test_a_stop_protects_what_an_entry_filled_and_is_canceled_for_a_take_profit(trader: Trader):
+    leg, stop = await stopped(trader)
+    await closes(trader, leg, stop, 10)
 
 
 @case("V18")
-async def test_an_oco_is_taken(trader: Trader):
-    bought = await place(trader)
-    await ends_filled(trader, bought, Decimal(99))
-    leg = trader.terms().legs[0]
-    exits = Exits(Decimal(110), Decimal(90))
-    await place(trader, legs=(Leg(leg.instrument, "sell"),), limit=Decimal(110), order_class="oco", exits=exits)
+async def test_a_stop_that_is_filled_in_part_is_canceled_and_a_limit_closes_what_is_left(trader: Trader):
+    leg, stop = await stopped(trader)
+    await trader.rig.fill(stop, Decimal(4), Decimal(90))
+    await closes(trader, leg, stop, 6)
 
 
 @case("V19")

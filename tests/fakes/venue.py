@@ -3,8 +3,7 @@
 A `Desk` is the venue's side of one account and the hand on it (`Rig` of tests/broker/rig.py). It outlives the venue
 objects that are opened over it: `MemoryAdapter.open` for the same account finds the same desk. Times are the clock's.
 
-What would surprise you: nothing is matched. An order is filled by `fill` and by nothing else, and of a bracket or an
-OCO only the order itself is kept, not what it would send.
+What would surprise you: nothing is matched. An order is filled by `fill` and by nothing else.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping

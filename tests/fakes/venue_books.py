@@ -31,7 +31,7 @@ Clock = Callable[[], datetime]
 
 START: Final = Decimal(100_000)
 _TYPES: Final[frozenset[OrderType]] = frozenset({"market", "limit", "stop", "stop_limit", "trailing_stop"})
-_CLASSES: Final[frozenset[OrderClass]] = frozenset({"simple", "bracket", "oco", "multi_leg"})
+_CLASSES: Final[frozenset[OrderClass]] = frozenset({"simple", "multi_leg"})
 _TIMES: Final[frozenset[TimeInForce]] = frozenset({"day", "gtc", "ioc", "fok", "opg", "cls"})
 _QUOTES: Final = {
     "AAPL": (Decimal("100.00"), Decimal("100.02")),

@@ -12,7 +12,7 @@ from math import gcd
 from typing import Final, Literal
 
 from services.broker.domain.instruments import LIES_UNDER, Crypto, Equity, Instrument, Option
-from services.broker.domain.orders import Leg, OrderClass, OrderType, Terms, TimeInForce
+from services.broker.domain.orders import Exits, Leg, OrderClass, OrderType, Terms, TimeInForce
 
 AssetClass = Literal["equity", "option", "crypto"]
 
@@ -161,7 +161,9 @@ def _venue(terms: Terms, venue: Capabilities) -> Iterator[Refusal]:
             yield Refusal("NOTIONAL_NOT_SUPPORTED", f"give a quantity: {venue.venue} takes no notional for {kind}")
     if terms.type not in venue.types:
         yield Refusal("TYPE_NOT_SUPPORTED", f"{venue.venue} takes {', '.join(sorted(venue.types))}, not {terms.type}")
-    if terms.order_class not in venue.classes:
+    if terms.exits is not None:
+        yield from _exit_types(terms.exits, venue)
+    elif terms.order_class not in venue.classes:
         yield Refusal("CLASS_NOT_SUPPORTED", f"{venue.venue} takes no {terms.order_class} orders: send them apart")
     if terms.extended_hours and not venue.extended_hours:
         yield Refusal("EXTENDED_HOURS_NOT_SUPPORTED", f"{venue.venue} does not trade outside regular hours")
@@ -169,9 +171,16 @@ def _venue(terms: Terms, venue: Capabilities) -> Iterator[Refusal]:
         yield Refusal("EXTENDED_HOURS_NOT_ALLOWED", "outside regular hours only limit orders, day or gtc, are taken")
 
 
+def _exit_types(exits: Exits, venue: Capabilities) -> Iterator[Refusal]:
+    """No venue is told of exits: what it has to take are the orders that they consist of."""
+    stop: OrderType = "stop" if exits.stop_loss_limit is None else "stop_limit"
+    if not {"limit", stop} <= venue.types:
+        yield Refusal("CLASS_NOT_SUPPORTED", f"{venue.venue} lacks what exits consist of: limit and {stop} orders")
+
+
 def _prices_for_type(terms: Terms) -> Iterator[Refusal]:
     pairs = (
-        ("LIMIT", terms.limit is not None, terms.type in _LIMITED),
+        ("LIMIT", terms.limit is not None, terms.type in _LIMITED and terms.order_class != "oco"),
         ("STOP", terms.stop is not None, terms.type in _STOPPED),
     )
     for name, given, needed in pairs:
@@ -244,6 +253,8 @@ def _exits(terms: Terms) -> Iterator[Refusal]:
     leg, *others = terms.legs
     if exits is None or others:
         return
+    if terms.order_class == "oco" and (terms.type != "limit" or terms.quantity is None or terms.extended_hours):
+        yield Refusal("EXITS_DISAGREE", "an oco is of type limit, by quantity, and for regular hours")
     # What leaves a long position is sold: for a bracket its entry buys, an oco itself sells.
     long = (leg.side == "buy") == (terms.order_class == "bracket")
     low, high = (exits.stop_loss, exits.take_profit) if long else (exits.take_profit, exits.stop_loss)

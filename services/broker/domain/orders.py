@@ -19,10 +19,9 @@ from typing import Final, Literal, get_args
 from uuid import UUID, uuid5
 
 from services.broker.domain.instruments import Instrument
+from shared.contracts.broker import OrderClass, OrderType, Side, Strategy, TimeInForce
 from shared.contracts.broker import OrderState as State
-from shared.contracts.broker import OrderType, Side, Strategy, TimeInForce
 
-OrderClass = Literal["simple", "bracket", "oco", "multi_leg"]
 OurKind = Literal["submit_sent", "not_sent", "outcome_unknown", "refused", "cancel_asked", "replace_asked"]
 VenueKind = Literal[
     "accepted",

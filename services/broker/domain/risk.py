@@ -69,6 +69,7 @@ class Snapshot:
     selling: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])  # and sell, above zero too
     recent: tuple[Recent, ...] = ()  # of the last minute and of the duplicate window, those asked for earlier
     before: int = 0  # how many there were of the last minute before those
+    exits: bool = False  # it is an exit of a bracket or an OCO: it closes what their order was judged for
     replaces: bool = False  # it takes the place of another order, and may be what that one was
     entitled: bool = False
     halted_user: bool = True  # what nobody has looked up stays closed
@@ -89,16 +90,22 @@ def mode(account: str, deployment: str) -> Mode | Refusal:
 def assess(terms: Terms, limits: Limits, seen: Snapshot) -> tuple[Refusal, ...]:
     """Return all that stands against sending the order now. The terms have passed `checks.check`."""
     with localcontext(_EXACT):
+        if seen.exits:
+            return tuple(_switches(seen))
+        if terms.order_class == "oco":
+            return (*_switches(seen), *_pace(terms, limits, seen), *_there(terms, seen))
         return (*_switches(seen), *_pace(terms, limits, seen), *_hours(terms, seen), *_market(terms, limits, seen))
 
 
 def needed_cash(terms: Terms, seen: Snapshot) -> Decimal:
     """Return the buying power that an order takes at its worst price. All its quotes are there.
 
-    One leg: what opens, bought or sold short, is covered wholly; a short option by its strike. Several legs: see
-    `_several`.
+    What only leaves a position takes nothing. One leg: what opens, bought or sold short, is covered wholly; a short
+    option by its strike. Several legs: see `_several`.
     """
     with localcontext(_EXACT):
+        if seen.exits or terms.order_class == "oco":
+            return ZERO
         net = _net(terms, seen)
         if len(terms.legs) != 1:
             return _several(terms, seen, net)
@@ -174,6 +181,14 @@ def _hours(terms: Terms, seen: Snapshot) -> Iterator[Refusal]:
         yield Refusal("MARKET_CLOSED", f"a {terms.time_in_force} order cannot wait for the opening: use day or gtc")
     elif terms.type == "market" and terms.time_in_force not in {"opg", "cls"}:
         yield Refusal("MARKET_CLOSED", "a market order does not wait for an unknown price: give a limit, or use opg")
+
+
+def _there(terms: Terms, seen: Snapshot) -> Iterator[Refusal]:
+    """Hold an OCO to what is held and not promised to another order yet."""
+    leg = terms.legs[0]
+    closable = _closable(leg, seen)
+    if closable < _of_leg(terms, leg):
+        yield Refusal("NOTHING_HELD", f"{closable:f} of {leg.instrument.key} can be closed: make it smaller")
 
 
 def _market(terms: Terms, limits: Limits, seen: Snapshot) -> Iterator[Refusal]:

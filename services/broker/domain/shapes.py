@@ -4,16 +4,16 @@ Raises BadInstrument for a symbol that is none; what pydantic's validation raise
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from decimal import Decimal
 from typing import Any, Final
 
 from pydantic import TypeAdapter
 
 from services.broker.domain.instruments import Instrument, Option, instrument
-from services.broker.domain.orders import Cumulative, Execution, Fill, Leg, Order, Terms
+from services.broker.domain.orders import Cumulative, Execution, Exits, Fill, Leg, Order, Terms
 from services.broker.domain.positions import Charge, Expiry, Position, PositionFact, Split
-from shared.contracts.broker import LegTerms, OrderTerms
+from shared.contracts.broker import ExitTerms, LegTerms, OrderTerms
 
 KINDS: Final[dict[type[PositionFact], str]] = {Fill: "fill", Split: "split", Expiry: "expiry", Charge: "charge"}
 _FACTS: Final[dict[str, TypeAdapter[Any]]] = {name: TypeAdapter(kind) for kind, name in KINDS.items()}
@@ -26,7 +26,8 @@ _POSITION: Final = TypeAdapter(Position)
 def to_domain(terms: OrderTerms) -> Terms:
     """Return the terms of an order as the rules know them."""
     legs = tuple(Leg(instrument(leg.symbol, leg.underlying), leg.side, leg.ratio, leg.opens) for leg in terms.legs)
-    return Terms(legs, **terms.model_dump(exclude={"legs"}))
+    exits = None if terms.exits is None else Exits(**terms.exits.model_dump())
+    return Terms(legs, **terms.model_dump(exclude={"legs", "exits"}), exits=exits)
 
 
 def load_terms(body: Mapping[str, Any]) -> Terms:
@@ -43,8 +44,13 @@ def load_terms(body: Mapping[str, Any]) -> Terms:
         extended_hours=body["extended_hours"],
         type=body["type"],
         time_in_force=body["time_in_force"],
+        exits=_load_exits(body.get("exits")),
         **numbers,
     )
+
+
+def _load_exits(body: Mapping[str, str | None] | None) -> Exits | None:
+    return None if body is None else Exits(**{name: value and Decimal(value) for name, value in body.items()})  # type: ignore[arg-type]
 
 
 def dump_terms(terms: Terms) -> dict[str, Any]:
@@ -64,8 +70,9 @@ def to_contract(terms: Terms) -> OrderTerms:
         )
         for leg in terms.legs
     )
-    names = OrderTerms.model_fields.keys() - {"legs"}
-    return OrderTerms(legs=legs, **{name: getattr(terms, name) for name in names})
+    names = OrderTerms.model_fields.keys() - {"legs", "exits"}
+    exits = None if terms.exits is None else ExitTerms(**asdict(terms.exits))
+    return OrderTerms(legs=legs, exits=exits, **{name: getattr(terms, name) for name in names})
 
 
 def dump_executions(found: tuple[Execution, ...]) -> list[Any]:

@@ -21,7 +21,7 @@ from shared.messaging.door import Door
 
 
 class OrderView(msgspec.Struct, frozen=True):
-    """An order as it stands. Quantities and prices are decimal text."""
+    """An order as it stands. Quantities and prices are decimal text. An exit's `parent` is its bracket or OCO."""
 
     id: UUID
     account_id: UUID
@@ -31,6 +31,7 @@ class OrderView(msgspec.Struct, frozen=True):
     filled: str
     average_price: str | None
     venue_order_id: str | None
+    parent: UUID | None
     replaces: UUID | None
     replaced_by: UUID | None
     reason: str | None
@@ -120,6 +121,7 @@ def view(stored: Stored) -> OrderView:
         filled=f"{row['filled']:f}",
         average_price=f"{worth / count:.8f}" if single and count else None,
         venue_order_id=order.venue_order_id,
+        parent=row["parent"],
         replaces=order.replaces,
         replaced_by=order.replaced_by,
         reason=order.reason,

@@ -96,9 +96,19 @@ class Checking:
         self._clock = clock
 
     async def judge(
-        self, tx: Tx, row: Row, order: Order, capabilities: Capabilities, rules: Mapping[str, TradeRules]
+        self,
+        tx: Tx,
+        row: Row,
+        order: Order,
+        capabilities: Capabilities,
+        rules: Mapping[str, TradeRules],
+        *,
+        exits: bool = False,
     ) -> tuple[tuple[Refusal, ...], Decimal]:
-        """Return all that stands against sending an order of the account's (`row`) now, and what it would take."""
+        """Return all that stands against sending an order of the account's (`row`) now, and what it would take.
+
+        `exits`: it is an exit of a bracket or an OCO.
+        """
         account, now = account_of(row), self._clock()
         allowed = mode(account.mode, self._deployment.trading)
         if isinstance(allowed, Refusal):
@@ -107,7 +117,7 @@ class Checking:
         if wrong := check(terms, capabilities, rules, now.astimezone(NEW_YORK).date()):
             return wrong, ZERO
         limits = limits_of(row, self._deployment.limits)
-        seen = await self._snapshot(tx, row, order, limits)
+        seen = replace(await self._snapshot(tx, row, order, limits), exits=exits)
         refusals = assess(terms, limits, seen)
         return refusals, ZERO if refusals else needed_cash(terms, seen)
 

@@ -19,6 +19,7 @@ from services.broker.service.orders import Orders
 from services.broker.service.venues import Venues
 from services.broker.store.accounts import AccountStore, account_of
 from services.broker.store.books import BookStore
+from services.broker.store.exits import ExitStore
 from services.broker.store.orders import Stored
 from shared.clock import Clock
 from shared.contracts.base import Event, derived_id
@@ -27,6 +28,7 @@ from shared.db import Tx
 from shared.errors import NotFound
 
 NOBODYS: Final = Refusal("NO_SUCH_ACCOUNT", "you have no such account: choose one of yours")
+AN_EXIT: Final = Refusal("EXIT_NOT_REPLACED", "it is an exit: cancel it, which ends the others, and place an oco")
 NO_ORDER: Final = Refusal("NO_SUCH_ORDER", "the account has no such order")
 
 _Asked = OrderRequested | ReplaceRequested | CancelRequested | CloseRequested
@@ -55,6 +57,7 @@ class Commands:
         self._store = orders.store
         self._accounts = accounts
         self._books = books
+        self._exits = ExitStore()
         self._venues = venues
         self._checking = checking
         self._clock = clock
@@ -79,6 +82,8 @@ class Commands:
         old = await self._own(tx, account, event.order_id)
         if old is None:
             return self._orders.refusal(account, event.by_order_id, [NO_ORDER])
+        if old.row["parent"] is not None:
+            return self._orders.refusal(account, event.by_order_id, [AN_EXIT])
         if old.order.state in OVER:
             over = Refusal("ORDER_OVER", f"the order is {old.order.state}: place a new one")
             return self._orders.refusal(account, event.by_order_id, [over])
@@ -93,11 +98,13 @@ class Commands:
         if account is None:
             return self._nobodys(event, event.order_id or event.id)
         if event.order_id is None:
-            return await self._cancel_open(tx, account, None)
+            events = await self._cancel_open(tx, account, None)
+            await self._exits.end(tx, account.id)
+            return events
         stored = await self._own(tx, account, event.order_id)
         if stored is None:
             return self._orders.refusal(account, event.order_id, [NO_ORDER])
-        return await self._cancel(tx, account, stored)
+        return await self._cancel_one(tx, account, stored)
 
     async def close(self, event: CloseRequested, tx: Tx) -> Sequence[Event]:
         """Close what is held of an instrument: cancel its orders, then trade the other way.
@@ -123,7 +130,9 @@ class Commands:
         if refusals := await self._checking.foresee(tx, row, stored):
             await self._store.unsend(tx, event.order_id)
             return [*events, *await self._orders.refuse(tx, account, stored, refusals)]
-        return [*events, *await self._cancel_open(tx, account, event.symbol, but=event.order_id)]
+        events = [*events, *await self._cancel_open(tx, account, event.symbol, but=event.order_id)]
+        await self._exits.end(tx, account.id, symbol=event.symbol)
+        return events
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -181,6 +190,20 @@ class Commands:
         for stored in (locked[one.order.id] for one in found):
             if stored.order.state not in OVER:  # else it has ended while we waited for it
                 events += await self._cancel(tx, account, stored)
+        return events
+
+    async def _cancel_one(self, tx: Tx, account: Account, stored: Stored) -> Sequence[Event]:
+        """Cancel an order; with an exit the others go, and with a bracket or an OCO that is over its exits."""
+        order, parent = stored.order, stored.row["parent"]
+        if parent is None and order.terms.exits is not None and order.state in OVER:
+            return (
+                ()
+                if await self._exits.end(tx, account.id, order_id=order.id)
+                else await self._cancel(tx, account, stored)
+            )
+        events = await self._cancel(tx, account, stored)
+        if parent is not None:
+            await self._exits.end(tx, account.id, order_id=parent)
         return events
 
     async def _cancel(self, tx: Tx, account: Account, stored: Stored) -> Sequence[Event]:

@@ -83,7 +83,7 @@ class Orders:
             await self.store.unsend(tx, order.id)
         events: list[Event] = []
         if _shows(stored.order, order):
-            events.append(self._changed(account, order, version))
+            events.append(self._changed(account, order, version, stored.row["parent"]))
         told = _to_tell(stored.order, order, booked, withdrawn)
         events += [self._filled(account, order, fill) for fill in told]
         events += [event for fact in facts for event in await self._flagged(tx, account, order, fact)]
@@ -147,13 +147,14 @@ class Orders:
             "mode": account.mode,
         }
 
-    def _changed(self, account: Account, order: Order, version: int) -> OrderChanged:
+    def _changed(self, account: Account, order: Order, version: int, parent: UUID | None) -> OrderChanged:
         return OrderChanged(
             **self._about(account, order.id),
             version=version,
             state=order.state,
             terms=shapes.to_contract(order.terms),
             filled=filled(order),
+            parent=parent,
             venue_order_id=order.venue_order_id,
             replaces=order.replaces,
             replaced_by=order.replaced_by,

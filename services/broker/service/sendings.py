@@ -20,11 +20,13 @@ from typing import Final
 from uuid import UUID
 
 from services.broker.domain.checks import Refusal
+from services.broker.domain.exits import sent_as
 from services.broker.domain.orders import OVER, ZERO, Order, Report
 from services.broker.domain.shapes import resized
 from services.broker.ports import Account, VenueRefused
 from services.broker.service.asking import Asking, Follow, Told
 from services.broker.service.checking import LATE, Checking, late
+from services.broker.service.exits import Exits, exit_id
 from services.broker.service.orders import Orders
 from services.broker.service.venues import NoSuchVenue, Venues
 from services.broker.store.accounts import AccountStore
@@ -61,6 +63,7 @@ class Sendings:
         door: Door,
         clock: Clock,
         follow: Follow,
+        exits: Exits,
     ) -> None:
         self._orders = orders
         self._store = orders.store
@@ -70,6 +73,7 @@ class Sendings:
         self._door = door
         self._clock = clock
         self._asking = Asking(self._store, accounts, venues, door=door, clock=clock, follow=follow)
+        self._exits = exits
         self._judged: dict[UUID, Stored] = {}  # by the sending, what is about to be sent
 
     def work(self, concurrency: int) -> Work:
@@ -145,14 +149,19 @@ class Sendings:
         else:
             fresh = await self._rest_only(tx, fresh)
         if not refusals:
-            able, rules = told.venue.capabilities, told.rules
-            refusals, taken = await self._checking.judge(tx, held_account, fresh.order, able, rules)
+            able, rules, exits = told.venue.capabilities, told.rules, fresh.row["parent"] is not None
+            refusals, taken = await self._checking.judge(tx, held_account, fresh.order, able, rules, exits=exits)
             await self._store.reserve(tx, fresh.order.id, taken)
         if not refusals and fresh.order.replaces is not None:
             refusals, events = await self._replacing(tx, account, fresh.order, fresh.order.replaces)
         if refusals:
             return Done(refusals[0].message, await self._refused(tx, account, fresh, refusals))
+        await self._exits.begin(tx, fresh.order)
         order, sent = await self._orders.report(tx, account, fresh, Report("submit_sent"))
+        if order.terms.order_class == "oco":  # nothing of it goes but its exits
+            first = Report("replaced", replaced_by=exit_id(order.id, 0))
+            _, ended = await self._orders.report(tx, account, Stored(order, fresh.row), first)
+            return Done("its exits take its place", [*events, *sent, *ended])
         self._judged[row["id"]] = Stored(order, fresh.row)
         return Done(None, [*events, *sent])
 
@@ -200,10 +209,10 @@ class Sendings:
         venue = await self._venues.of(account)
         match row["kind"]:
             case "submit":
-                report = await self._carefully(row, account, venue.submit(order))
+                report = await self._carefully(row, account, venue.submit(sent_as(order)))
             case "replace" if order.replaces is not None:
                 old, _ = await self._read(order.replaces)
-                report = await self._carefully(row, account, venue.replace(old.order, order))
+                report = await self._carefully(row, account, venue.replace(sent_as(old.order), sent_as(order)))
             case "cancel":
                 report = await venue.cancel(order)
             case _:

@@ -20,9 +20,10 @@ from shared.retention import Transaction, forget, slice_of
 Sending = Literal["submit", "cancel", "replace", "look_up"]
 
 _ADD: Final = text("""
-    insert into orders (id, account_id, user_id, venue, state, symbols, terms, replaces, closes, created_at, updated_at)
+    insert into orders (id, account_id, user_id, venue, state, symbols, terms, replaces, closes, parent, created_at,
+        updated_at)
     values (:id, :account_id, :user_id, :venue, 'new', :symbols, cast(:terms as jsonb), :replaces, :closes,
-        cast(:at as timestamptz), :at)
+        cast(:parent as uuid), cast(:at as timestamptz), :at)
     on conflict (id) do nothing""")
 _GET: Final = text("""
     select o.*, a.mode, a.reference, a.balance_at from orders o join accounts a on a.id = o.account_id
@@ -135,6 +136,7 @@ class OrderStore:
         *,
         replaces: UUID | None = None,
         closes: bool = False,
+        parent: UUID | None = None,
     ) -> bool:
         """Keep a new order; False when its id is known."""
         return bool(
@@ -148,6 +150,7 @@ class OrderStore:
                 terms=terms.model_dump(mode="json"),
                 replaces=replaces,
                 closes=closes,
+                parent=parent,
                 at=at,
             )
         )
