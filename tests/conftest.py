@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import asyncpg
 import pytest
@@ -37,6 +38,8 @@ from tests.infra import kafka_server, postgres_server
 
 hypothesis_settings.register_profile("openbell", deadline=None)  # no test depends on how fast the machine is
 hypothesis_settings.load_profile("openbell")
+
+KAFKA_TOLD = pytest.StashKey[str]()
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Recorded data beside the repository; tests that read it skip where it is absent."""
@@ -87,9 +90,27 @@ def postgres() -> Generator[str]:
 
 
 @pytest.fixture(scope="session")
-def kafka() -> Generator[RunningKafka]:
+def kafka(pytestconfig: pytest.Config) -> Generator[RunningKafka]:
     with kafka_server() as running:
+        worker_output: dict[str, object] | None = getattr(pytestconfig, "workeroutput", None)  # of xdist
+        if worker_output is None:
+            pytestconfig.stash[KAFKA_TOLD] = running.why
+        else:
+            worker_output["kafka"] = running.why
         yield running
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object | None) -> None:
+    """Hear which Kafka a worker process used."""
+    if error is None and "kafka" in node.workeroutput:
+        node.config.stash[KAFKA_TOLD] = node.workeroutput["kafka"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tell which Kafka the results came from."""
+    if KAFKA_TOLD in config.stash:
+        terminalreporter.write_line(f"Kafka: {config.stash[KAFKA_TOLD]}")
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,6 @@ def kafka_server() -> Generator[kafka.RunningKafka]:
             yield kafka.RunningKafka("apache", bootstrap, "Apache Kafka in a container")
         return
     with _folder() as folder, kafka.resolve(folder / "kafka") as running:
-        print(running.why)  # noqa: T201 - which Kafka a result came from matters
         yield running
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 import httpx
 import pytest
@@ -14,22 +14,23 @@ from shared.service import Service
 from tests.api.conftest import Person, client_of, problem, rows
 
 AWAY = dict.fromkeys(("alerts", "broker", "detector", "payment"), "UPSTREAM_UNAVAILABLE")
+NOBODY = UUID("01980000-0000-7000-8000-000000000000")  # the same in every process: ids name the tests
 POSTS: list[tuple[str, Any]] = [
     ("/ops/failed-jobs/retry", {"consumer": "api.audit"}),
     ("/ops/failed-jobs/discard", {"consumer": "api.audit", "reason": "x"}),
-    (f"/ops/failed-jobs/api/{uuid4()}/retry", None),
-    (f"/ops/failed-jobs/api/{uuid4()}/edit", {"value": {}}),
-    (f"/ops/failed-jobs/api/{uuid4()}/redirect", {"topic": "api.users"}),
-    (f"/ops/failed-jobs/api/{uuid4()}/discard", {"reason": "x"}),
+    (f"/ops/failed-jobs/api/{NOBODY}/retry", None),
+    (f"/ops/failed-jobs/api/{NOBODY}/edit", {"value": {}}),
+    (f"/ops/failed-jobs/api/{NOBODY}/redirect", {"topic": "api.users"}),
+    (f"/ops/failed-jobs/api/{NOBODY}/discard", {"reason": "x"}),
     ("/ops/replays", {"consumer": "api.audit"}),
-    (f"/ops/runs/api/{uuid4()}/cancel", None),
+    (f"/ops/runs/api/{NOBODY}/cancel", None),
     ("/ops/jobs/api/inbox-days/run", None),
 ]
 GETS = [
     "/ops/failed-jobs",
     "/ops/failed-jobs/groups",
     "/ops/runs",
-    f"/ops/runs/api/{uuid4()}",
+    f"/ops/runs/api/{NOBODY}",
     "/ops/topics",
     "/ops/lag",
 ]
@@ -148,8 +149,8 @@ async def test_one_jobs_actions_and_job_runs_take_a_key_too(client: httpx.AsyncC
         ("/ops/replays", {"consumer": "api.nobody"}),
         ("/ops/replays", {"consumer": "api.audit", "topic": "data.chains"}),
         ("/ops/replays", {"consumer": "api.audit", "from_offset": -1}),
-        (f"/ops/failed-jobs/api/{uuid4()}/edit", {"value": {}, "value_base64": ""}),
-        (f"/ops/failed-jobs/api/{uuid4()}/edit", {"value_base64": "no base64"}),
+        (f"/ops/failed-jobs/api/{NOBODY}/edit", {"value": {}, "value_base64": ""}),
+        (f"/ops/failed-jobs/api/{NOBODY}/edit", {"value_base64": "no base64"}),
     ],
 )
 async def test_a_bad_order_is_refused_and_nothing_begins(
