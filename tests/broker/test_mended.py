@@ -59,6 +59,18 @@ async def test_an_order_that_was_asked_for_long_ago_is_not_sent(brokerage: Broke
     assert brokerage.desk(account).submits() == [soon]
 
 
+async def test_an_order_that_could_not_be_sent_for_a_minute_is_given_up_though_its_venue_is_away(
+    brokerage: Brokerage,
+) -> None:
+    account = await brokerage.account()
+    brokerage.desk(account).down = True
+    order = await brokerage.place(account)
+    assert await brokerage.state(order) == "new"
+    brokerage.clock.advance(61)
+    await brokerage.settle()
+    assert await brokerage.codes(order) == ["TOO_LATE"]
+
+
 async def test_an_order_id_with_other_terms_is_refused_and_with_the_same_is_one_order(brokerage: Brokerage) -> None:
     account, order = await brokerage.account(), uuid4()
     await ask(brokerage, account, order, TERMS)

@@ -69,6 +69,9 @@ async def test_of_a_burst_the_first_orders_go_out_however_late_they_are_judged(d
         brokerage.clock.advance(1)
         second = await brokerage.place(account)
         brokerage.desk(account).down = False
+        await brokerage.rows(
+            "update sendings set due_at = due_at + interval '10 seconds' where order_id = :id returning 1", id=second
+        )  # so that the first one is judged first, with the second one waiting
         await brokerage.settle(wholly=True)
         assert (await brokerage.state(first), await brokerage.codes(second)) == ("accepted", ["TOO_MANY_ORDERS"])
 
