@@ -32,12 +32,14 @@ from services.alerts.routes import mail as mail_routes
 from services.alerts.routes import notices as notice_routes
 from services.alerts.routes import preferences as preference_routes
 from services.alerts.routes import rules as rule_routes
+from services.alerts.routes import trials as trial_routes
 from services.alerts.service import Alerts, Channels, Engagement, Notices, Options, Preferences, Router, Rules
 from services.alerts.service.digests import Digests
 from services.alerts.service.gathering import Gathering
 from services.alerts.service.layout import Layout
 from services.alerts.service.mail import Mail, WebhookKeys
 from services.alerts.service.pictures import Pictures
+from services.alerts.service.trials import Trials
 from services.alerts.settings import AlertsSettings
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
@@ -144,6 +146,7 @@ def build(env: Environment) -> Service:
         checks=checks,
         wake=wake,
     )
+    trials = Trials(audience, notices, router, clock=service.clock, new_id=new_id)
     told = Notices(notices, router=router, clock=service.clock)
     rules = Rules(RuleStore(), kept, told, max_rules=settings.max_rules, clock=service.clock, new_id=new_id)
     digests, gathering, making = _digests(settings, service, notices, router, wake=wake, draw=env.random.random)
@@ -174,6 +177,7 @@ def build(env: Environment) -> Service:
             *channel_routes.handlers(channels, audience, service.door),
             *engagement_routes.handlers(engagement, engaged, service.door),
             *notice_routes.handlers(engagement, notices, service.door),
+            *trial_routes.handlers(trials, service.door),
             *preference_routes.handlers(
                 Preferences(preferences, clock=service.clock, new_id=new_id, moved=digests.moved),
                 preferences,

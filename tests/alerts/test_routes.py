@@ -182,3 +182,15 @@ async def test_another_users_alert_cannot_be_opened_through_ones_own_path(client
     thief = uuid4()
     answer = await client("POST", f"/api/alerts/{thief}/{row['alert_id']}/opened", thief)
     assert answer.status_code == 404
+
+
+async def test_a_test_of_a_channel_answers_the_id_that_the_notices_show(client: Client) -> None:
+    user = await client.bench.user()
+    channel = (await client("PUT", f"/api/alerts/{user}/channels/discord", user, json={"target": WEBHOOK})).json()
+    path = f"/api/alerts/{user}/channels/discord/{channel['id']}/test"
+    sent = await client("POST", path, user)
+    assert sent.status_code == 202
+    (notice,) = (await client("GET", f"/api/alerts/{user}/notices", user)).json()["notices"]
+    assert notice["kind"] == "test"
+    assert [one["id"] for one in notice["deliveries"]] == [sent.json()["delivery_id"]]
+    assert (await client("POST", path, uuid4())).status_code == 403

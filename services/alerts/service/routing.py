@@ -17,7 +17,7 @@ from services.alerts.domain.states import end_of
 from services.alerts.store.deliveries import DeliveryStore
 from shared.contracts.alerts import Channel, DeliverySettled
 from shared.contracts.base import Event
-from shared.db import Tx
+from shared.db import Row, Tx
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,22 @@ class Router:
         ]
         if await self._store.add_of_notices(tx, await self._planned(calls, now, tx), now):
             tx.after_commit(self._wake)
+
+    async def ring_target(self, notice_id: UUID, target: Row, now: datetime, tx: Tx) -> UUID:
+        """Write a delivery of a notice to one target, now and whatever its user wishes; return its id."""
+        delivery_id = uuid5(notice_id, f"delivery/{target['lane']}/1")
+        row = {
+            "id": delivery_id,
+            "notice_id": notice_id,
+            "user_id": target["user_id"],
+            "channel": target["channel"],
+            "lane": target["lane"],
+            "status": "pending",
+            "due_at": now,
+        }
+        await self._store.add_of_notices(tx, [row], now)
+        tx.after_commit(self._wake)
+        return delivery_id
 
     async def _planned(self, calls: Sequence[_Call], now: datetime, tx: Tx) -> list[dict[str, Any]]:
         if not calls:

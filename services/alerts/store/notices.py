@@ -21,6 +21,9 @@ _DELIVERY: Final = text("""
     from notice_deliveries d join notices n using (notice_id)
     left join channels c on c.user_id = d.user_id and c.channel = d.channel and c.lane = d.lane
     where d.id = :id""")
+_LATELY: Final = text("""
+    select created_at from notices where user_id = :user_id and kind = :kind and created_at > :since
+    order by created_at desc""")
 _DELIVERED: Final = text("update notice_deliveries set provider_id = :provider_id where id = :id")
 _FAIL_PENDING: Final = text("""
     update notice_deliveries set status = 'failed', last_error = :reason, settled_at = :now
@@ -49,6 +52,11 @@ class NoticeStore:
         new = [notice for notice_id, notice in first.items() if notice_id not in known]
         await tx.execute_many(_ADD, [notice | {"now": now} for notice in new])
         return new
+
+    async def lately(self, tx: Tx, user_id: UUID, kind: str, since: datetime) -> list[datetime]:
+        """Return when a user's notices of a kind were written, newest first."""
+        rows = await tx.fetch(_LATELY, user_id=user_id, kind=kind, since=since)
+        return [row["created_at"] for row in rows]
 
     async def delivery(self, tx: Tx, delivery_id: UUID) -> Row | None:
         """Return what a delivery says and where it goes."""
