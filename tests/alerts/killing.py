@@ -1,0 +1,294 @@
+"""The alerts service to be killed: its lives, what it is told, and what arrives at the stand-ins outside of it."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx
+
+from shared.clock import utc_now
+from shared.contracts.base import Event
+from shared.contracts.broker import OrderFilled
+from shared.identity import HEADER, Identity, Signer
+from shared.messaging.kafka import KafkaAddress, Writer
+from shared.messaging.record import headers_of
+from tests.alerts.conftest import activity, contract
+from tests.conftest import eventually
+from tests.fakes.discord import FakeDiscord
+from tests.fakes.smtp import FakeSmtp
+
+REPOSITORY = Path(__file__).parents[2]
+SUBJECT = re.compile(r"\b[KN]\d{5}\b")
+PACE_S = 0.1
+BEHIND = 60
+"""So many messages may be on their way before the stream waits for them."""
+
+Told = tuple[str, str, str]
+"""(user, channel, subject): what arrives once."""
+
+
+class SlowDiscord(FakeDiscord):
+    """A message is on its way to it for a while, and its answer too: where a kill finds them."""
+
+    def __init__(self, chance: Random, most_s: float) -> None:
+        super().__init__(limit=1_000_000)
+        self._chance, self._most_s = chance, most_s
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(self._chance.uniform(0, self._most_s))
+
+        async def answer(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                await asyncio.sleep(self._chance.uniform(0, self._most_s))
+            await send(message)
+
+        await super()._app(scope, receive, answer)
+
+
+class SlowSmtp(FakeSmtp):
+    """The same for mails."""
+
+    def __init__(self, chance: Random, most_s: float) -> None:
+        super().__init__()
+        self._chance, self._most_s = chance, most_s
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
+        answer = await super().handle_DATA(server, session, envelope)
+        await asyncio.sleep(self._chance.uniform(0, self._most_s))
+        return answer
+
+
+@dataclass
+class Nursery:
+    """The parent of the lives."""
+
+    process: asyncio.subprocess.Process
+    life: int | None = None
+
+    async def begin(self) -> None:
+        """Begin a life."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(b"live\n")
+        await self.process.stdin.drain()
+        self.life = int(await self.process.stdout.readline())
+
+    def alive(self) -> bool:
+        """Whether there is a life."""
+        if self.life is None:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.life, 0)
+            return True
+        return False
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        assert self.life is not None
+        os.kill(self.life, signal.SIGKILL)
+        await eventually(lambda: not self.alive())
+        self.life = None
+
+
+@contextlib.asynccontextmanager
+async def nursery(env: dict[str, str], log: Path) -> AsyncGenerator[Nursery]:
+    """A parent of lives; none is left at the end."""
+    with log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", "-m", "tests.alerts.nursery"),
+            env=env,
+            cwd=REPOSITORY,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=output,
+        )
+    one = Nursery(process)
+    try:
+        yield one
+    finally:
+        if one.alive():
+            await one.kill()
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+
+
+@dataclass
+class Person:
+    """A user with both channels and a rule that takes everything."""
+
+    id: UUID
+    webhook: str
+    email: str
+
+
+@dataclass
+class Stage:
+    """Everything around the service."""
+
+    lives: Nursery
+    admin: asyncpg.Connection
+    http: httpx.AsyncClient
+    signer: Signer
+    writer: Writer
+    discord: SlowDiscord
+    smtp: SlowSmtp
+    people: list[Person] = field(default_factory=list[Person])
+    told: list[Told] = field(default_factory=list[Told])
+    unknown: Counter[Told] = field(default_factory=Counter[Told])
+    """How often a kill met a message whose outcome nobody knows."""
+    kills: int = 0
+
+    # Setting up, while the first life lives
+
+    async def ask(self, who: UUID, method: str, path: str, body: Any = None) -> Any:
+        """Ask the service, as the gateway would."""
+        token = self.signer.sign(Identity(who, "user"), audience="alerts", request_id="r1")
+        answer = await self.http.request(method, path, json=body, headers={HEADER: token})
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content.startswith(b"{") else None
+
+    async def join(self) -> None:
+        """Add a user who hears of everything on every channel."""
+        who = Person(uuid4(), self.discord.webhook(), f"{uuid4().hex}@example.org")
+        await self.ask(who.id, "POST", f"/api/alerts/{who.id}/rules", {"name": "all", "symbols": [], "min_score": 50})
+        await self.ask(who.id, "PUT", f"/api/alerts/{who.id}/channels/discord", {"target": who.webhook})
+        await self.ask(who.id, "PUT", f"/api/alerts/{who.id}/channels/email", {"target": who.email})
+
+        def asked() -> list[str]:
+            return [str(mail.message.get_body()) for mail in self.smtp.mails if who.email in mail.recipients]
+
+        await eventually(lambda: bool(asked()), 120)
+        body = self.smtp.mails[-1].message.get_body(("plain",))
+        assert body is not None
+        token = body.get_content().partition("token=")[2].split()[0]
+        await self.ask(who.id, "POST", f"/links/confirm-email?token={token}")
+        self.people.append(who)
+
+    # The stream
+
+    async def stream(self, stop: asyncio.Event) -> None:
+        """Tell of one activity and one fill after the other, no faster than they are taken."""
+        number = 0
+        while not stop.is_set():
+            number += 1
+            now = utc_now()
+            seen = activity(contract(score=80.0), symbol=f"K{number:05}", session=now.date(), as_of=now)
+            who = self.people[number % len(self.people)]
+            fill = OrderFilled(
+                id=uuid4(),
+                time=now,
+                at=now,
+                order_id=uuid4(),
+                account_id=uuid4(),
+                user_id=who.id,
+                venue="paper",
+                mode="paper",
+                fill_id="1",
+                symbol=f"N{number:05}",
+                side="buy",
+                quantity=Decimal(1),
+                price=Decimal(100),
+                fee=Decimal(0),
+                whole=True,
+            )
+            for event in (seen, fill):
+                await self._publish(event)
+            for channel in ("discord", "email"):
+                self.told += [(str(one.id), channel, seen.symbol) for one in self.people]
+                self.told.append((str(who.id), channel, fill.symbol))
+            await asyncio.sleep(PACE_S)  # a stream has a pace
+            await eventually(lambda: stop.is_set() or len(self.told) - len(self.arrived()) <= BEHIND, 600)
+
+    async def _publish(self, event: Event) -> None:
+        headers = [(name.decode(), value) for name, value in headers_of(event, "openbell/test")]
+        await (await self.writer.send(event.topic.name, event.to_bytes(), event.key.encode(), headers=headers))
+
+    # What arrived
+
+    def arrived(self) -> Counter[Told]:
+        """How often each message came."""
+        hooks = {who.webhook: str(who.id) for who in self.people}
+        mails = {who.email: str(who.id) for who in self.people}
+        found: Counter[Told] = Counter()
+        for post in list(self.discord.posts):
+            if (subject := SUBJECT.search(str(post.payload))) and post.url in hooks:
+                found[hooks[post.url], "discord", subject[0]] += 1
+        for mail in list(self.smtp.mails):
+            if subject := SUBJECT.search(str(mail.message["Subject"])):
+                found[mails[mail.recipients[0]], "email", subject[0]] += 1
+        return found
+
+    # A life and its end
+
+    async def live_and_die(self, chance: Random) -> None:
+        """Begin a life and kill it: somewhere in its start, or somewhere in its work."""
+        before = sum(self.arrived().values())
+        await self.lives.begin()
+        if chance.random() < 0.75:
+            await eventually(lambda: sum(self.arrived().values()) > before, 120)
+            await asyncio.sleep(chance.uniform(0, 0.5))
+        else:
+            await asyncio.sleep(chance.uniform(0, 2))
+        await self.lives.kill()
+        self.kills += 1
+        await self.note_the_dead()
+
+    async def note_the_dead(self) -> None:
+        """Note what was in flight, and let the time pass that a dead worker's lease takes."""
+        rows = await self.admin.fetch(
+            """select d.user_id, d.channel, a.title from alerts.deliveries d join alerts.alerts a
+                using (alert_id, session) where d.status = 'started'
+            union all
+            select d.user_id, d.channel, n.title from alerts.notice_deliveries d join alerts.notices n
+                using (notice_id) where d.status = 'started'"""
+        )
+        for row in rows:
+            if subject := SUBJECT.search(row["title"]):
+                self.unknown[str(row["user_id"]), row["channel"], subject[0]] += 1
+        for table in ("deliveries", "notice_deliveries"):
+            await self.admin.execute(
+                f"""update alerts.{table} set lease_until = now() - interval '1 second'
+                where status in ('claimed', 'started')"""
+            )
+
+    async def settled(self) -> bool:
+        """Whether all that was told has arrived, and every row says so."""
+        left = await self.admin.fetchval(
+            """select (select count(*) from alerts.deliveries where status <> 'done')
+            + (select count(*) from alerts.notice_deliveries where status <> 'done')"""
+        )
+        return left == 0 and set(self.told) == set(self.arrived())
+
+    def doubled(self) -> Counter[Told]:
+        """What came more than once."""
+        return Counter({one: times for one, times in self.arrived().items() if times > 1})
+
+
+def environment_of(settings: Any, address: KafkaAddress, port: int, discord: SlowDiscord, smtp: SlowSmtp) -> Any:
+    """What the service is started with."""
+    return {
+        **os.environ,
+        "OPENBELL_DATABASE_URL": settings.database_url,
+        "OPENBELL_KAFKA_BOOTSTRAP": address.bootstrap,
+        "OPENBELL_KAFKA_STATIC_MEMBERS": "true",  # each life takes the dead one's place at once
+        "OPENBELL_KAFKA_SMALL_TOPICS": str(address.small_topics),
+        "OPENBELL_HTTP_PORT": str(port),
+        "OPENBELL_ALERTS_DISCORD_BASE": discord.base,
+        "OPENBELL_ALERTS_SMTP_HOST": smtp.host,
+        "OPENBELL_ALERTS_SMTP_PORT": str(smtp.port),
+        "OPENBELL_ALERTS_SMTP_STARTTLS": "false",
+        "OPENBELL_ALERTS_SMTP_CONCURRENCY": "16",
+    }
