@@ -32,8 +32,9 @@ from services.alerts.routes import mail as mail_routes
 from services.alerts.routes import notices as notice_routes
 from services.alerts.routes import preferences as preference_routes
 from services.alerts.routes import rules as rule_routes
+from services.alerts.routes import silences as silence_routes
 from services.alerts.routes import trials as trial_routes
-from services.alerts.service import Alerts, Channels, Engagement, Notices, Options, Preferences, Router, Rules
+from services.alerts.service import Alerts, Channels, Engagement, Notices, Options, Preferences, Router, Rules, Silences
 from services.alerts.service.digests import Digests
 from services.alerts.service.gathering import Gathering
 from services.alerts.service.layout import Layout
@@ -55,6 +56,7 @@ from services.alerts.store.notices import NoticeStore
 from services.alerts.store.preferences import PreferenceStore
 from services.alerts.store.quotes import QuoteStore
 from services.alerts.store.rules import RuleStore
+from services.alerts.store.silences import SilenceStore
 from services.alerts.workers import Confirmation, Delivery, FanOuts, NoticeDelivery, Retention
 from shared.clock import Clock, new_id
 from shared.contracts.alerts import Channel
@@ -129,7 +131,7 @@ def build(env: Environment) -> Service:
         outward_base=settings.outward_base,
         push_key=vapid.public_key if vapid is not None else None,
     )
-    deliveries, preferences = DeliveryStore(), PreferenceStore()
+    deliveries, preferences, silences = DeliveryStore(), PreferenceStore(), SilenceStore()
     router = Router(deliveries, tuple(offered), wake=wake)
     kept, fans = KeptEvents(), FanOutStore()
     alerts = Alerts(store, audience, options, router=router, kept=kept, fans=fans, clock=service.clock, wake=wake)
@@ -187,6 +189,7 @@ def build(env: Environment) -> Service:
             *mail_routes.handlers(mail, mails, service.door),
             *digest_routes.handlers(digests, service.door),
             *chart_routes.handlers(pictures, store, service.door),
+            *silence_routes.handlers(Silences(silences, clock=service.clock, new_id=new_id), silences, service.door),
         ]
     )
     return service

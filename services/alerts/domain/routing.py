@@ -79,6 +79,31 @@ class Cap:
 
 
 @dataclass(frozen=True, slots=True)
+class Silence:
+    """What is not told until `ends_at`: that of which everything holds that is named here; None names nothing."""
+
+    kind: str | None
+    symbol: str | None
+    rule_id: UUID | None
+    critical: bool | None
+    ends_at: datetime
+
+    @property
+    def everything(self) -> bool:
+        """Whether it names nothing, and so silences all."""
+        return self.kind is None and self.symbol is None and self.rule_id is None and self.critical is None
+
+    def covers(self, ring: Ring) -> bool:
+        """Whether it silences what rings."""
+        return (
+            self.kind in {None, ring.kind}
+            and self.symbol in {None, ring.symbol}
+            and self.rule_id in {None, ring.rule_id}
+            and self.critical in {None, ring.critical}
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Wishes:
     """What one user wants. Nothing said: everything, everywhere, at once."""
 
@@ -86,6 +111,8 @@ class Wishes:
     quiet: Quiet | None = None
     choices: Mapping[tuple[str, str], Choice] = field(default_factory=dict[tuple[str, str], Choice])
     caps: Sequence[Cap] = ()
+    silences: Sequence[Silence] = ()
+    """Those that are running."""
 
 
 Used = Counter[tuple[str, str, datetime]]
@@ -103,6 +130,9 @@ class Decision:
 
 def plan(ring: Ring, channel: str, wishes: Wishes, used: Used, now: datetime) -> Decision:
     """Decide for one channel; what goes out is counted in `used`."""
+    for silence in wishes.silences:
+        if silence.covers(ring):
+            return Decision("suppressed", now, f"silenced until {silence.ends_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
     choice = choice_of(wishes.choices, ring.kind, channel)
     if choice == "off":
         return Decision("suppressed", now, "switched off in your preferences")

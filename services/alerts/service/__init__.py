@@ -8,6 +8,7 @@ from services.alerts.service.notices import Notices
 from services.alerts.service.preferences import Preferences, Said
 from services.alerts.service.routing import NoticeRing, Router
 from services.alerts.service.rules import Example, NewRule, Rules, Trial
+from services.alerts.service.silences import NewSilence, Silences
 
 __all__ = [
     "Actor",
@@ -18,6 +19,7 @@ __all__ = [
     "Engagement",
     "Example",
     "NewRule",
+    "NewSilence",
     "NoticeRing",
     "Notices",
     "Options",
@@ -25,5 +27,6 @@ __all__ = [
     "Router",
     "Rules",
     "Said",
+    "Silences",
     "Trial",
 ]

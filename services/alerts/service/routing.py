@@ -96,7 +96,7 @@ class Router:
     async def _planned(self, calls: Sequence[_Call], now: datetime, tx: Tx) -> list[dict[str, Any]]:
         if not calls:
             return []
-        audience = await self._store.audience(tx, sorted({call.user_id for call in calls}), self._offered)
+        audience = await self._store.audience(tx, sorted({call.user_id for call in calls}), self._offered, now)
         capped = [user_id for user_id, one in audience.items() if one.wishes.caps]
         used = await self._store.used(tx, capped, now) if capped else {}
         rows: list[dict[str, Any]] = []

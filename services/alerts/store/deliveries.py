@@ -5,24 +5,28 @@ What would surprise you: `planned_at` is set for a delivery that waits; one that
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import text
 
-from services.alerts.domain.routing import ACTIVITY, Used, Wishes, hour_of
+from services.alerts.domain.routing import ACTIVITY, Silence, Used, Wishes, hour_of
 from services.alerts.store.preferences import wishes_of
 from shared.contracts.alerts import Channel
 from shared.db import Row, Tx
 
 _AUDIENCE: Final = text("""
     select c.user_id, c.channel, c.lane, p.user_id is not null as wishes,
-        coalesce(p.timezone, u.timezone) as timezone, p.quiet_start, p.quiet_end, p.choices, p.caps
+        coalesce(p.timezone, u.timezone) as timezone, p.quiet_start, p.quiet_end, p.choices, p.caps, s.silences
     from channels c
     left join preferences p on p.user_id = c.user_id
     left join users u on u.user_id = p.user_id
+    left join (
+        select user_id, jsonb_agg(to_jsonb(one)) as silences from silences one
+        where user_id = any(cast(:user_ids as uuid[])) and starts_at <= :now and ends_at > :now group by user_id
+    ) s on s.user_id = c.user_id
     where c.user_id = any(cast(:user_ids as uuid[])) and c.enabled and c.channel = any(cast(:offered as text[]))
     order by c.user_id, c.channel, c.lane""")
 _LOCK: Final = text("""
@@ -89,13 +93,18 @@ class Audience:
 class DeliveryStore:
     """Reads where users want to be told and adds delivery rows, always inside the caller's transaction."""
 
-    async def audience(self, tx: Tx, user_ids: Sequence[UUID], offered: Sequence[Channel]) -> dict[UUID, Audience]:
-        """Return the users that have a target."""
+    async def audience(
+        self, tx: Tx, user_ids: Sequence[UUID], offered: Sequence[Channel], now: datetime
+    ) -> dict[UUID, Audience]:
+        """Return the users that have a target, with the silences that are running."""
         found: dict[UUID, Audience] = {}
-        for row in await tx.fetch(_AUDIENCE, user_ids=list(user_ids), offered=list(offered)):
+        for row in await tx.fetch(_AUDIENCE, user_ids=list(user_ids), offered=list(offered), now=now):
             user_id: UUID = row["user_id"]
             if user_id not in found:
-                found[user_id] = Audience(wishes_of(row) if row["wishes"] else Wishes(), [])
+                wishes = wishes_of(row) if row["wishes"] else Wishes()
+                if row["silences"] is not None:
+                    wishes = replace(wishes, silences=tuple(_silence(one) for one in row["silences"]))
+                found[user_id] = Audience(wishes, [])
             found[user_id].targets.append(row)
         return found
 
@@ -120,3 +129,13 @@ class DeliveryStore:
         """Return a user's deliveries of alerts and notices, newest first."""
         at, delivery_id = before or (None, None)
         return await tx.fetch(_LOG, user_id=user_id, limit=limit, before_at=at, before_id=delivery_id)
+
+
+def _silence(one: dict[str, Any]) -> Silence:
+    return Silence(
+        one["kind"],
+        one["symbol"],
+        UUID(one["rule_id"]) if one["rule_id"] else None,
+        one["critical"],
+        datetime.fromisoformat(one["ends_at"]),
+    )
