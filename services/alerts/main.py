@@ -91,8 +91,7 @@ def build(env: Environment) -> Service:
 
     pictures = _pictures(settings, service)
     workers: list[Worker] = []
-    key = settings.vapid_private_key
-    vapid = Vapid(key.get_secret_value(), settings.vapid_subject) if key is not None else None
+    vapid = _vapid(settings)
     plain, checks = _senders(settings, vapid, service.clock)
     offered: dict[Channel, tuple[Sender, int]] = {
         channel: (LaidOut(sender, partial(layout.dress, channel)), at_once)
@@ -193,6 +192,12 @@ def build(env: Environment) -> Service:
         ]
     )
     return service
+
+
+def _vapid(settings: AlertsSettings) -> Vapid | None:
+    """Return what signs for browsers; None without a key."""
+    key = settings.vapid_private_key
+    return None if key is None else Vapid(key.get_secret_value(), settings.vapid_subject)
 
 
 def _new_secret() -> str:
