@@ -180,7 +180,7 @@ class Digests:
         await self._store.collected(tx, wanted, [_kept(section) for section in sections])
         if sections:
             now, kind = self._clock(), f"digest.{row['frequency']}"
-            notice = {
+            notice: dict[str, Any] = {
                 "notice_id": wanted,
                 "user_id": row["user_id"],
                 "kind": kind,
