@@ -185,6 +185,32 @@ def test_a_page_that_is_not_a_path_of_ours_stops_the_start(page: str) -> None:
         Clicks("x" * 32, "https://openbell.example", page)
 
 
+async def test_what_was_acknowledged_counts_as_opened_once_and_is_its_users_own(client: Client) -> None:
+    bench = client.bench
+    user = await bench.user("AAPL")
+    await bench.tell(activity())
+    await bench.handle(bench.telling.tell, [receipt(user)])
+    (alert,), (notice,) = await bench.rows("alerts"), await bench.rows("notices")
+    for subject in (alert["alert_id"], notice["notice_id"]):
+        assert (await client("POST", f"/api/alerts/{subject}/acknowledged", uuid4())).status_code == 404
+        first = await client("POST", f"/api/alerts/{subject}/acknowledged", user)
+        bench.clock.advance(1)
+        again = await client("POST", f"/api/alerts/{subject}/acknowledged", user)
+        assert (first.status_code, again.json()) == (200, first.json())
+    types = (await client("GET", f"/api/alerts/{user}/stats", user)).json()["types"]
+    assert [(one["opened"], one["acknowledged"]) for one in types.values()] == [(1, 1), (1, 1)]
+
+
+async def test_a_second_ring_asks_to_be_acknowledged_again(bench: Bench) -> None:
+    user = await bench.user("AAPL")
+    await bench.tell(activity(contract(score=70)))
+    (row,) = await bench.rows("alerts")
+    await bench.door.run(lambda tx: bench.engagement.acknowledge(user, row["alert_id"], tx))
+    assert [one["acknowledged_at"] for one in await bench.rows("alerts")] == [NOW]
+    await bench.tell(activity(contract(score=95), as_of=NOW + timedelta(seconds=60)))
+    assert [one["acknowledged_at"] for one in await bench.rows("alerts")] == [None]
+
+
 async def test_a_second_ring_asks_to_be_opened_again_and_keeps_the_click(bench: Bench) -> None:
     user = await bench.user("AAPL")
     await bench.tell(activity(contract(score=70)))

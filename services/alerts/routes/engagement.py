@@ -24,6 +24,13 @@ class Opened(msgspec.Struct, frozen=True):
     opened_at: datetime
 
 
+class Acknowledged(msgspec.Struct, frozen=True):
+    """When an alert or a notice was first acknowledged."""
+
+    id: UUID
+    acknowledged_at: datetime
+
+
 class Stats(msgspec.Struct, frozen=True):
     """Figures over a user's alerts, and what was told in the last `days` and how much of it was opened.
 
@@ -58,6 +65,12 @@ def handlers(engagement: Engagement, store: EngagementStore, door: Door) -> list
         own(identity, user_id)
         return Opened(alert_id, await door.run(lambda tx: engagement.open(user_id, alert_id, tx)))
 
+    @post("/api/alerts/{subject_id:uuid}/acknowledged", caller=Caller.USER, status_code=200)
+    async def acknowledge(identity: Who, subject_id: FromPath[UUID]) -> Acknowledged:
+        """Note that you have seen to an alert or a notice of yours. Again changes nothing."""
+        user_id = identity.user_id
+        return Acknowledged(subject_id, await door.run(lambda tx: engagement.acknowledge(user_id, subject_id, tx)))
+
     @get("/api/alerts/{user_id:uuid}/stats", caller=Caller.USER)
     async def stats(
         identity: Who, user_id: FromPath[UUID], days: Annotated[int, QueryParameter(ge=1, le=366)] = 30
@@ -91,4 +104,4 @@ def handlers(engagement: Engagement, store: EngagementStore, door: Door) -> list
         headers = {"location": address, "cache-control": "no-store", "referrer-policy": "no-referrer"}
         return Response(None, status_code=303, headers=headers)
 
-    return [open_any, open_alert, stats, click]
+    return [open_any, open_alert, acknowledge, stats, click]

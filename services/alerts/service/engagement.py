@@ -30,6 +30,13 @@ class Engagement:
             raise NotFound("there is no such alert")
         return Done(at)
 
+    async def acknowledge(self, user_id: UUID, subject_id: UUID, tx: Tx) -> Done[datetime]:
+        """Keep that a user acknowledged an alert or a notice; answer when they first did. Raises NotFound."""
+        at = await self._store.acknowledged(tx, user_id, subject_id, self._clock())
+        if at is None:
+            raise NotFound("there is no such alert")
+        return Done(at)
+
     async def click(self, token: str, tx: Tx) -> Done[str]:
         """Keep that a link was followed; answer the address that it leads to, always our own. Raises LinkRefused.
 

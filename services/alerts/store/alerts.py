@@ -50,6 +50,7 @@ _SAVE_ALERTS = text("""
         top_score = excluded.top_score, contract_count = excluded.contract_count,
         premium_usd = excluded.premium_usd, best = excluded.best, notified_score = excluded.notified_score,
         opened_at = case when excluded.notifications > a.notifications then null else a.opened_at end,
+        acknowledged_at = case when excluded.notifications > a.notifications then null else a.acknowledged_at end,
         notifications = excluded.notifications""")
 _DELIVERY = text("""
     select d.id, d.uncertain, d.user_id, d.alert_id, c.target, c.enabled,

@@ -24,6 +24,15 @@ _OPENED: Final = text("""
         returning opened_at
     )
     select opened_at from alert union all select opened_at from notice""")
+_ACKNOWLEDGED: Final = text("""
+    with alert as (
+        update alerts set acknowledged_at = coalesce(acknowledged_at, :now), opened_at = coalesce(opened_at, :now)
+        where alert_id = :id and user_id = :user_id returning acknowledged_at
+    ), notice as (
+        update notices set acknowledged_at = coalesce(acknowledged_at, :now), opened_at = coalesce(opened_at, :now)
+        where notice_id = :id and user_id = :user_id returning acknowledged_at
+    )
+    select acknowledged_at from alert union all select acknowledged_at from notice""")
 _CLICKED: Final = text("""
     with alert as (
         update alerts set clicked_at = coalesce(clicked_at, :now), opened_at = coalesce(opened_at, :now)
@@ -82,6 +91,10 @@ class EngagementStore:
     async def opened(self, tx: Tx, user_id: UUID, subject_id: UUID, now: datetime) -> datetime | None:
         """Keep when a user first opened an alert or a notice; None when it is not theirs."""
         return await tx.fetchval(_OPENED, id=subject_id, user_id=user_id, now=now)
+
+    async def acknowledged(self, tx: Tx, user_id: UUID, subject_id: UUID, now: datetime) -> datetime | None:
+        """Keep when a user first acknowledged an alert or a notice, opened by that too; None when it is not theirs."""
+        return await tx.fetchval(_ACKNOWLEDGED, id=subject_id, user_id=user_id, now=now)
 
     async def clicked(self, tx: Tx, user_id: UUID, subject_id: UUID, now: datetime) -> None:
         """Keep when a user first followed a link about an alert or a notice; it counts as opened too."""

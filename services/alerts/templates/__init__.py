@@ -30,11 +30,6 @@ class Packaged:
         found = self.sources.get((channel, kind)) or self.sources.get((channel, ANY_KIND))
         return found[-1] if found else None
 
-    def version(self, channel: str, version: str) -> Source | None:
-        """Return one version by its name ("alert.1")."""
-        kind = version.rpartition(".")[0]
-        return next((one for one in self.sources.get((channel, kind), ()) if one.version == version), None)
-
 
 @lru_cache(maxsize=1)
 def packaged() -> Packaged:
