@@ -110,7 +110,7 @@ def pytest_testnodedown(node: Any, error: object | None) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Tell which Kafka the results came from."""
     if KAFKA_TOLD in config.stash:
-        terminalreporter.write_line(f"Kafka: {config.stash[KAFKA_TOLD]}")
+        terminalreporter.write_line(config.stash[KAFKA_TOLD])
 
 
 @pytest.fixture(scope="session")

@@ -368,6 +368,8 @@ async def test_an_order_that_somebody_else_replaced_says_so(rig: AlpacaRig):
 
 async def test_no_log_and_no_error_tells_a_secret(rig: AlpacaRig, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
+    for library in ("httpx", "httpcore"):  # a test that sets up logs makes them silent
+        caplog.set_level(logging.DEBUG, library)
     errors: list[BaseException] = []
     order = new()
     async with rig.venue.stream() as updates:

@@ -178,7 +178,7 @@ async def test_a_chain_becomes_one_alert_though_all_goes_wrong_on_the_way(
     assert waited >= 0.4, "Retry-After is obeyed"
     assert len(discord.posts) == 1
     assert "AAPL" in discord.posts[0].payload["content"]
-    assert ("[SIMULATED]" in discord.posts[0].payload["content"]) is (source == "simulator")
+    assert (r"\[SIMULATED\]" in discord.posts[0].payload["content"]) is (source == "simulator")  # as Markdown has it
     assert len(smtp.mails[1:]) == 1
     assert "AAPL" in smtp.mails[1].message["Subject"]
     assert await flow.rows("select 1 from alerts.deliveries where uncertain") == []
