@@ -239,9 +239,9 @@ class Stage:
         await self.lives.begin()
         if chance.random() < 0.75:
             await eventually(lambda: sum(self.arrived().values()) > before, 120)
-            await asyncio.sleep(chance.uniform(0, 0.5))
+            await asyncio.sleep(chance.uniform(0, 0.5))  # any moment: no condition names where a kill falls
         else:
-            await asyncio.sleep(chance.uniform(0, 2))
+            await asyncio.sleep(chance.uniform(0, 2))  # the same, in its start
         await self.lives.kill()
         self.kills += 1
         await self.note_the_dead()
