@@ -15,10 +15,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import httpx
 
+from services.alerts.adapters.answers import json_of, seconds
 from services.alerts.domain.cutting import clip, fit, units
 from services.alerts.domain.text import IMAGE_NAME, Message, context, fitted
 from services.alerts.ports import ChannelGone, Sent
@@ -77,7 +78,7 @@ class Discord:
         except httpx.HTTPError as error:
             raise OutcomeUnknown(f"Discord did not answer: {type(error).__name__}") from None
         if answer.is_success:
-            return Sent(str(_json(answer).get("id", "")), pause_s=_pause_s(answer))
+            return Sent(str(json_of(answer).get("id", "")), pause_s=_pause_s(answer))
         if answer.status_code == _WAIT or answer.status_code in _GONE:
             self._invalid.append(self._clock())
         raise _refusal(answer)
@@ -141,38 +142,25 @@ def payload(message: Message) -> dict[str, Any]:
 def _refusal(answer: httpx.Response) -> Exception:
     status = answer.status_code
     if status == _WAIT:
-        body = _json(answer)
+        body = json_of(answer)
         everyone = bool(body.get("global")) or "via" not in answer.headers  # without: Cloudflare's ban of our address
-        wait_s = _seconds(body.get("retry_after")) or _seconds(answer.headers.get("retry-after")) or 1.0
+        wait_s = (
+            seconds(body.get("retry_after"), LONGEST_WAIT_S)
+            or seconds(answer.headers.get("retry-after"), LONGEST_WAIT_S)
+            or 1.0
+        )
         return Busy("Discord asks to wait", retry_after_s=wait_s, everyone=everyone)
     if status in _GONE:
-        if "code" in _json(answer):
+        if "code" in json_of(answer):
             return ChannelGone(_GONE[status])
         return Transient(f"somebody between us and Discord answered {status}")  # Discord's own answers have a code
     if status >= _THEIR_FAULT:
-        retry_after_s = _seconds(answer.headers.get("retry-after"))
+        retry_after_s = seconds(answer.headers.get("retry-after"), LONGEST_WAIT_S)
         return Transient(f"Discord answered {status}", retry_after_s=retry_after_s)
-    return Permanent(f"Discord refused the message: {status}, code {_json(answer).get('code', 'none')}")
+    return Permanent(f"Discord refused the message: {status}, code {json_of(answer).get('code', 'none')}")
 
 
 def _pause_s(answer: httpx.Response) -> float:
     if answer.headers.get("x-ratelimit-remaining") != "0":
         return 0.0
-    return _seconds(answer.headers.get("x-ratelimit-reset-after")) or 0.0
-
-
-def _json(answer: httpx.Response) -> dict[str, Any]:
-    try:
-        body = answer.json()
-    except ValueError:
-        return {}
-    return cast("dict[str, Any]", body) if isinstance(body, dict) else {}
-
-
-def _seconds(value: object) -> float | None:
-    """Return a wait in seconds, decimals included, `LONGEST_WAIT_S` at most; None for what is not one."""
-    try:
-        seconds = float(str(value))
-    except ValueError:
-        return None
-    return min(seconds, LONGEST_WAIT_S) if seconds >= 0.0 else None
+    return seconds(answer.headers.get("x-ratelimit-reset-after"), LONGEST_WAIT_S) or 0.0

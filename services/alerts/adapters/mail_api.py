@@ -8,10 +8,11 @@ What would surprise you: httpx logs URLs and nothing else; an address stands in 
 
 import base64
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import httpx
 
+from services.alerts.adapters.answers import seconds
 from shared.errors import Permanent, Transient
 from shared.work import Busy, OutcomeUnknown
 
@@ -47,12 +48,15 @@ class MailApi:
         """Return what an answer that is no success means."""
         status = answer.status_code
         if status == _WAIT:
-            wait_s = seconds(answer.headers.get("retry-after")) or 1.0
+            wait_s = seconds(answer.headers.get("retry-after"), LONGEST_WAIT_S) or 1.0
             return Busy(f"{self.name} asks to wait", retry_after_s=wait_s, everyone=True)
         if status in _OURS:
             return Transient(f"{self.name} refuses our key or our domain: {status} {code}".rstrip())
         if status >= _THEIR_FAULT:
-            return Transient(f"{self.name} answered {status}", retry_after_s=seconds(answer.headers.get("retry-after")))
+            return Transient(
+                f"{self.name} answered {status}",
+                retry_after_s=seconds(answer.headers.get("retry-after"), LONGEST_WAIT_S),
+            )
         if status == _TOO_LARGE:
             return Permanent(f"the mail is larger than {self.name} takes")
         return Permanent(f"{self.name} refused the mail: {status} {code}".rstrip())
@@ -69,24 +73,6 @@ class MailApi:
                 base_url=self._base, timeout=self._timeout, limits=self._limits, headers=self._headers
             )
         return self._http
-
-
-def json_of(answer: httpx.Response) -> dict[str, Any]:
-    """Return the answer's object; empty for anything else."""
-    try:
-        body = answer.json()
-    except ValueError:
-        return {}
-    return cast("dict[str, Any]", body) if isinstance(body, dict) else {}
-
-
-def seconds(value: object) -> float | None:
-    """Return a wait in seconds, `LONGEST_WAIT_S` at most; None for what is not one."""
-    try:
-        wait_s = float(str(value))
-    except ValueError:
-        return None
-    return min(wait_s, LONGEST_WAIT_S) if wait_s >= 0.0 else None
 
 
 def base64_of(content: bytes) -> str:

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import httpx
 
+from services.alerts.adapters.answers import json_of
 from services.alerts.adapters.mail import Letter, letter
-from services.alerts.adapters.mail_api import MailApi, base64_of, json_of
+from services.alerts.adapters.mail_api import MailApi, base64_of
 from services.alerts.domain.text import IMAGE_NAME, Message
 from services.alerts.ports import ChannelGone, Sent
 
