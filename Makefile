@@ -11,7 +11,7 @@ export OPENBELL_KAFKA := $(or $(KAFKA),$(OPENBELL_KAFKA))
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt bench chaos simulate migrate asyncapi openapi replay lock clean
+.PHONY: help install run test check fmt bench chaos simulate manifests image test-image up down sbom migrate asyncapi openapi replay lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 13
@@ -48,6 +48,9 @@ check: $(STAMP) ## Lint, format, types and import contracts, as CI does
 	$(PYTHON) -m ruff format --check
 	.venv/bin/basedpyright
 	.venv/bin/lint-imports
+	$(PYTHON) -m deploy.prometheus.check
+	$(PYTHON) -m deploy.k8s.check
+	$(PYTHON) -m deploy.docker.check
 
 fmt: $(STAMP) ## Format, and fix what the linter can
 	$(PYTHON) -m ruff check --fix --exit-zero
@@ -65,6 +68,30 @@ chaos: $(STAMP) ## Kill everything under a ledger, 200,000 events, ten minutes (
 simulate: $(STAMP) ## Simulate the messaging runtime, crashed wherever it waits (ARGS="--seeds 1000 --from 0")
 	$(PYTHON) -m tests.chaos.simulation $(or $(ARGS),--awaits --seeds 300)
 
+# Two builds of one commit hold the same files. BuildKit is a part of Docker since 23; earlier ones need the variable.
+TAG ?= $(shell git rev-parse --short=12 HEAD)
+manifests: $(STAMP) ## Write what follows from deploy/services.py into deploy/k8s/base
+	$(PYTHON) -m deploy.k8s
+
+image: ## Build the image of all services, openbell:TAG (SERVICE=api: openbell-api:TAG, only that one)
+	DOCKER_BUILDKIT=1 docker build --tag openbell$(if $(SERVICE),-$(SERVICE)):$(TAG) --build-arg SERVICE=$(SERVICE) \
+	  --build-arg REVISION=$$(git rev-parse HEAD) --build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(ARGS) .
+
+test-image: image ## Run every service from the image until somebody is alerted (slow; needs Docker on Linux)
+	$(PYTHON) -m tests.deploy.containers openbell:$(TAG)
+
+PROFILES ?= core
+up: $(STAMP) ## Start it all in containers (PROFILES="core observability dev")
+	$(PYTHON) -m deploy.docker.secrets
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) docker compose $(addprefix --profile ,$(PROFILES)) up --build --wait
+
+down: ## Stop the containers; their volumes stay
+	docker compose --profile "*" down
+
+sbom: $(STAMP) ## Write the list of all that the services are made of, .openbell/sbom.json (CycloneDX)
+	@mkdir -p .openbell
+	"$$($(PYTHON) -m deploy.tools cyclonedx-py)" requirements requirements.lock --output-reproducible --of JSON -o .openbell/sbom.json
+
 migrate: $(STAMP) ## Bring every service's schema to the newest version
 	$(PYTHON) -m deploy.local.migrate $(ARGS)
 
@@ -80,8 +107,9 @@ replay: $(STAMP) ## Read events again into one consumer (SERVICE=detector ARGS="
 COMPILE := -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
   --no-emit-index-url --no-emit-find-links
 lock: $(STAMP) ## Pin all dependencies anew (ARGS="--upgrade" moves them)
-	$(PYTHON) $(COMPILE) $(ARGS) pyproject.toml -o requirements.lock
+	$(PYTHON) $(COMPILE) $(ARGS) --extra services pyproject.toml -o requirements.lock
 	$(PYTHON) $(COMPILE) $(ARGS) --all-extras pyproject.toml -o requirements-dev.lock
+	$(PYTHON) $(COMPILE) $(ARGS) deploy/tools.in -o deploy/tools.lock
 
 clean: ## Remove the installation, caches and all local data
 	@# As root the database may lie outside, behind this link (deploy/local/postgres.py).

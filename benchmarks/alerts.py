@@ -1,13 +1,16 @@
 """One signal that 100,000 rules look at, through the alerts service as a process, and what few look at beside it.
 
-First 50 events a second, each of one user's symbol, to their Discord posts: the baseline. Then the same again while one
-event of a symbol that everybody watches fans out. "Matched and queued" is from the event published to the last alert,
-delivery and told event committed; its baseline is Postgres copying as many rows of the same tables, no more. Deliveries
-a second are those to the stand-in for Discord once the fan-out has ended; their baseline is bare posts to it.
+First 50 events a second, each of one user's symbol, to their Discord posts: without charts, then with them, the
+baseline of what follows. Then the same again while one event of a symbol that everybody watches fans out. "Matched and
+queued" is from the event published to the last alert, delivery and told event committed; its baseline is Postgres
+copying as many rows of the same tables, no more. Deliveries a second are those to a sink (benchmarks/sink.py) once the
+fan-out has ended; their baseline is bare posts to it. Processor time a row is that of the service, and of all of
+Postgres: unlike seconds on the clock it hardly depends on what else a machine does.
 """
 
 import asyncio
-import re
+import contextlib
+import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -18,19 +21,24 @@ from typing import Any, Final
 
 import asyncpg
 import httpx
+import msgspec
 import psutil
 from aiokafka import AIOKafkaProducer
 
+from benchmarks.sink import Sink, sink
 from benchmarks.stack import row, servers, service, until
 from deploy.local.stack import Stack
+from services.alerts.adapters.charts.artist import Artist
 from services.alerts.domain.channels import lane_of
+from services.alerts.domain.charts import Bar, Chart
+from services.alerts.domain.matching import sightings
 from shared.clock import new_id, utc_now
 from shared.contracts.base import Event
 from shared.contracts.detector import ActivityDetected, ScoreParts, UnusualContract
 from shared.contracts.topics import TOPICS
+from shared.identity import HEADER, Identity, Signer, identity_secret
 from shared.messaging.kafka import KafkaAddress, ensure_topics
 from shared.messaging.record import headers_of
-from tests.fakes.discord import FakeDiscord
 
 CROWD: Final = 100_000
 FEW: Final = 150  # a webhook takes 5 posts in 2 s
@@ -47,8 +55,11 @@ SINK_BAR: Final = 5_000.0
 FIRST_DAY: Final = date(2026, 1, 1)
 MB: Final = 1_048_576
 
-_PLACE: Final = re.compile(r"\b(Q\d{3})\b")
-_DAY: Final = re.compile(r"\b(\d{4}-\d\d-\d\d)\b")
+CHARTS_WARM: Final = 5
+CHARTS: Final = 100
+CHART_BAR_MS: Final = 200.0
+KEPT: Final = 100_000
+
 _BARE: Final = """
     create table bare_{table} (like alerts.{table} including all);
     insert into bare_{table} select * from alerts.{table} where {which}"""
@@ -56,35 +67,46 @@ _BARE: Final = """
 
 def run() -> list[dict[str, Any]]:
     """Measure; return a row a metric."""
-    with servers() as below, FakeDiscord() as discord:
-        return asyncio.run(_measure(below, discord))
+    with servers() as below:
+        return asyncio.run(_measure(below))
 
 
-async def _measure(below: Stack, discord: FakeDiscord) -> list[dict[str, Any]]:
+async def _measure(below: Stack) -> list[dict[str, Any]]:
     address = KafkaAddress(below.kafka.bootstrap)
     await ensure_topics(address, TOPICS)
-    admin = await asyncpg.connect(below.admin_url)
-    try:
-        await _people(admin, discord)
-        bare_sink = await _bare_posts(discord)
-        async with (
-            _producer(address) as producer,
-            service(below, "alerts", OPENBELL_ALERTS_DISCORD_BASE=discord.base) as (pid, _),
-        ):
-            beats = _Beats(producer, discord)
+    rows = await charts()
+    async with contextlib.AsyncExitStack() as stack:
+        admin = await asyncpg.connect(below.admin_url)
+        stack.push_async_callback(admin.close)
+        there = await stack.enter_async_context(sink())
+        producer = await stack.enter_async_context(_producer(address))
+        await _people(admin, there)
+        bare = await _bare_posts(there)
+        beats = _Beats(producer, there)
+        base = {"OPENBELL_ALERTS_DISCORD_BASE": there.base}
+        async with service(below, "alerts", **base, OPENBELL_ALERTS_CHARTS="false"):
+            await beats.at_rate(WARM)
+            without = await beats.at_rate(RATE * QUIET_S)
+        async with service(below, "alerts", **base) as (pid, port):
+            costs = Costs(pid, await admin.fetchval("select pg_backend_pid()"))
             await beats.at_rate(WARM)
             quiet = await beats.at_rate(RATE * QUIET_S)
-            process = psutil.Process(pid)
-            rest = process.memory_info().rss / MB
-            beside, (took, most) = await asyncio.gather(
-                beats.at_rate(RATE * BESIDE_S), _fan_out(producer, admin, process)
+            rows += _latency("event to Discord post", quiet, without)
+            rest = costs.memory_mb()
+            before = costs.now()
+            beside, took = await asyncio.gather(beats.at_rate(RATE * BESIDE_S), _fan_out(producer, admin, costs))
+            rows += [*_fanned(took, await _bare_rows(admin)), *costs.rows("a rule fanned out, all told", before, CROWD)]
+            rows += _latency("event to Discord post beside it", beside, quiet, bar=LATENCY_BAR_MS)
+            rows += await _sink_rows(there, costs, bare)
+            grown = costs.most_mb - rest
+            rows.append(
+                row("memory it adds", grown, "MB", baseline=rest, bar=MEMORY_BAR_MB, holds=grown < MEMORY_BAR_MB)
             )
-            sink = await _sink(discord)
-        bare = await _bare_rows(admin)
-    finally:
-        await admin.close()
-    ours, plain = quantiles(beside, n=100), quantiles(quiet, n=100)
-    grown = most - rest
+            rows.append(await _trial(below, admin, port))
+    return rows
+
+
+def _fanned(took: float, bare: float) -> list[dict[str, Any]]:
     return [
         row(
             "one signal to 100,000 rules, matched and queued",
@@ -94,26 +116,113 @@ async def _measure(below: Stack, discord: FakeDiscord) -> list[dict[str, Any]]:
             bar=FAN_OUT_BAR_S,
             goal=FAN_OUT_GOAL_S,
             holds=took < FAN_OUT_BAR_S,
-        ),
-        row("memory it adds", grown, "MB", baseline=rest, bar=MEMORY_BAR_MB, holds=grown < MEMORY_BAR_MB),
-        row("event to Discord post beside it, p50", ours[49], "ms", baseline=plain[49], holds=True),
-        row(
-            "event to Discord post beside it, p99",
-            ours[98],
-            "ms",
-            baseline=plain[98],
-            bar=LATENCY_BAR_MS,
-            holds=ours[98] < LATENCY_BAR_MS,
-        ),
-        row("deliveries to a stand-in", sink, "posts/s", baseline=bare_sink, bar=SINK_BAR, holds=sink >= SINK_BAR),
+        )
     ]
 
 
-async def _people(admin: "asyncpg.Connection[Any]", discord: FakeDiscord) -> None:
+def _latency(what: str, ours: list[float], plain: list[float], bar: float | None = None) -> list[dict[str, Any]]:
+    found, base = quantiles(ours, n=100), quantiles(plain, n=100)
+    holds = bar is None or found[98] < bar
+    return [
+        row(f"{what}, p50", found[49], "ms", baseline=base[49], holds=True),
+        row(f"{what}, p99", found[98], "ms", baseline=base[98], bar=bar, holds=holds),
+    ]
+
+
+class Costs:
+    """What the service's process and Postgres's have used so far."""
+
+    def __init__(self, pid: int, backend: int) -> None:
+        self._service = psutil.Process(pid)
+        postgres = psutil.Process(backend).parent()
+        assert postgres is not None
+        self._postgres = postgres
+        self.most_mb = 0.0
+
+    def memory_mb(self) -> float:
+        """Return the service's resident memory now; `most_mb` is the most that was seen."""
+        now = self._service.memory_info().rss / MB
+        self.most_mb = max(self.most_mb, now)
+        return now
+
+    def now(self) -> tuple[float, float]:
+        """Return processor seconds: of the service, and of Postgres."""
+        return _seconds(self._service), sum(map(_seconds, [self._postgres, *self._postgres.children()]))
+
+    def rows(self, what: str, before: tuple[float, float], count: int) -> list[dict[str, Any]]:
+        """Return lines for what each of `count` rows has cost since `before`."""
+        spent = [(now - then) / max(1, count) * 1e6 for now, then in zip(self.now(), before, strict=True)]
+        return [
+            row(f"{what}: processor time of {whose}", used, "us", holds=True)
+            for whose, used in zip(("the service", "Postgres"), spent, strict=True)
+        ]
+
+
+def _seconds(process: psutil.Process) -> float:
+    with contextlib.suppress(psutil.Error):
+        times = process.cpu_times()
+        return times.user + times.system
+    return 0.0
+
+
+async def charts() -> list[dict[str, Any]]:
+    """Draw charts of full sessions, one after the other, in the process that draws for the service."""
+    artist, took = Artist(burst=1_000, timeout_s=30.0), list[float]()
+    try:
+        for number in range(CHARTS_WARM + CHARTS):
+            chart = Chart(
+                symbol=f"Q{number:03d}",
+                session=FIRST_DAY,
+                points=tuple((1_767_277_800 + 60 * minute, 100 + (minute * number) % 7) for minute in range(390)),
+                marked=1_767_277_800 + 3_600,
+                bars=tuple(Bar(f"20 Jun {strike} call", 5_000 + number, 1_000) for strike in range(100, 105)),
+                simulated=False,
+            )
+            began = time.monotonic()
+            assert await artist.draw(chart) is not None
+            took.append((time.monotonic() - began) * 1000)
+    finally:
+        await artist.close()
+    found = quantiles(took[CHARTS_WARM:], n=100)
+    return [
+        row("a chart drawn, p50", found[49], "ms", holds=True),
+        row("a chart drawn, p99", found[98], "ms", bar=CHART_BAR_MS, holds=found[98] < CHART_BAR_MS),
+    ]
+
+
+async def _trial(below: Stack, admin: "asyncpg.Connection[Any]", port: int) -> dict[str, Any]:
+    """Try a rule on KEPT events of activity: as many are looked at as a trial looks at."""
+    lines = json.dumps({"lines": [msgspec.to_builtins(line) for line in sightings(_activity("TRIAL", FIRST_DAY))]})
+    now = utc_now()
+    await admin.copy_records_to_table(
+        "kept_events",
+        schema_name="alerts",
+        columns=["id", "kind", "symbol", "session", "at", "fields"],
+        records=[
+            (new_id(), "activity", f"T{number % 500}", FIRST_DAY, now - timedelta(seconds=10 * number + 1), lines)
+            for number in range(KEPT)
+        ],
+    )
+    await admin.execute("analyze alerts.kept_events")
+    user = new_id()
+    secret = identity_secret(below.settings())
+    headers = {HEADER: Signer(secret, utc_now).sign(Identity(user, "user"), audience="alerts", request_id="bench")}
+    rule = {"name": "trial", "symbols": [], "min_score": 79, "min_premium_usd": 1}
+    url = f"http://127.0.0.1:{port}/api/alerts/{user}/rules/try"
+    async with httpx.AsyncClient(trust_env=False, timeout=120, headers=headers) as http:
+        began = time.monotonic()
+        answer = await http.post(url, json=rule)
+    took = time.monotonic() - began
+    assert answer.status_code == httpx.codes.OK.value, answer.text
+    told = answer.json()
+    return row(f"a rule tried on {KEPT:,} kept events, {told['examined']:,} looked at", took, "s", holds=True)
+
+
+async def _people(admin: "asyncpg.Connection[Any]", there: Sink) -> None:
     """Make everybody who watches CROWD, and a few with a symbol of their own."""
     now = utc_now()
     symbols = ["CROWD"] * CROWD + [f"Q{number:03d}" for number in range(FEW)]
-    people = [(new_id(), symbol, discord.webhook()) for symbol in symbols]
+    people = [(new_id(), symbol, there.webhook()) for symbol in symbols]
     await admin.copy_records_to_table(
         "users",
         schema_name="alerts",
@@ -138,14 +247,13 @@ async def _people(admin: "asyncpg.Connection[Any]", discord: FakeDiscord) -> Non
 class _Beats:
     """Events of one user's symbol each, no symbol and session twice, and the milliseconds to their posts."""
 
-    def __init__(self, producer: AIOKafkaProducer, discord: FakeDiscord) -> None:
+    def __init__(self, producer: AIOKafkaProducer, there: Sink) -> None:
         self._producer = producer
-        self._discord = discord
+        self._there = there
         self._number = 0
 
     async def at_rate(self, total: int) -> list[float]:
         sent: dict[tuple[str, str], float] = {}
-        posts = len(self._discord.posts)
         began = time.monotonic()
         for number in range(total):
             symbol, day = f"Q{self._number % FEW:03d}", FIRST_DAY + timedelta(days=self._number // FEW)
@@ -157,49 +265,51 @@ class _Beats:
         taken: dict[tuple[str, str], float] = {}
 
         async def arrived() -> bool:
-            nonlocal posts
-            for post in self._discord.posts[posts:]:
-                posts += 1
-                said = str(post.payload)
-                if place := _PLACE.search(said):
-                    day = next(day for day in _DAY.findall(said) if (place[1], day) in sent)
-                    taken[place[1], day] = (post.at - sent[place[1], day]) * 1000
+            _, seen = await self._there.seen()
+            for symbol, days, at in seen:
+                if (day := next((day for day in days if (symbol, day) in sent), None)) is not None:
+                    taken[symbol, day] = (at - sent[symbol, day]) * 1000
             return len(taken) == total
 
-        await until(arrived, 120)
+        await until(arrived, 300, every_s=0.25)
         return list(taken.values())
 
 
-async def _fan_out(
-    producer: AIOKafkaProducer, admin: "asyncpg.Connection[Any]", process: psutil.Process
-) -> tuple[float, float]:
-    """Tell of a symbol that everybody watches; return seconds until all is queued, and the most memory held."""
+async def _fan_out(producer: AIOKafkaProducer, admin: "asyncpg.Connection[Any]", costs: Costs) -> float:
+    """Tell of a symbol that everybody watches; return seconds until all is queued."""
     await asyncio.sleep(1)
     began = time.time()
     await _tell(producer, _activity("CROWD", FIRST_DAY))
-    most = 0.0
 
     async def done() -> bool:
-        nonlocal most
-        most = max(most, process.memory_info().rss / MB)
+        costs.memory_mb()
         return bool(await admin.fetchval("select exists (select from alerts.fan_outs where status = 'done')"))
 
-    await until(done, 300)
+    await until(done, 600)
     ended: datetime = await admin.fetchval("select max(settled_at) from alerts.fan_outs")
     assert await admin.fetchval("select count(*) from alerts.alerts where symbol = 'CROWD'") == CROWD
     assert await admin.fetchval("select count(*) from alerts.deliveries where bulk") == CROWD
-    return ended.timestamp() - began, most
+    return ended.timestamp() - began
 
 
-async def _sink(discord: FakeDiscord) -> float:
-    posts, began = len(discord.posts), time.monotonic()
-    await asyncio.sleep(SINK_S)
-    return (len(discord.posts) - posts) / (time.monotonic() - began)
+async def _sink_rows(there: Sink, costs: Costs, bare: float) -> list[dict[str, Any]]:
+    """Let the fan-out's deliveries go on, with nothing beside them."""
+    (posts, _), before, began = await there.seen(), costs.now(), time.monotonic()
+    while time.monotonic() - began < SINK_S:
+        await asyncio.sleep(0.25)
+        costs.memory_mb()
+    count, took = (await there.seen())[0] - posts, time.monotonic() - began
+    return [
+        row(
+            "deliveries to a sink", count / took, "posts/s", baseline=bare, bar=SINK_BAR, holds=count / took >= SINK_BAR
+        ),
+        *costs.rows("a delivery", before, count),
+    ]
 
 
-async def _bare_posts(discord: FakeDiscord) -> float:
+async def _bare_posts(there: Sink) -> float:
     """Post as fast as may be, 32 at once, each to a webhook of its own; return posts a second."""
-    hooks = iter([discord.webhook() for _ in range(100_000)])
+    hooks = iter([there.webhook() for _ in range(100_000)])
     done = 0
 
     async def posting(http: httpx.AsyncClient, until_s: float) -> None:

@@ -3,6 +3,8 @@
 import argparse
 import base64
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -163,6 +165,16 @@ def rotate_credentials(gateway: Gateway, asked: Asked) -> int:
     for account in unreadable:
         _note(f"does not open: the credentials of account {account}")
     return REFUSED if unreadable else OK
+
+
+def doctor(place: Mapping[str, str], asked: Asked) -> int:
+    """Look at what services need, in a process with their settings; beside `make run`, with those that it wrote."""
+    settings = {"OPENBELL_DATABASE_URL": "database_url", "OPENBELL_KAFKA_BOOTSTRAP": "kafka_bootstrap"}
+    known = {name: place[key] for name, key in settings.items() if key in place}
+    url = asked.url or os.environ.get("OPENBELL_URL") or place.get("url")
+    options = (["--json"] if asked.json else []) + (["--gateway", url] if url else [])
+    command = [sys.executable, "-P", "-m", "shared.doctor", *options]
+    return subprocess.run(command, check=False, env={**known, **os.environ}).returncode  # noqa: S603 - our own words
 
 
 COMMANDS: Final[Mapping[str, Callable[[Gateway, Asked], int]]] = {

@@ -41,7 +41,7 @@ class Place:
         url = url or os.environ.get("OPENBELL_URL")
         key = key or os.environ.get("OPENBELL_API_KEY")
         if not (url and key):
-            demo = _demo()
+            demo = beside()
             url, key = url or demo.get("url"), key or demo.get("admin_key")
         if not (url and key):
             raise Failure(
@@ -52,8 +52,8 @@ class Place:
         return cls(url, key)
 
 
-def _demo() -> Mapping[str, str]:
-    """Return what `make run` wrote: below the current folder, else beside this code."""
+def beside() -> Mapping[str, str]:
+    """Return what a `make run` here wrote: below the current folder, else beside this code."""
     for folder in (Path.cwd(), Path(__file__).parents[1]):
         if (folder / DEMO).is_file():
             return json.loads((folder / DEMO).read_text())

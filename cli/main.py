@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cli.commands import COMMANDS
-from cli.gateway import Failure, Gateway, Place
+from cli.commands import COMMANDS, doctor
+from cli.gateway import Failure, Gateway, Place, beside
 from cli.parser import build
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None, transport: "httpx.BaseTransport | None" = None) -> int:
     """Run the command line; return the exit code. `transport` is for tests."""
     asked = build().parse_args(arguments)
+    if asked.run == doctor.__name__:  # it needs no gateway, which may be what is broken
+        return doctor(beside(), asked)
     try:
         with Gateway(Place.find(asked.url, asked.key), transport) as gateway:
             return COMMANDS[asked.run](gateway, asked)

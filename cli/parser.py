@@ -8,8 +8,8 @@ from uuid import UUID
 
 DESCRIPTION: Final = """\
 Look after a running Openbell: failed jobs, replays, topics and lag. Everything goes through the gateway's /ops API with
-an administrator's key and is audited. Beside a `make run` it needs no options; elsewhere set OPENBELL_URL and
-OPENBELL_API_KEY.
+an administrator's key and is audited, but for `doctor`, which looks with the settings of a service. Beside a `make run`
+it needs no options; elsewhere set OPENBELL_URL and OPENBELL_API_KEY.
 """
 EXAMPLES: Final = """\
 examples:
@@ -18,6 +18,7 @@ examples:
   openbell failed show detector/0198c5d2-8f3e-7cc1-9a40-5f1f0c1d2e3f
   openbell replay detector.chains --since 2h --dry-run
   openbell lag
+  openbell doctor
 
 exit codes:
   0  done
@@ -46,6 +47,7 @@ def build() -> argparse.ArgumentParser:
         ("lag", "how far each consumer is behind, in records and seconds"),
     ):
         _command(commands, name, what)
+    _command(commands, "doctor", "look at what services need, from here, and say how to mend what is wrong")
     _command(
         commands,
         "rotate-credentials",

@@ -187,7 +187,7 @@ class Pool:
 
     def __init__(self, connect: Callable[[], Any], size: int) -> None:
         self._connect = connect
-        self._size = size
+        self.size = size
         self._idle: list[Connection] = []
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
         self._open = 0
@@ -198,6 +198,11 @@ class Pool:
         """Connections that are out."""
         return self._open - len(self._idle)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for one."""
+        return len(self._waiters)
+
     async def acquire(self) -> Connection:
         """Return a connection; waits its turn."""
         if self._closed:
@@ -207,7 +212,7 @@ class Pool:
             if not connection.is_closed():
                 return connection
             self._open -= 1
-        if self._open >= self._size:
+        if self._open >= self.size:
             waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             try:
@@ -282,6 +287,8 @@ class Database:
                     "application_name": f"openbell-{self.schema}",
                     # Short statements over partitions: planning anew cost a third of Postgres's time, compiling more.
                     "plan_cache_mode": "force_generic_plan",
+                    # A plan is kept while its table grows: one that seemed small must not be read wholly for each row.
+                    "random_page_cost": "1.1",
                     "jit": "off",
                 },
             )

@@ -100,14 +100,17 @@ class Outward:
 
         Raises AddressRefused, Transient when nothing was sent, OutcomeUnknown when nobody knows; none holds the URL.
         """
+        begun = _Begun()
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._post(url, headers, body)
+                return await self._post(url, headers, body, begun)
         except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout) as error:
             raise Transient(f"the host is not reachable: {type(error).__name__}") from None
         except OSError as error:  # TimeoutError is one as well
-            if isinstance(error, TimeoutError):
+            if isinstance(error, TimeoutError) and begun:
                 raise OutcomeUnknown("the host did not answer in time") from None
+            if isinstance(error, TimeoutError):
+                raise Transient("the host was not reached in time") from None
             raise Transient("the host is not known to the DNS") from None
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
             raise OutcomeUnknown(f"the host did not answer: {type(error).__name__}") from None
@@ -126,20 +129,24 @@ class Outward:
         if (host, port) == self._allowed:
             return (host,)
         if self._threads is None:  # of our own: names that are slow to resolve hinder nothing else
-            self._threads = ThreadPoolExecutor(4, thread_name_prefix="resolve")
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, self._resolve, host, port)
+            self._threads = ThreadPoolExecutor(16, thread_name_prefix="resolve")
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._threads, self._resolve, host, port)
+        except UnicodeError as error:  # a label that is empty or too long
+            raise OSError("no name of a host") from error
         if not found or not all(is_public(address) for address in found):
             raise AddressRefused
         return found[:_ADDRESSES_TRIED]
 
-    async def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    async def _post(self, url: str, headers: Mapping[str, str], body: bytes, begun: "_Begun") -> Answer:
         if self._pool is None:
             self._pool = httpcore.AsyncConnectionPool(
                 max_connections=self._connections, keepalive_expiry=30.0, network_backend=_Checked(self)
             )
         limits = dict.fromkeys(("connect", "read", "write", "pool"), self._timeout_s)
         told = [*{"user-agent": "Openbell (alerts)", **headers}.items()]
-        async with self._pool.stream("POST", url, headers=told, content=body, extensions={"timeout": limits}) as answer:
+        more = {"timeout": limits, "trace": begun.hear}
+        async with self._pool.stream("POST", url, headers=told, content=body, extensions=more) as answer:
             taken = b""
             async for part in answer.aiter_stream():
                 taken += part
@@ -147,6 +154,21 @@ class Outward:
                     break
             got = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
             return Answer(answer.status, got, taken[:ANSWER_MAX], wait_of(got.get("retry-after"), self._clock()))
+
+
+class _Begun:
+    """Whether a request began to go out."""
+
+    def __init__(self) -> None:
+        self._sent = False
+
+    def __bool__(self) -> bool:
+        return self._sent
+
+    async def hear(self, event: str, told: Mapping[str, object]) -> None:
+        """Take what httpcore tells of a request."""
+        del told
+        self._sent = self._sent or event.endswith("send_request_headers.started")
 
 
 class _Checked(httpcore.AsyncNetworkBackend):
@@ -202,7 +224,7 @@ def wait_of(retry_after: str | None, now: datetime) -> float | None:
     except ValueError:
         try:
             wait_s = max((parsedate_to_datetime(retry_after) - now).total_seconds(), 0.0)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
     return min(wait_s, LONGEST_WAIT_S) if wait_s >= 0.0 else None
 

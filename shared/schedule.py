@@ -36,8 +36,10 @@ log = logging.getLogger(__name__)
 Trigger = Literal["clock", "manual"]
 Outcome = Literal["running", "done", "failed", "lost"]
 
-RUNS: Final = Counter("openbell_job_runs_total", "Runs of scheduled jobs", ["job", "outcome"])
-LAST_DONE: Final = Gauge("openbell_job_last_done_seconds", "When the job last succeeded, Unix time", ["job"])
+RUNS: Final = Counter("openbell_job_runs_total", "Runs of scheduled jobs", ["job_name", "outcome"])
+LAST_DONE: Final = Gauge(
+    "openbell_job_last_done_timestamp_seconds", "When the job last succeeded, Unix time", ["job_name"]
+)
 
 LEASE_S: Final = 30.0
 AGAIN_S: Final = 1.0

@@ -64,6 +64,7 @@ from shared.messaging.retry import Retries
 from shared.schedule import Job, Scheduler
 from shared.schema import head
 from shared.settings import SharedSettings
+from shared.vitals import Vitals
 
 _log = logging.getLogger(__name__)
 _monotonic = time.monotonic
@@ -142,9 +143,7 @@ class Service:
         self.settings = env.settings
         self.clock = env.clock
         self.db = Database(env.settings.service_database_url(name), schema=name, size=env.settings.database_pool_size)
-        self.kafka = KafkaAddress(
-            env.settings.kafka_bootstrap, env.settings.kafka_static_members, env.settings.kafka_small_topics
-        )
+        self.kafka = KafkaAddress.of(env.settings)
         self.relay = Relay(name, self.db, self.kafka)
         self.outbox = Outbox(name, self.relay.wake)
         self.door = Door(self.db, self.outbox)
@@ -266,7 +265,8 @@ class Service:
         letters = [dead_letter_topic(consumer.name) for consumer in self.consumers]
         await ensure_topics(self.kafka, [*TOPICS, *letters])
         self._broken.pop("start", None)
-        for runner in (self.relay, self.scheduler, self.operations.runs, *self._runners):
+        vitals = Vitals(self.name, self.db)
+        for runner in (self.relay, vitals, self.scheduler, self.operations.runs, *self._runners):
             self._tasks.append(asyncio.create_task(self._supervise(runner), name=f"{self.name} {runner.name}"))
         _log.info("service_started", extra={"service": self.name, "replica": self._env.replica})
 

@@ -1,15 +1,45 @@
-"""What every service process needs to know, from the environment (prefix OPENBELL_). `.env` is read too."""
+"""What every service process needs to know, from the environment (prefix OPENBELL_). `.env` is read too.
+
+What would surprise you: in a container a setting may also be a file of /run/secrets that has the variable's name.
+Secrets come so, for no list of processes and no dump of the environment shows a file. A variable wins over its file.
+"""
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
+SECRETS: Final = Path("/run/secrets")
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
-class SharedSettings(BaseSettings):
+class Settings(BaseSettings):
+    """What all settings are read from."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, the strongest first."""
+        if SECRETS.is_dir() and getattr(file_secret_settings, "secrets_dir", None) is None:
+            file_secret_settings = SecretsSettingsSource(settings_cls, SECRETS)
+        return init_settings, env_settings, dotenv_settings, file_secret_settings
+
+
+class SharedSettings(Settings):
     """Addresses and secrets shared by all services."""
 
     model_config = SettingsConfigDict(env_prefix="OPENBELL_", env_file=".env", extra="ignore")
@@ -20,6 +50,11 @@ class SharedSettings(BaseSettings):
     database_password: SecretStr | None = None
     database_pool_size: int = Field(default=12, ge=2)
     kafka_bootstrap: str = "127.0.0.1:9092"
+    kafka_ca: Path | None = None
+    """The certificate that Kafka's are signed with. With it connections are encrypted, without it they are plain."""
+    kafka_user: str | None = None
+    """Logs in by SCRAM-SHA-512, with the password."""
+    kafka_password: SecretStr | None = None
     kafka_static_members: bool = False
     """Give group members fixed names; only for the embedded broker, which never expires a dead member."""
     kafka_small_topics: bool = False

@@ -2,14 +2,20 @@
 
 import contextlib
 from collections.abc import Generator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry import propagate, trace
+from sqlalchemy import text
 
+from shared.db import Tx
 from shared.messaging.record import Record
 from shared.settings import SharedSettings
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor
+
 _tracer: Final = trace.get_tracer("openbell")
+_REMEMBER: Final = text("select set_config('openbell.traceparent', :value, true)")
 _exporting = False
 
 
@@ -18,19 +24,31 @@ def configure(settings: SharedSettings, service: str) -> None:
     if settings.otlp_endpoint is None:
         return
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - 20 MB unless used
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - same
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - same
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - same
+
+    exporter = OTLPSpanExporter(f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")
+    export(BatchSpanProcessor(exporter), service, settings.trace_sample_ratio)
+
+
+def export(processor: "SpanProcessor", service: str, ratio: float) -> None:
+    """Hand sampled spans to a processor: that share of the traces that begin here, and of others what began sampled."""
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - 20 MB unless used
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - same
     from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio  # noqa: PLC0415 - same
 
     provider = TracerProvider(
         resource=Resource.create({"service.name": f"openbell-{service}"}),
-        sampler=ParentBasedTraceIdRatio(settings.trace_sample_ratio),
+        sampler=ParentBasedTraceIdRatio(ratio),
     )
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")))
+    provider.add_span_processor(processor)
     trace.set_tracer_provider(provider)
+    enable(on=True)
+
+
+def enable(*, on: bool) -> None:
+    """Make spans, or none."""
     global _exporting  # noqa: PLW0603 - a process exports or it does not
-    _exporting = True
+    _exporting = on
 
 
 def exporting() -> bool:
@@ -56,6 +74,24 @@ def working(name: str) -> Generator[None]:
         yield
 
 
+async def remember(tx: Tx) -> None:
+    """Let the rows that a transaction writes carry its trace on: columns `traceparent` have it as their default."""
+    for name, value in headers():
+        if name == "traceparent":
+            await tx.execute(_REMEMBER, value=value)
+
+
+@contextlib.contextmanager
+def following(name: str, traceparent: str | None) -> Generator[None]:
+    """Trace work that a row asks for, as a child of what wrote the row."""
+    if not _exporting:
+        yield
+        return
+    parent = propagate.extract({"traceparent": traceparent}) if traceparent else None
+    with _tracer.start_as_current_span(name, parent):
+        yield
+
+
 @contextlib.contextmanager
 def serving(name: str, traceparent: bytes | None) -> Generator[None]:
     """Trace the answer to an HTTP request, as a child of its caller's trace."""
@@ -66,7 +102,7 @@ def serving(name: str, traceparent: bytes | None) -> Generator[None]:
 
 @contextlib.contextmanager
 def processing(consumer: str, records: Sequence[Record]) -> Generator[None]:
-    """Trace the handling of records: a child of a single record's trace, linked to each of several."""
+    """Trace the handling of records: a child of the one trace that they are of, or linked to each of several."""
     if not _exporting:
         yield
         return
@@ -78,7 +114,8 @@ def processing(consumer: str, records: Sequence[Record]) -> Generator[None]:
     if not contexts:
         yield
         return
-    parent = contexts[0] if len(records) == 1 else None
-    links = [] if parent else [trace.Link(trace.get_current_span(one).get_span_context()) for one in contexts]
+    causes = [trace.get_current_span(one).get_span_context() for one in contexts]
+    parent = contexts[0] if len({cause.trace_id for cause in causes}) == 1 else None
+    links = [] if parent else [trace.Link(cause) for cause in causes]
     with _tracer.start_as_current_span(f"process {consumer}", parent, trace.SpanKind.CONSUMER, links=links):
         yield

@@ -67,9 +67,16 @@ def test_a_card_publishes_what_its_code_makes(name: str):
     assert _names(_card(name).PUBLISHES) == _names(made)
 
 
+def _next_version(stem: str) -> str:
+    name, _, number = stem.rpartition(".v")
+    return f"{name}.v{int(number) + 1}"
+
+
 def test_every_event_is_published_by_somebody():
     told = {event.type for name in SERVICES for event in _card(name).PUBLISHES}
-    assert {file.stem for file in ROOT.glob("tests/contracts/golden/*.json")} == told
+    golden = {file.stem for file in ROOT.glob("tests/contracts/golden/*.json")}
+    followed = {stem for stem in golden if _next_version(stem) in golden}  # read for ever, published no more
+    assert golden - followed == told
 
 
 def _names(events: object) -> set[str]:

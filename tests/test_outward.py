@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 import pytest
@@ -188,7 +189,15 @@ async def test_an_answer_without_end_is_cut(echo: Echo, outward: Outward) -> Non
 
 @pytest.mark.parametrize(
     ("value", "wait_s"),
-    [("12.5", 12.5), ("0", 0.0), ("-1", None), ("nan", None), ("soon", None), ("1e300", LONGEST_WAIT_S)],
+    [
+        ("Mon, 01 Jan 99999999999 00:00:00 GMT", None),
+        ("12.5", 12.5),
+        ("0", 0.0),
+        ("-1", None),
+        ("nan", None),
+        ("soon", None),
+        ("1e300", LONGEST_WAIT_S),
+    ],
 )
 async def test_a_wait_is_read_from_retry_after(echo: Echo, outward: Outward, value: str, wait_s: float | None) -> None:
     echo.answer("/x", Answer(503, None, {"retry-after": value}))
@@ -211,4 +220,26 @@ async def test_a_name_that_nobody_knows_is_refused_on_write_and_tried_again_late
         await outward.check("https://nowhere.example.com/x")
     with pytest.raises(Transient):
         await outward.post("https://nowhere.example.com/x", {}, b"")
+    await outward.close()
+
+
+@pytest.mark.parametrize("host", ["a..b", ".example.com", "a" * 64 + ".example.com"])
+async def test_what_cannot_be_a_name_is_refused_on_write_and_nothing_is_sent(outward: Outward, host: str) -> None:
+    with pytest.raises(Invalid):
+        await outward.check(f"https://{host}/x")
+    with pytest.raises(Transient):
+        await outward.post(f"https://{host}/x", {}, b"")
+
+
+async def test_names_that_take_too_long_are_known_to_have_got_nothing() -> None:
+    ended = threading.Event()
+
+    def resolve(_host: str, _port: int) -> Sequence[str]:
+        ended.wait()
+        return ["192.0.2.1"]
+
+    outward = Outward(resolve=resolve, timeout_s=0.05)
+    with pytest.raises(Transient):
+        await outward.post("https://slow.example.com/x", {}, b"")
+    ended.set()
     await outward.close()

@@ -5,7 +5,7 @@ address, where `openbell` finds both.
 """
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,14 +21,16 @@ FILE: Final = "demo.json"
 Demo = dict[str, str]
 
 
-async def seed(home: Path, http: httpx.AsyncClient, new_admin: Callable[[], Awaitable[str]]) -> Demo:
-    """Return the demo users' ids and keys, made at the first start, with this start's address."""
+async def seed(
+    home: Path, http: httpx.AsyncClient, new_admin: Callable[[], Awaitable[str]], place: Mapping[str, str]
+) -> Demo:
+    """Return the demo users' ids and keys, made at the first start, with where everything is in this one (`place`)."""
     file = home / FILE
-    url = {"url": str(http.base_url)}
+    now = {"url": str(http.base_url), **place}
     if file.exists():
         demo: Demo = json.loads(file.read_text())
         if await _works(http, demo):
-            return _written(file, demo | url)
+            return _written(file, demo | now)
     answer = await http.post("/api/users", json={"email": "demo@openbell.example"})
     if answer.status_code == CONFLICT:
         raise RuntimeError(f"the demo user exists but {file} with its key is gone; `make clean` begins anew")
@@ -38,7 +40,7 @@ async def seed(home: Path, http: httpx.AsyncClient, new_admin: Callable[[], Awai
     onboarding = {"investing_style": "trader", "tickers": list(SYMBOLS)}
     path = f"/api/user/{demo['user_id']}/onboarding"
     (await http.post(path, json=onboarding, headers=auth)).raise_for_status()
-    return _written(file, demo | url)
+    return _written(file, demo | now)
 
 
 def _written(file: Path, demo: Demo) -> Demo:

@@ -208,7 +208,8 @@ async def _until_ready(names: list[str], checks: list[Readiness]) -> None:
 
 
 async def _greet(home: Path, http: httpx.AsyncClient, gateway: "Gateway", began: float, where: str) -> None:
-    made = await demo.seed(home, http, demo.admin_maker(gateway))
+    place = {"database_url": gateway.db.url, "kafka_bootstrap": gateway.kafka.bootstrap}
+    made = await demo.seed(home, http, demo.admin_maker(gateway), place)
     base = str(http.base_url)
     key = f'-H "Authorization: Bearer {made["api_key"]}"'
     _say(

@@ -1,6 +1,7 @@
 """Wires the alerts service."""
 
 import base64
+import json
 import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -8,9 +9,9 @@ from functools import partial
 from typing import Final
 
 from services.alerts import READS, consumers
+from services.alerts.adapters import apprise, discord, fcm, webhook, webpush
 from services.alerts.adapters.apprise import AppriseSender
 from services.alerts.adapters.charts.artist import Artist
-from services.alerts.adapters.discord import Discord
 from services.alerts.adapters.fcm import Fcm, ServiceAccount
 from services.alerts.adapters.laid_out import LaidOut
 from services.alerts.adapters.resend import Resend
@@ -33,6 +34,7 @@ from services.alerts.routes import notices as notice_routes
 from services.alerts.routes import preferences as preference_routes
 from services.alerts.routes import rules as rule_routes
 from services.alerts.routes import silences as silence_routes
+from services.alerts.routes import templates as template_routes
 from services.alerts.routes import trials as trial_routes
 from services.alerts.service import Alerts, Channels, Engagement, Notices, Options, Preferences, Router, Rules, Silences
 from services.alerts.service.digests import Digests
@@ -40,6 +42,8 @@ from services.alerts.service.gathering import Gathering
 from services.alerts.service.layout import Layout
 from services.alerts.service.mail import Mail, WebhookKeys
 from services.alerts.service.pictures import Pictures
+from services.alerts.service.previews import Payloads, Previews
+from services.alerts.service.templates import Templates
 from services.alerts.service.trials import Trials
 from services.alerts.settings import AlertsSettings
 from services.alerts.store.alerts import AlertsStore
@@ -54,9 +58,11 @@ from services.alerts.store.kept import KeptEvents
 from services.alerts.store.mail import MailStore
 from services.alerts.store.notices import NoticeStore
 from services.alerts.store.preferences import PreferenceStore
+from services.alerts.store.previews import PreviewStore
 from services.alerts.store.quotes import QuoteStore
 from services.alerts.store.rules import RuleStore
 from services.alerts.store.silences import SilenceStore
+from services.alerts.store.templates import TemplateStore
 from services.alerts.workers import Confirmation, Delivery, FanOuts, NoticeDelivery, Retention
 from shared.clock import Clock, new_id
 from shared.contracts.alerts import Channel
@@ -69,6 +75,15 @@ from shared.work import Worker
 SHOWING: Final = frozenset[Channel]({"discord", "email"})
 """Channels that show pictures."""
 
+
+PAYLOADS: Final[Payloads] = {
+    "discord": discord.payload,
+    "webhook": webhook.payload,
+    "webpush": lambda message: json.loads(webpush.payload(message)),
+    "fcm": fcm.payload,
+    "apprise": apprise.payload,
+}
+"""What is posted for a message; mail has none."""
 
 KEEP_GATHERED: Final = timedelta(days=40)
 """What digests are made of; a week is the longest period, an outage may make it longer."""
@@ -87,7 +102,7 @@ def build(env: Environment) -> Service:
     clicks = Clicks(identity_secret(env.settings), settings.public_url, settings.open_page)
 
     unsubscribing = UnsubscribeLinks(identity_secret(env.settings), settings.public_url)
-    layout = Layout(unsubscribing, service.clock)
+    templates, layout = _layout(service, unsubscribing)
 
     pictures = _pictures(settings, service)
     workers: list[Worker] = []
@@ -97,12 +112,31 @@ def build(env: Environment) -> Service:
         channel: (LaidOut(sender, partial(layout.dress, channel)), at_once)
         for channel, (sender, at_once) in plain.items()
     }
+
+    def wake() -> None:
+        for worker in workers:
+            worker.wake()
+
+    deliveries, preferences, silences = DeliveryStore(), PreferenceStore(), SilenceStore()
+    router = Router(deliveries, tuple(offered), wake=wake)
     for channel, (sender, concurrency) in offered.items():
         service.closes(sender)
         drawn = pictures if channel in SHOWING else None
         for work in (
-            Delivery(channel, sender, store, notices, service.door, clicks=clicks, pictures=drawn).work(concurrency),
-            NoticeDelivery(channel, sender, notices, store, service.door, clicks=clicks, pictures=drawn).work(),
+            Delivery(
+                *(channel, sender, store, notices, service.door),
+                router=router,
+                clicks=clicks,
+                clock=service.clock,
+                pictures=drawn,
+            ).work(concurrency),
+            NoticeDelivery(
+                *(channel, sender, notices, store, service.door),
+                router=router,
+                clicks=clicks,
+                clock=service.clock,
+                pictures=drawn,
+            ).work(),
         ):
             workers.append(Worker(work, service.door, service.clock, draw=env.random.random))
             service.work(workers[-1])
@@ -118,10 +152,6 @@ def build(env: Environment) -> Service:
         workers.append(Worker(asking.work(), service.door, service.clock, draw=env.random.random))
         service.work(workers[-1])
 
-    def wake() -> None:
-        for worker in workers:
-            worker.wake()
-
     options = Options(
         best_few=settings.best_few,
         notify_step=settings.notify_step,
@@ -130,8 +160,6 @@ def build(env: Environment) -> Service:
         outward_base=settings.outward_base,
         push_key=vapid.public_key if vapid is not None else None,
     )
-    deliveries, preferences, silences = DeliveryStore(), PreferenceStore(), SilenceStore()
-    router = Router(deliveries, tuple(offered), wake=wake)
     kept, fans = KeptEvents(), FanOutStore()
     alerts = Alerts(store, audience, options, router=router, kept=kept, fans=fans, clock=service.clock, wake=wake)
     workers.append(Worker(FanOuts(alerts, fans, service.door).work(), service.door, service.clock))
@@ -148,7 +176,7 @@ def build(env: Environment) -> Service:
         wake=wake,
     )
     trials = Trials(audience, notices, router, clock=service.clock, new_id=new_id)
-    told = Notices(notices, router=router, clock=service.clock)
+    told = Notices(notices, preferences, router=router, clock=service.clock)
     rules = Rules(RuleStore(), kept, told, max_rules=settings.max_rules, clock=service.clock, new_id=new_id)
     digests, gathering, making = _digests(settings, service, notices, router, wake=wake, draw=env.random.random)
     workers.append(making)
@@ -167,7 +195,15 @@ def build(env: Environment) -> Service:
     service.schedule(Job("kept-events", "25 5 * * *", lambda at: kept.forget(service.door.transaction, at.date())))
     service.schedule(Job("fan-outs", "35 5 * * *", lambda at: fans.forget(service.door.transaction, at)))
     mails = MailStore()
-    mail = Mail(mails, _webhook_keys(settings), unsubscribing, service.door, clock=service.clock, new_id=new_id)
+    mail = Mail(
+        mails,
+        preferences,
+        _webhook_keys(settings),
+        unsubscribing,
+        service.door,
+        clock=service.clock,
+        new_id=new_id,
+    )
     service.schedule(Job("mail-events", "40 5 * * *", partial(mails.forget, service.door.transaction)))
     engaged = EngagementStore()
     engagement = Engagement(engaged, clicks, service.clock)
@@ -180,18 +216,25 @@ def build(env: Environment) -> Service:
             *notice_routes.handlers(engagement, notices, service.door),
             *trial_routes.handlers(trials, service.door),
             *preference_routes.handlers(
-                Preferences(preferences, clock=service.clock, new_id=new_id, moved=digests.moved),
+                Preferences(preferences, clock=service.clock, new_id=new_id, said=digests.note_wishes),
                 preferences,
                 deliveries,
                 service.door,
             ),
             *mail_routes.handlers(mail, mails, service.door),
             *digest_routes.handlers(digests, service.door),
+            *template_routes.handlers(templates, Previews(PreviewStore(), layout, clicks, PAYLOADS), service.door),
             *chart_routes.handlers(pictures, store, service.door),
             *silence_routes.handlers(Silences(silences, clock=service.clock, new_id=new_id), silences, service.door),
         ]
     )
     return service
+
+
+def _layout(service: Service, links: UnsubscribeLinks) -> tuple[Templates, Layout]:
+    """Return the templates, and what lays messages out by them."""
+    templates = Templates(TemplateStore(), service.door, clock=service.clock, new_id=new_id)
+    return templates, Layout(links, templates, service.clock)
 
 
 def _vapid(settings: AlertsSettings) -> Vapid | None:
@@ -248,7 +291,12 @@ def _senders(
 ) -> tuple[dict[Channel, tuple[Sender, int]], dict[Channel, Check]]:
     """Return each channel that is set up, with how many messages go out at once, and what checks targets."""
     senders: dict[Channel, tuple[Sender, int]] = {
-        "discord": (Discord(connections=settings.discord_concurrency), settings.discord_concurrency)
+        "discord": (
+            discord.Discord(
+                connections=settings.discord_concurrency, most_invalid=discord.MOST_INVALID // settings.discord_replicas
+            ),
+            settings.discord_concurrency,
+        )
     }
     mail = _mail(settings)
     if mail is not None:

@@ -21,10 +21,11 @@ class ChannelGone(Permanent):
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The other side took the message: the id it gave, and how long it wants to be left alone."""
+    """The other side took the message: the id it gave, how long it wants to be left alone, what laid it out."""
 
     provider_id: str
     pause_s: float = 0.0
+    template: str | None = None
 
 
 Check = Callable[[str], Awaitable[None]]

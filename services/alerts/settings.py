@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from shared.settings import Settings
 
 
-class AlertsSettings(BaseSettings):
+class AlertsSettings(Settings):
     """Thresholds, channels and retention."""
 
     model_config = SettingsConfigDict(env_prefix="OPENBELL_ALERTS_", env_file=".env", extra="ignore")
@@ -29,6 +31,8 @@ class AlertsSettings(BaseSettings):
     discord_base: str | None = None
     """An origin besides Discord's own that webhooks may have (http://127.0.0.1:8900); for development."""
     discord_concurrency: int = Field(default=32, ge=1)
+    discord_replicas: int = Field(default=1, ge=1, le=100)
+    """How many replicas send to Discord from one address: each takes its part of the refusals that Discord bears."""
 
     outward_base: str | None = None
     """An origin that signed webhooks and push endpoints may have although it is private; for development."""

@@ -5,37 +5,54 @@ again meanwhile, the later delivery tells it, and this one ends without a messag
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, cast
-from uuid import UUID, uuid5
+from typing import Final, cast
+from uuid import UUID
 
 from services.alerts.domain.charts import Picture
 from services.alerts.domain.clicks import Clicks
 from services.alerts.domain.links import Link, Links
-from services.alerts.domain.states import end_of
-from services.alerts.domain.text import REPEAT_NOTE, Message, body, confirmation, fields, notes
-from services.alerts.domain.words import LOCALE, TIMEZONE, Words
+from services.alerts.domain.routing import ACTIVITY
+from services.alerts.domain.text import confirmation
 from services.alerts.ports import ChannelGone, Sender
 from services.alerts.service import Alerts
+from services.alerts.service.messages import of_alert, of_notice
+from services.alerts.service.outcomes import failed_with, told_of
 from services.alerts.service.pictures import Pictures
-from services.alerts.store.alerts import AlertsStore, lines_of
+from services.alerts.service.routing import Router, still_wanted
+from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.fanouts import FanOutStore
 from services.alerts.store.notices import NoticeStore
 from shared import months
 from shared.clock import Clock
-from shared.contracts.alerts import Channel, DeliverySettled, NoticeDeliverySettled
+from shared.contracts.alerts import Channel
 from shared.contracts.base import Event
 from shared.db import Row, Tx, is_rerun
 from shared.errors import Permanent, Transient
 from shared.messaging.door import Door
-from shared.work import Performed, Policy, Settled, Work, explain
+from shared.work import Performed, Policy, Settled, Together, Work, explain, one_by_one
+
+AHEAD: Final = 3
+"""So many rows are claimed and read before their turn, for each that is sent at once."""
+TOGETHER: Final = 200
+UNHEARD: Final = 3
+UNHEARD_REASON: Final = (
+    f"{UNHEARD} messages in a row failed, each tried for hours: check the URL and set this channel again"
+)
+"""Apprise says only that it failed. So many in a row are no outage."""
 
 
 def _since(row: Row) -> datetime:
     """Return when a delivery's age begins: what was planned for later is not old when its time comes."""
     at: datetime = row["planned_at"] or row["created_at"]
     return at
+
+
+def _rank(row: Row) -> int:
+    """Return what goes first of what was claimed ahead: not a fan-out's."""
+    return int(row["bulk"])
 
 
 class Delivery:
@@ -49,10 +66,14 @@ class Delivery:
         notices: NoticeStore,
         door: Door,
         *,
+        router: Router,
         clicks: Clicks,
+        clock: Clock,
         pictures: Pictures | None = None,
     ) -> None:
         """Prepare. `pictures` makes those of a channel that can show them."""
+        self._clock = clock
+        self._router = router
         self._clicks = clicks
         self._channel: Channel = channel
         self._sender = sender
@@ -60,6 +81,7 @@ class Delivery:
         self._notices = notices
         self._door = door
         self._pictures = pictures
+        self._read: Together[Row, Row | None] = Together(self._read_rows, most=TOGETHER)
 
     def work(self, concurrency: int) -> Work:
         """Return the work: what is unknown is sent again (each adapter says why)."""
@@ -72,38 +94,50 @@ class Delivery:
             on_unknown="resend",
             settled=self.settled,
             order="bulk, due_at, id",
-            policy=Policy(concurrency=concurrency, max_attempts=10, max_age_s=6 * 3600.0),
+            rank=_rank,
+            policy=Policy(
+                concurrency=concurrency,
+                ahead=AHEAD * concurrency,
+                together=TOGETHER,
+                max_attempts=10,
+                max_age_s=6 * 3600.0,
+            ),
             since=_since,
         )
 
     async def prepare(self, row: Row) -> Row:
         """Read what a delivery says and where it goes. Raises Permanent for one that must not go out."""
-        async with self._door.read() as tx:
-            found = await self._store.delivery(tx, row["id"], row["session"])
+        found = await self._read(row)
         if found is None or found["target"] is None:
             raise Permanent("the channel was removed or changed")
         if not found["enabled"]:
             raise Permanent("the channel was disabled")
         if found["superseded"]:
             raise Permanent("a later notification of the same alert took its place")
+        still_wanted(found, ACTIVITY, self._clock())
         return found if self._pictures is None else _with(found, await self._pictures.of_alert(found))
 
     async def perform(self, found: Row) -> Performed:
         """Send one delivery."""
         link = self._clicks.link(found["user_id"], found["alert_id"])
-        sent = await self._sender.send(_message(found, link, repeat=found["uncertain"]))
-        return Performed({"provider_id": sent.provider_id}, pause_s=sent.pause_s)
+        sent = await self._sender.send(of_alert(found, link, repeat=found["uncertain"]))
+        return Performed({"provider_id": sent.provider_id, "template": sent.template}, pause_s=sent.pause_s)
 
-    async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:
-        """Tell how a delivery ended; a channel that is gone is disabled, and what waits for it fails with it."""
-        row = settled.row
-        if settled.status == "done" and settled.result:
-            provider_id: str = settled.result["provider_id"]
-            await self._store.delivered(tx, row["id"], row["session"], provider_id)
-        events: list[Event] = [_settled(row, settled)]
-        if isinstance(settled.error, ChannelGone):
-            events += await fail_with_channel(self._store, self._notices, settled, tx)
-        return events
+    async def settled(self, ends: Sequence[Settled], tx: Tx) -> Sequence[Event]:
+        """Tell how deliveries ended; a channel that is gone is disabled, and what waits for it fails with it."""
+        sent = [(end.row, end.result) for end in ends if end.status == "done" and end.result]
+        if sent:
+            await self._store.delivered(tx, sent)
+        lost = list(ends)
+        for end in ends:
+            if (gone := await as_gone(self._store, end, tx)) is not None:
+                lost += await fail_with_channel(self._store, self._notices, gone, tx)
+        return [*told_of(lost), *await self._router.hand_on(lost, tx)]
+
+    async def _read_rows(self, rows: Sequence[Row]) -> list[Row | None]:
+        async with self._door.read() as tx:
+            found = await self._store.deliveries(tx, [(row["id"], row["session"]) for row in rows], self._clock())
+        return [found.get(row["id"]) for row in rows]
 
 
 class NoticeDelivery:
@@ -117,10 +151,14 @@ class NoticeDelivery:
         alerts: AlertsStore,
         door: Door,
         *,
+        router: Router,
         clicks: Clicks,
+        clock: Clock,
         pictures: Pictures | None = None,
     ) -> None:
         """Prepare. `pictures` makes those of a channel that can show them."""
+        self._clock = clock
+        self._router = router
         self._clicks = clicks
         self._channel: Channel = channel
         self._sender = sender
@@ -138,7 +176,7 @@ class NoticeDelivery:
             prepare=self.prepare,
             perform=self.perform,
             on_unknown="resend",
-            settled=self.settled,
+            settled=one_by_one(self.settled),
             policy=Policy(concurrency=4, max_attempts=10, max_age_s=24 * 3600.0),
             since=_since,
         )
@@ -146,9 +184,10 @@ class NoticeDelivery:
     async def prepare(self, row: Row) -> Row:
         """Read what a delivery says and where it goes. Raises Permanent for one that must not go out."""
         async with self._door.read() as tx:
-            found = await self._notices.delivery(tx, row["id"])
+            found = await self._notices.delivery(tx, row["id"], self._clock())
         if found is None or found["target"] is None or not found["enabled"]:
             raise Permanent("the channel was removed, disabled or changed")
+        still_wanted(found, found["kind"], self._clock())
         shown = next((one["shows"] for one in found["sections"] or () if one["shows"]), None)
         if self._pictures is None or shown is None:
             return found
@@ -159,27 +198,36 @@ class NoticeDelivery:
     async def perform(self, found: Row) -> Performed:
         """Send one delivery."""
         link = self._clicks.link(found["user_id"], found["notice_id"])
-        sent = await self._sender.send(_notice(found, link))
-        return Performed({"provider_id": sent.provider_id}, pause_s=sent.pause_s)
+        sent = await self._sender.send(of_notice(found, link))
+        return Performed({"provider_id": sent.provider_id, "template": sent.template}, pause_s=sent.pause_s)
 
     async def settled(self, settled: Settled, tx: Tx) -> Sequence[Event]:
         """Keep how it ended; a channel that is gone is disabled, and what waits for it fails with it."""
         row = settled.row
         if settled.status == "done" and settled.result:
-            await self._notices.delivered(tx, row["id"], settled.result["provider_id"])
-        events: list[Event] = [_notice_settled(row, settled)]
-        if isinstance(settled.error, ChannelGone):
-            events += await fail_with_channel(self._alerts, self._notices, settled, tx)
-        return events
+            await self._notices.delivered(tx, row["id"], settled.result)
+        lost = [settled]
+        if (gone := await as_gone(self._alerts, settled, tx)) is not None:
+            lost += await fail_with_channel(self._alerts, self._notices, gone, tx)
+        return [*told_of(lost), *await self._router.hand_on(lost, tx)]
 
 
-async def fail_with_channel(alerts: AlertsStore, notices: NoticeStore, settled: Settled, tx: Tx) -> list[Event]:
-    """Disable the channel that a delivery went to; alerts and notices that wait for it fail with it."""
+async def as_gone(alerts: AlertsStore, settled: Settled, tx: Tx) -> Settled | None:
+    """Return an end with the reason why nothing will arrive where it went; None where something may."""
+    if isinstance(settled.error, ChannelGone):
+        return settled
+    if settled.row["channel"] != "apprise" or settled.status != "unknown":
+        return None
+    before = await alerts.last_ends(tx, settled.row, UNHEARD - 1)
+    return replace(settled, detail=UNHEARD_REASON) if before == ["unknown"] * (UNHEARD - 1) else None
+
+
+async def fail_with_channel(alerts: AlertsStore, notices: NoticeStore, settled: Settled, tx: Tx) -> list[Settled]:
+    """Disable the channel that a delivery went to; return the ends of alerts and notices that waited for it, too."""
     row, reason = settled.row, settled.detail
     with_it = await notices.fail_pending(tx, row, reason, settled.at)
-    told: list[Event] = [_notice_settled(other, _failed(other, settled)) for other in with_it]
     others = await alerts.disable_channel(tx, row, reason, settled.at)
-    return told + [_settled(other, _failed(other, settled)) for other in others]
+    return [failed_with(other, settled) for other in (*with_it, *others)]
 
 
 class FanOuts:
@@ -238,7 +286,7 @@ class Confirmation:
             prepare=self.prepare,
             perform=self.perform,
             on_unknown="resend",
-            settled=self.settled,
+            settled=one_by_one(self.settled),
             policy=Policy(concurrency=4, max_attempts=10, max_age_s=6 * 3600.0),
         )
 
@@ -302,80 +350,3 @@ class Retention:
 def _with(found: Row, picture: Picture | None) -> Row:
     """Return a delivery with its picture; it is read by its names as a row is."""
     return cast("Row", {**found, "picture": picture})
-
-
-def _notice(found: Row, link: str | None) -> Message:
-    """Return a notice's message; a digest is laid out by its sections."""
-    picture: Picture | None = found.get("picture")
-    sections = found["sections"]
-    fields = {} if sections is None else {"sections": sections}
-    return Message(
-        delivery_id=found["id"],
-        target=found["target"],
-        title=found["title"],
-        lines=tuple(found["lines"]),
-        notes=(REPEAT_NOTE,) if found["uncertain"] else (),
-        simulated=any(one["simulated"] for one in sections or ()),
-        at=found["at"],
-        user_id=found["user_id"],
-        kind=found["kind"] if sections is None else "digest",
-        fields=fields | ({"image_alt": picture.alt} if picture else {}),
-        link=link,
-        image=picture.png if picture else None,
-    )
-
-
-def _message(found: Row, link: str | None, *, repeat: bool) -> Message:
-    best = lines_of(found)
-    words = Words(found["locale"] or LOCALE, found["timezone"] or TIMEZONE)
-    picture: Picture | None = found.get("picture")
-    return Message(
-        delivery_id=found["id"],
-        target=found["target"],
-        title=found["title"],
-        lines=body(found["symbol"], best, found["contract_count"], words),
-        notes=notes(
-            rule_name=found["rule_name"],
-            session=found["session"],
-            as_of=found["as_of"],
-            delay_s=found["delay_s"],
-            source=found["source"],
-            premium_usd=found["premium_usd"],
-            simulated=found["simulated"],
-            repeat=repeat,
-            words=words,
-        ),
-        simulated=found["simulated"],
-        at=found["as_of"],
-        user_id=found["user_id"],
-        kind="alert",
-        words=words,
-        fields=fields(found["symbol"], best, found["contract_count"]) | ({"image_alt": picture.alt} if picture else {}),
-        link=link,
-        image=picture.png if picture else None,
-    )
-
-
-def _failed(other: Row, settled: Settled) -> Settled:
-    return Settled(other, "failed", other["attempts"], settled.error, settled.detail, {}, settled.at)
-
-
-def _settled(row: Row, settled: Settled) -> DeliverySettled:
-    return DeliverySettled(**_outcome(row, settled), alert_id=row["alert_id"])
-
-
-def _notice_settled(row: Row, settled: Settled) -> NoticeDeliverySettled:
-    return NoticeDeliverySettled(**_outcome(row, settled), notice_id=row["notice_id"])
-
-
-def _outcome(row: Row, settled: Settled) -> dict[str, Any]:
-    return {
-        "id": uuid5(row["id"], "settled"),
-        "time": settled.at,
-        "delivery_id": row["id"],
-        "user_id": row["user_id"],
-        "channel": row["channel"],
-        "status": end_of(settled.status),
-        "attempts": settled.attempts,
-        "detail": settled.detail,
-    }

@@ -10,7 +10,14 @@ Forwards  every other public path to the service that owns it, with an identity 
 
 from typing import Final
 
-from shared.contracts.alerts import AlertRaised, AlertUpdated, DeliverySettled, NoticeDeliverySettled, NoticeRaised
+from shared.contracts.alerts import (
+    AlertRaised,
+    AlertUpdated,
+    DeliverySettled,
+    DeliverySettledV1,
+    NoticeDeliverySettled,
+    NoticeRaised,
+)
 from shared.contracts.api import (
     ActionAudited,
     StockAdded,
@@ -30,6 +37,7 @@ READS: Final[tuple[type[Event], ...]] = (
     AlertUpdated,
     NoticeRaised,
     DeliverySettled,
+    DeliverySettledV1,
     NoticeDeliverySettled,
     SubscriptionChanged,
 )

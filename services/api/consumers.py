@@ -1,7 +1,14 @@
 """Door 1: what the gateway listens to."""
 
 from services.api.service import AuditLog, Feed, Plans, Watchlists
-from shared.contracts.alerts import AlertRaised, AlertUpdated, DeliverySettled, NoticeDeliverySettled, NoticeRaised
+from shared.contracts.alerts import (
+    AlertRaised,
+    AlertUpdated,
+    DeliverySettled,
+    DeliverySettledV1,
+    NoticeDeliverySettled,
+    NoticeRaised,
+)
 from shared.contracts.api import ActionAudited
 from shared.contracts.payment import SubscriptionChanged
 from shared.messaging.consumer import Consumer
@@ -16,6 +23,6 @@ def tables(audit: AuditLog, watchlists: Watchlists, plans: Plans, feed: Feed) ->
     subscriptions = Consumer("api.subscriptions")
     subscriptions.on_batch(SubscriptionChanged, plans.record)
     feeds = Consumer("api.feed")
-    for event in (AlertRaised, AlertUpdated, NoticeRaised, DeliverySettled, NoticeDeliverySettled):
+    for event in (AlertRaised, AlertUpdated, NoticeRaised, DeliverySettled, DeliverySettledV1, NoticeDeliverySettled):
         feeds.on_batch(event, feed.record)
     return [audits, alerts, subscriptions, feeds]

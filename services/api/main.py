@@ -27,6 +27,7 @@ from services.api.settings import ApiSettings
 from services.api.store import feed as feed_store
 from services.api.tickets import Tickets
 from shared.clock import NewId, new_id
+from shared.external import breaker_moved
 from shared.http import build_app
 from shared.identity import Signer, identity_secret, safe_secret
 from shared.schedule import Job, Scheduler
@@ -186,6 +187,7 @@ def _upstreams(gateway: Gateway, settings: ApiSettings, http: httpx.AsyncClient)
     breakers = AsyncCircuitBreakerFactory(
         default_threshold=settings.breaker_threshold, default_ttl=settings.breaker_open_s, exclude=not_failures()
     )
+    breakers.add_listener(breaker_moved)
     elsewhere = gateway.settings.upstreams
     names = sorted({rule.service for rule in RULES} | elsewhere.keys())
     upstreams: dict[str, Upstream] = {

@@ -3,12 +3,14 @@
 from typing import Final, Self
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from shared.settings import Settings
 
 MIN_HS256_BYTES: Final = 32
 
 
-class ApiSettings(BaseSettings):
+class ApiSettings(Settings):
     """Secrets, other people's tokens, limits, and how to reach the services."""
 
     model_config = SettingsConfigDict(env_prefix="OPENBELL_API_", env_file=".env", extra="ignore")

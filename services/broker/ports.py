@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from uuid import UUID
 
 from services.broker.domain.checks import Capabilities, TradeRules
@@ -22,7 +22,7 @@ from services.broker.domain.instruments import Instrument
 from services.broker.domain.oauth import Granted, OAuthVenue
 from services.broker.domain.orders import Order, Report
 from services.broker.domain.positions import PositionFact
-from services.broker.domain.risk import Mode
+from services.broker.domain.risk import Mode, Quote
 from shared.errors import Permanent
 
 
@@ -139,6 +139,15 @@ class Venue(Protocol):
 
     async def close(self) -> None:
         """Give up connections."""
+
+
+@runtime_checkable
+class Quoting(Protocol):
+    """A venue that tells quotes: of the classes that are `quotes` of its capabilities."""
+
+    async def quotes(self, instruments: Collection[Instrument]) -> Mapping[str, Quote]:
+        """Return bid and ask as they are now by the instrument's key; what has none is left out."""
+        ...
 
 
 class GrantRefused(VenueRefused):

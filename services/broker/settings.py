@@ -4,13 +4,15 @@ from decimal import Decimal
 from typing import Annotated, Any, Final
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from shared.settings import Settings
 
 DEVELOPMENT_KEYS: Final = "development-only:ZGV2ZWxvcG1lbnQtb25seS1jcmVkZW50aWFsLWtleS0="
 Amount = Annotated[Decimal, Field(gt=0, allow_inf_nan=False)]
 
 
-class BrokerSettings(BaseSettings):
+class BrokerSettings(Settings):
     """What may be traded, how much of it, and how venues are watched."""
 
     model_config = SettingsConfigDict(env_prefix="OPENBELL_BROKER_", env_file=".env", extra="ignore")

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from shared.settings import Settings
 
 
-class DataSettings(BaseSettings):
+class DataSettings(Settings):
     """Where chains come from, and how often and how fast to ask."""
 
     model_config = SettingsConfigDict(env_prefix="OPENBELL_DATA_", env_file=".env", extra="ignore")

@@ -26,6 +26,7 @@ from shared.clock import Clock
 from shared.contracts.base import Event
 from shared.db import Tx
 from shared.errors import NotFound, OpenbellError, Permanent, Transient
+from shared.external import breaker_moved
 from shared.messaging.door import Door
 
 log = logging.getLogger("openbell.data")
@@ -93,6 +94,7 @@ class Poller:
         self._breakers = AsyncCircuitBreakerFactory(
             breaker_threshold, breaker_s, exclude=[Permanent, asyncio.CancelledError]
         )
+        self._breakers.add_listener(breaker_moved)
         self._sleep = sleep
         self._known: dict[str, Validators] = {}
         self._turns: dict[str, int] = {}

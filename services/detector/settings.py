@@ -1,10 +1,12 @@
 """What an operator may change about detection (prefix OPENBELL_DETECTOR_)."""
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from shared.settings import Settings
 
 
-class DetectorSettings(BaseSettings):
+class DetectorSettings(Settings):
     """Thresholds of the rule, sizes of the leaderboard, and how long things are kept."""
 
     model_config = SettingsConfigDict(env_prefix="OPENBELL_DETECTOR_", env_file=".env", extra="ignore")

@@ -4,7 +4,9 @@ from decimal import Decimal
 from typing import Annotated, Any, Final
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from shared.settings import Settings
 
 PRO: Final = {
     "name": "pro",
@@ -16,7 +18,7 @@ PRO: Final = {
 }
 
 
-class PaymentSettings(BaseSettings):
+class PaymentSettings(Settings):
     """Plans, and who takes the money for them."""
 
     model_config = SettingsConfigDict(env_prefix="OPENBELL_PAYMENT_", env_file=".env", extra="ignore")

@@ -13,7 +13,7 @@ from shared.contracts.topics import ALERTS, DELIVERIES, Topic
 Channel = Literal["discord", "email", "webhook", "webpush", "fcm", "apprise"]
 DeliveryStatus = Literal["sent", "delivered", "failed", "unknown", "suppressed", "digested"]
 """How a delivery ended: the other side took it, or (`delivered`) confirmed that it arrived; it failed, or nobody knows;
-its user did not want it, or wants it in a digest. At first `delivered` stood for what is `sent` now."""
+its user did not want it, or wants it in a digest."""
 
 
 class _Alert(Event):
@@ -85,10 +85,18 @@ class _Settled(Event):
         return str(self.user_id)
 
 
+class DeliverySettledV1(_Settled):
+    """What DeliverySettled was at first, published no more: `delivered` means that the other side took it."""
+
+    type: ClassVar[str] = "alerts.delivery.settled.v1"
+
+    alert_id: UUID
+
+
 class DeliverySettled(_Settled):
     """One delivery of an alert on one channel has its outcome."""
 
-    type: ClassVar[str] = "alerts.delivery.settled.v1"
+    type: ClassVar[str] = "alerts.delivery.settled.v2"
 
     alert_id: UUID
 

@@ -34,10 +34,10 @@ class CheckedRequest(Request[Any, Any, Any]):
         return body
 
     async def json(self) -> Any:
-        """Return the body's JSON; raises SerializationException for what is none, wrong UTF-8 included."""
+        """Return the body's JSON; raises SerializationException for what is none, or nested without end."""
         try:
             return await super().json()
-        except UnicodeDecodeError as error:
+        except (UnicodeDecodeError, RecursionError) as error:
             raise SerializationException(str(error)) from error
 
 

@@ -125,7 +125,7 @@ class Delivery:
             partition = self._partitions.get(name)
             if partition is None or partition.following is None:
                 continue
-            partition.lag().set(max(0, end - partition.following))
+            partition.tell_lag(end)
             if partition.is_starved(end, self.starved_s):
                 raise KafkaError(
                     f"{name.topic}/{name.partition} ends at {end}, and nothing comes after {partition.following}"

@@ -39,6 +39,7 @@ class Door:
         """Run the use case in a transaction, publish its events with it, and return its answer."""
         with telemetry.working("door"):
             async with self._db.transaction() as tx:
+                await telemetry.remember(tx)
                 done = await use_case(tx)
                 await self._outbox.add(tx, done.events, done.letters)
         return done.value

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import ssl
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from pathlib import Path
 from random import choice
 from traceback import walk_tb
 from typing import Any, Final
@@ -29,6 +31,7 @@ from shared.contracts.topics import Topic
 from shared.messaging import raw_fetch, unpacked
 from shared.messaging.ports import Unreadable
 from shared.messaging.record import Record
+from shared.settings import SharedSettings
 
 _DAY_MS: Final = 86_400_000
 _PATIENT_MS: Final = 1000
@@ -45,11 +48,32 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KafkaAddress:
-    """Where Kafka is and what it lacks (see shared.settings)."""
+    """Where Kafka is, how to log in there, and what it lacks (see shared.settings)."""
 
     bootstrap: str
     static_members: bool = False
     small_topics: bool = False
+    ca: Path | None = None
+    user: str | None = None
+    password: str = field(default="", repr=False)
+
+    @classmethod
+    def of(cls, settings: SharedSettings) -> "KafkaAddress":
+        """Return the address that settings name."""
+        has = (settings.kafka_bootstrap, settings.kafka_static_members, settings.kafka_small_topics)
+        password = settings.kafka_password.get_secret_value() if settings.kafka_password else ""
+        return cls(*has, ca=settings.kafka_ca, user=settings.kafka_user, password=password)
+
+    def connection(self) -> dict[str, Any]:
+        """Return the options with which every client reaches it. Raises OSError when the certificate is not there."""
+        protocol = "PLAINTEXT" if self.ca is None else "SSL"
+        options: dict[str, Any] = {"bootstrap_servers": self.bootstrap, "security_protocol": protocol}
+        if self.ca is not None:
+            options["ssl_context"] = ssl.create_default_context(cafile=self.ca)
+        if self.user is None:
+            return options
+        login = {"sasl_plain_username": self.user, "sasl_plain_password": self.password}
+        return {**options, **login, "security_protocol": f"SASL_{protocol}", "sasl_mechanism": "SCRAM-SHA-512"}
 
     def reader(self, group: str, member: str) -> "Reader":
         """Return a group member, not started. Offsets live in Postgres: nothing is committed or reset by itself.
@@ -58,7 +82,7 @@ class KafkaAddress:
         slow one would only add a rebalance.
         """
         return Reader(
-            bootstrap_servers=self.bootstrap,
+            **self.connection(),
             group_id=group,
             client_id=f"{group}-{member}",
             group_instance_id=f"{group}-{member}" if self.static_members else None,
@@ -79,7 +103,7 @@ class KafkaAddress:
     def writer(self, client_id: str) -> "Writer":
         """Return an idempotent producer that waits for all in-sync replicas, not started."""
         return Writer(
-            bootstrap_servers=self.bootstrap,
+            **self.connection(),
             client_id=client_id,
             acks="all",
             enable_idempotence=True,
@@ -325,7 +349,7 @@ class Writer(AIOKafkaProducer):
 
 async def ensure_topics(address: KafkaAddress, topics: Iterable[Topic]) -> None:
     """Create the topics that are missing. Existing ones stay as they are."""
-    admin: Any = AIOKafkaAdminClient(bootstrap_servers=address.bootstrap)
+    admin: Any = AIOKafkaAdminClient(**address.connection())
     _leave_nothing_open(admin._client)  # noqa: SLF001 - no other way to it
     await admin.start()
     try:

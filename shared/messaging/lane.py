@@ -205,18 +205,19 @@ class Lanes:
             runnable = [item for item in rest if item.failure is None]
             broken = [(item, item.failure) for item in rest if item.failure is not None]
             with telemetry.processing(self._consumer.name, [item.record for item in runnable]):
+                await telemetry.remember(tx)
                 ran = await run(tx, runnable, self._judge, turn, self._consumer.policy.fuse_keys, self._pace)
-            if probe and any(failure.status == "waiting" for _, failure in ran.failed):
-                raise FuseOpen  # it stays where it is: attempts do not count while the fuse is open
-            behind += ran.behind
-            broken += ran.failed
-            waiting = [(item, Failure("waiting", BEHIND, "waits behind its key")) for item in behind]
-            parked = await self._park(tx, sorted([*waiting, *broken], key=lambda one: one[0].record.offset))
-            known = [item for item, _ in broken if item.record.offset not in parked]
-            broken = [(item, failure) for item, failure in broken if item.record.offset in parked]
-            if known and waiting:
-                await self._settle_heads(tx, known)
-            await self._publish(tx, ran.events, broken)
+                if probe and any(failure.status == "waiting" for _, failure in ran.failed):
+                    raise FuseOpen  # it stays where it is: attempts do not count while the fuse is open
+                behind += ran.behind
+                broken += ran.failed
+                waiting = [(item, Failure("waiting", BEHIND, "waits behind its key")) for item in behind]
+                parked = await self._park(tx, sorted([*waiting, *broken], key=lambda one: one[0].record.offset))
+                known = [item for item, _ in broken if item.record.offset not in parked]
+                broken = [(item, failure) for item, failure in broken if item.record.offset in parked]
+                if known and waiting:
+                    await self._settle_heads(tx, known)
+                await self._publish(tx, ran.events, broken)
         for outcome, number in (
             ("done", len(ran.done)),
             ("duplicate", len(items) - len(ran.done) - len(behind) - len(broken)),

@@ -10,6 +10,7 @@ can run side by side.
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,6 +19,7 @@ from sqlalchemy import text
 from shared import telemetry
 from shared.contracts.base import Event
 from shared.db import Tx
+from shared.messaging import metrics
 from shared.messaging.record import Headers, bucket, headers_of, key_hash, pack_headers
 
 FEW_KEYS: Final = 64
@@ -47,6 +49,12 @@ Message = tuple[str, bytes | None, bytes | None, Headers]
 """(topic, key, value, headers): what goes out."""
 
 
+def _count(events: Sequence[Event]) -> None:
+    told = Counter((event.type, str(getattr(event, "state", getattr(event, "status", "")))) for event in events)
+    for (kind, state), times in told.items():
+        metrics.PUBLISHED.labels(kind, state).inc(times)
+
+
 class Outbox:
     """Writes events into the service's outbox table, inside the caller's transaction."""
 
@@ -64,6 +72,8 @@ class Outbox:
         """
         trace = tuple(telemetry.headers()) if events else ()
         await self._insert(tx, [*(self._message(event, trace) for event in events), *letters])
+        if events:
+            tx.after_commit(lambda: _count(events))
 
     def _message(self, event: Event, trace: tuple[tuple[str, str], ...]) -> Message:
         if event.topic.owner != self._service and event.topic.name != "api.audit":

@@ -12,7 +12,6 @@ from typing import Final
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
-from prometheus_client import Gauge
 from sqlalchemy import text
 
 from shared.clock import Clock
@@ -76,10 +75,12 @@ class Partition:
         self._about = {"consumer": consumer.name, "partition": f"{name.topic}/{name.partition}"}
         self._stopping = asyncio.Event()
         self._waits = False
+        self._told = False  # whether its lag is on show
         self.task: asyncio.Task[None] | None = None
         self.following: int | None = None  # the next offset to read
         self.settled: int | None = None  # the next offset, as far as Kafka has not been told
         self.stuck: str | None = None
+        self._waits_since = _now()  # when the oldest record that is not settled was written, at the earliest
         self._stood: tuple[int, float] | None = None  # where it stands although there is more, and since when
 
     def is_starved(self, end: int, after_s: float) -> bool:
@@ -87,7 +88,7 @@ class Partition:
         if self._fuse.is_open or not self._waits or self.following is None or end <= self.following:
             self._stood = None
             return False
-        now = asyncio.get_running_loop().time()
+        now = _now()
         if self._stood is None or self._stood[0] != self.following:
             self._stood = (self.following, now)
         return now - self._stood[1] >= after_s
@@ -98,14 +99,21 @@ class Partition:
         if self._waits and self.task is not None:
             self.task.cancel()
 
-    def lag(self) -> Gauge:
-        """The gauge of records not yet settled."""
-        return metrics.LAG.labels(self._consumer.name, self._name.topic, str(self._name.partition))
+    def tell_lag(self, end: int) -> None:
+        """Show how far it is from the partition's end: in records, and by the age of the oldest that waits."""
+        place = (self._consumer.name, self._name.topic, str(self._name.partition))
+        behind = max(0, end - (self.following or 0))
+        if not behind:
+            self._waits_since = _now()
+        metrics.LAG.labels(*place).set(behind)
+        metrics.LAG_SECONDS.labels(*place).set(_now() - self._waits_since)
+        self._told = True
 
     def forget_lag(self) -> None:
-        """Take the gauge down: somebody else has the partition now."""
-        if self.following is not None:
-            metrics.LAG.remove(self._consumer.name, self._name.topic, str(self._name.partition))
+        """Show it no more: somebody else has the partition now."""
+        if self._told:
+            for gauge in (metrics.LAG, metrics.LAG_SECONDS):
+                gauge.remove(self._consumer.name, self._name.topic, str(self._name.partition))
 
     async def run(self) -> None:
         """Run until stopped. What breaks it, other than Kafka, is told, tried again, and costs no other partition."""
@@ -181,6 +189,8 @@ class Partition:
 
     async def _settle(self, records: Sequence[Record], following: int, *, probe: bool) -> bool:
         """Settle the records; return whether the position after them is stored already."""
+        if records:
+            self._waits_since = _now() - self._age_s(records[0])
         items = decode_all(self._consumer, records, self._clock())
         if skipped := len(records) - len(items):
             metrics.EVENTS.labels(self._consumer.name, "skipped").inc(skipped)
@@ -191,9 +201,13 @@ class Partition:
         with metrics.BATCH_SECONDS.labels(self._consumer.name).time():
             position = Position(following, self._cluster)
             stored = await self._lanes.settle(items, self._stopping, position, probe=probe)
-        if (newest := records[-1].time) is not None:
-            metrics.AGE_SECONDS.labels(self._consumer.name).observe(max(0.0, (self._clock() - newest).total_seconds()))
+        if records[-1].time is not None:
+            metrics.AGE_SECONDS.labels(self._consumer.name).observe(self._age_s(records[-1]))
+        self._waits_since = _now() - self._age_s(records[-1])
         return stored
+
+    def _age_s(self, record: Record) -> float:
+        return 0.0 if record.time is None else max(0.0, (self._clock() - record.time).total_seconds())
 
     async def _position(self) -> int:
         """Seek to where Postgres says, and see to it that nothing was lost before or behind it."""
@@ -259,3 +273,7 @@ class Partition:
             "topic": self._name.topic,
             "partition": self._name.partition,
         }
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -165,6 +165,7 @@ class Relay:
             lock = zlib.crc32(f"relay/{self._service}".encode())
             while not await connection.fetchval("select pg_try_advisory_lock($1)", lock):
                 self._trouble = None
+                metrics.outbox_elsewhere(self._service)
                 await asyncio.sleep(self.poll_s)
             await connection.add_listener(self._channel, self._notified)
             await self._lead(connection)
@@ -177,6 +178,7 @@ class Relay:
         self._woken.set()  # there may be rows that were announced to nobody
         await connection.execute(_SETTINGS.format(self.frozen_s))
         while True:
+            await self._size(tx)  # told also while Kafka lets nobody in
             producer = self._kafka.writer(f"openbell-{self._service}-relay")
             try:
                 async with asyncio.timeout(self.answer_s):
@@ -210,14 +212,15 @@ class Relay:
 
     async def _look(self, tx: Tx, producer: KafkaWriter) -> "_Page | None":
         """Tell how many rows there are, see to those that nobody announced, and carry what a person let go of."""
-        row = await tx.fetchrow(_LOOK, consumer=self.consumer)
-        if row is None:
-            return None
-        metrics.OUTBOX_ROWS.labels(self._service).set(row["rows"])
-        metrics.OUTBOX_AGE_SECONDS.labels(self._service).set(float(row["age"] or 0))
+        row = await self._size(tx)
         if row["rows"]:
             self._woken.set()
         return await self._carry_freed(tx, producer) if row["waiting"] else None
+
+    async def _size(self, tx: Tx) -> Row:
+        (row,) = await tx.fetch(_LOOK, consumer=self.consumer)
+        metrics.outbox(self._service, row["rows"], float(row["age"] or 0))
+        return row
 
     async def _carry(self, tx: Tx, producer: KafkaWriter) -> "_Page | None":
         """Carry one page of rows, None when there are none. Raises what made a send fail, after settling the rest."""

@@ -174,9 +174,7 @@ class Replay:
         self, wanted: Range, progress: Progress, size: int, *, to_the_end: bool
     ) -> AsyncGenerator[tuple[int, int, list[Record]]]:
         """Yield (partition, offset after it, records) by page, one partition after the other."""
-        kafka = Reader(
-            bootstrap_servers=self._address.bootstrap, enable_auto_commit=False, isolation_level="read_committed"
-        )
+        kafka = Reader(**self._address.connection(), enable_auto_commit=False, isolation_level="read_committed")
         try:
             await kafka.start()
             await know_topics(kafka)

@@ -202,15 +202,16 @@ class Retries:
 
             runnable = [item for _, item in claimed if item.failure is None]
             with telemetry.processing(self._consumer.name, [item.record for item in runnable]):
+                await telemetry.remember(tx)
                 ran = await run(tx, runnable, judge_row, turn, self._consumer.policy.fuse_keys, self._pace)
-            broken = [(item, judge_row(item, _StillBroken(item.failure))) for _, item in claimed if item.failure]
-            done = [row_of[id(item)] for item in ran.done]
-            failed = [(row_of[id(item)], failure) for item, failure in (*ran.failed, *broken)]
-            if done:
-                await tx.execute(statements.RESOLVE, ids=[row["id"] for row in done], now=now)
-            await self._fail(tx, failed, now)
-            freed = await settle_heads(tx, lane, {row["key"]: now for row in rows if row["key"] is not None}, now)
-            await self._outbox.add(tx, ran.events, self._letters(failed))
+                broken = [(item, judge_row(item, _StillBroken(item.failure))) for _, item in claimed if item.failure]
+                done = [row_of[id(item)] for item in ran.done]
+                failed = [(row_of[id(item)], failure) for item, failure in (*ran.failed, *broken)]
+                if done:
+                    await tx.execute(statements.RESOLVE, ids=[row["id"] for row in done], now=now)
+                await self._fail(tx, failed, now)
+                freed = await settle_heads(tx, lane, {row["key"]: now for row in rows if row["key"] is not None}, now)
+                await self._outbox.add(tx, ran.events, self._letters(failed))
         if probe and not claimed:
             self._fuse.unspent()
         self._tell(done, failed, now)
@@ -340,11 +341,13 @@ class Retries:
         took_s = asyncio.get_running_loop().time() - now
         self._count_from = now + max(self.idle_s, min(self.count_share * took_s, self.count_at_most_s))
         rows = {row["status"]: row["rows"] for row in found}
+        ages = {row["status"]: float(row["age"]) for row in found}
         self._lanes.waiting = rows.get("waiting", 0)
         self._lanes.due = sum(row["due"] for row in found if row["status"] == "waiting")
         self._lanes.gaps = sum(row["gaps"] for row in found)
         for status in ("waiting", "held", "dead"):
             metrics.FAILED_JOBS.labels(self._consumer.name, status).set(rows.get(status, 0))
+            metrics.FAILED_JOBS_AGE_SECONDS.labels(self._consumer.name, status).set(max(0.0, ages.get(status, 0.0)))
 
 
 class _StillBroken(Permanent):

@@ -33,7 +33,8 @@ OLDEST: Final = text(
 COUNTS: Final = text(
     """
     select status, count(*) as rows, count(due_at) as due,
-           count(*) filter (where error_code in ('GAP', 'OTHER_CLUSTER')) as gaps
+           count(*) filter (where error_code in ('GAP', 'OTHER_CLUSTER')) as gaps,
+           extract(epoch from now() - min(failed_at)) as age
     from failed_jobs
     where consumer = :consumer and status in ('waiting', 'held', 'dead') group by status
     """

@@ -21,6 +21,7 @@ How an effect ends (`perform` raises, see shared.errors):
     Transient(retry_after_s)   again, after the backoff or what was asked for, whichever is longer
     Busy(retry_after_s)        again then, at no cost in attempts; the lane (or everyone) is left alone
     Permanent                  failed, with the reason
+    Withdrawn                  suppressed or digested: `prepare` found it unwanted (unknown, if it may have happened)
     OutcomeUnknown, any other  as a lease that ran out in `started`
 
 A `lane` is a destination with at most one effect in flight, whatever the number of replicas, and a wait that it asks
@@ -29,6 +30,7 @@ destination, `pauses` names the column that a wait binds. Replicas need clocks t
 within a fraction of the lease.
 """
 
+from shared.work.pace import Together
 from shared.work.rules import (
     Busy,
     Decision,
@@ -36,12 +38,14 @@ from shared.work.rules import (
     OutcomeUnknown,
     Policy,
     Status,
+    Withdrawn,
     backoff_s,
     decide,
     explain,
 )
 from shared.work.table import COLUMNS, create_indexes, create_pauses
-from shared.work.worker import Performed, Settled, Work, Worker
+from shared.work.work import Performed, Settled, Work, one_by_one
+from shared.work.worker import Worker
 
 __all__ = [
     "COLUMNS",
@@ -53,6 +57,8 @@ __all__ = [
     "Policy",
     "Settled",
     "Status",
+    "Together",
+    "Withdrawn",
     "Work",
     "Worker",
     "backoff_s",
@@ -60,4 +66,5 @@ __all__ = [
     "create_pauses",
     "decide",
     "explain",
+    "one_by_one",
 ]

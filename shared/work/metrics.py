@@ -15,4 +15,10 @@ WAITED: Final = Histogram(
     ["kind"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300),
 )
+AGE: Final = Histogram(
+    "openbell_work_age_seconds",
+    "From written, or from when it was planned for, to its end, retries included",
+    ["kind", "status"],
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 21600),
+)
 TOOK: Final = Histogram("openbell_work_seconds", "One effect, from started to its outcome", ["kind"])

@@ -7,13 +7,23 @@ from typing import Literal
 from shared.errors import OpenbellError, Permanent, Transient
 
 OnUnknown = Literal["resend", "look_up", "leave"]
-Status = Literal["pending", "done", "failed", "unknown"]
+Status = Literal["pending", "done", "failed", "unknown", "suppressed", "digested"]
 
 
 class OutcomeUnknown(OpenbellError):
     """The effect may or may not have happened."""
 
     code = "OUTCOME_UNKNOWN"
+
+
+class Withdrawn(Permanent):
+    """The effect is not wanted any more."""
+
+    code = "WITHDRAWN"
+
+    def __init__(self, message: str = "", /, *, end: Literal["suppressed", "digested"] = "suppressed") -> None:
+        super().__init__(message)
+        self.end: Literal["suppressed", "digested"] = end
 
 
 class Busy(Transient):
@@ -32,9 +42,15 @@ class Policy:
 
     Waits grow from `base_s` by doubling up to `cap_s`, each drawn from its upper half. A row that has had
     `max_attempts` attempts, or is `max_age_s` old, is not tried again.
+
+    Many short effects go faster when `ahead` more rows than are performed at once are claimed and prepared before a
+    place is free, and the outcomes of up to `together` rows are recorded in one transaction. That is for rows whose
+    `settled` locks nothing that belongs to others, for whoever comes second waits for the whole transaction.
     """
 
     concurrency: int = 16
+    ahead: int = 0
+    together: int = 1
     lease_s: float = 30.0
     poll_s: float = 2.0
     linger_s: float = 0.05  # how long a busy worker waits for more rows to claim at once
@@ -83,6 +99,9 @@ def decide(
     if error is None:
         return Decision("done", now, attempts + 1, uncertain=False, reason="")
     reason = explain(error)
+    if isinstance(error, Withdrawn):
+        end = "unknown" if uncertain else error.end
+        return Decision(end, now, attempts, uncertain=uncertain, reason=reason)
     if isinstance(error, Permanent):
         return Decision("failed", now, attempts + 1, uncertain=uncertain, reason=reason)
     unknown = not isinstance(error, Transient)

@@ -8,6 +8,18 @@ from typing import Any, Final
 from sqlalchemy import text
 from sqlalchemy.sql.elements import TextClause
 
+
+def _held(*statuses: str) -> str:
+    """Return what locks the rows whose tokens are ours still, in one order: statements of one worker may meet."""
+    among = ", ".join(f"'{status}'" for status in statuses)
+    return f"""with held as materialized (
+        select {{table}}.id
+        from unnest(cast(:ids as uuid[]), cast(:tokens as uuid[])) as mine (id, token)
+        join {{table}} on {{table}}.id = mine.id and {{table}}.token = mine.token
+        where {{table}}.status in ({among}) order by {{table}}.id for update of {{table}}
+    )"""  # noqa: S608 - our own words
+
+
 COLUMNS: Final = """
     status text not null default 'pending'
         check (status in ('pending', 'claimed', 'started', 'done', 'failed', 'unknown')),
@@ -53,32 +65,40 @@ LOOK: Final = """
         (select min(due_at) from {table} where status = 'pending' and due_at > :now and {only}),
         (select min(until) from work_pauses where kind = :kind and until > :now)) as next_at"""
 PAUSE: Final = """
-    insert into work_pauses as known (kind, lane, until) values (:kind, :lane, :until)
+    insert into work_pauses as known (kind, lane, until)
+    select :kind, r.lane, r.until
+    from unnest(cast(:lanes as text[]), cast(:untils as timestamptz[])) as r (lane, until) order by r.lane
     on conflict (kind, lane) do update set until = greatest(known.until, excluded.until)"""
 FORGET_PAUSES: Final = """
     delete from work_pauses where (kind, lane) in (
         select kind, lane from work_pauses where until <= :now for update skip locked)"""
-START: Final = """
-    update {table} set status = 'started', lease_until = :until
-    where id = :id and token = :token and status = 'claimed'"""
-RENEW: Final = """
-    update {table} set lease_until = :until
-    from unnest(cast(:ids as uuid[]), cast(:tokens as uuid[])) as mine (id, token)
-    where {table}.id = mine.id and {table}.token = mine.token and {table}.status in ('claimed', 'started')"""
+START: Final = f"""
+    {_held("claimed")}
+    update {{table}} set status = 'started', lease_until = :until from held where {{table}}.id = held.id
+    returning {{table}}.id"""  # noqa: S608 - our own words
+RENEW: Final = f"""
+    {_held("claimed", "started")}
+    update {{table}} set lease_until = :until from held where {{table}}.id = held.id"""  # noqa: S608 - our own words
 RELEASE: Final = """
     update {table} set status = 'pending', token = null, lease_until = null
     where id = :id and token = :token and status = 'claimed'"""
 RELEASE_EXPIRED: Final = """
     update {table} set status = 'pending', token = null, lease_until = null
-    where status = 'claimed' and lease_until < :now and {only}"""
+    where id in (
+        select id from {table} where status = 'claimed' and lease_until < :now and {only} for update skip locked)"""
 EXPIRED: Final = """
     select * from {table} where status = 'started' and lease_until < :now and {only}
     order by id limit 100 for update skip locked"""
-SETTLE: Final = """
-    update {table} set status = :status, due_at = :due_at, attempts = :attempts, uncertain = :uncertain,
-        last_error = cast(:error as text), settled_at = cast(:settled_at as timestamptz),
-        token = null, lease_until = null
-    where id = :id and token = :token and status in ('claimed', 'started')"""
+SETTLE: Final = f"""
+    {_held("claimed", "started")}
+    update {{table}} set status = r.status, due_at = r.due_at, attempts = r.attempts, uncertain = r.uncertain,
+        last_error = r.error, settled_at = r.settled_at, token = null, lease_until = null
+    from held join unnest(cast(:ids as uuid[]), cast(:statuses as text[]), cast(:dues as timestamptz[]),
+        cast(:attempts as integer[]), cast(:uncertains as boolean[]), cast(:errors as text[]),
+        cast(:settled as timestamptz[]))
+        as r (id, status, due_at, attempts, uncertain, error, settled_at) using (id)
+    where {{table}}.id = held.id
+    returning {{table}}.id"""  # noqa: S608 - our own words
 
 
 def create_indexes(op: Any, table: str) -> None:

@@ -4,81 +4,42 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
 from uuid import UUID, uuid4
 
 from sqlalchemy.sql.elements import TextClause
 
+from shared import telemetry
 from shared.clock import Clock, utc_now
 from shared.contracts.base import Event
 from shared.db import Row, Tx, is_rerun
 from shared.errors import OpenbellError, Permanent, Transient
 from shared.messaging.door import Door
 from shared.work import table
-from shared.work.metrics import IN_FLIGHT, LOST, RETRIED, SETTLED, TOOK, UNKNOWN, WAITED
-from shared.work.rules import Busy, Decision, OnUnknown, OutcomeUnknown, Policy, Status, decide, explain
+from shared.work.metrics import AGE, IN_FLIGHT, LOST, RETRIED, SETTLED, TOOK, UNKNOWN, WAITED
+from shared.work.pace import Places, Together
+from shared.work.rules import Busy, Decision, OutcomeUnknown, decide, explain
+from shared.work.work import Performed, Settled, Work
 
 log = logging.getLogger(__name__)
 
 BUSY_S = 0.1
+START_AT_ONCE = 256
+LOOK_PAST = 100
+"""So many rows more than are wanted are looked at in one claim, for those whose lane is taken by one before them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Performed:
-    """A success: what the other side answered, and how long it wants its lane left alone."""
-
-    result: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    pause_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """A row that reached its end, for the service to act on in the same transaction."""
+class _Ended:
+    """How one attempt ended, before it is recorded."""
 
     row: Row
-    status: Status
-    attempts: int
+    token: UUID
     error: Exception | None
-    detail: str
-    result: Mapping[str, Any]
-    at: datetime
-
-
-def created_at(row: Row) -> datetime:
-    """Return when a row was written."""
-    at: datetime = row["created_at"]
-    return at
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One kind of effect, and the table its rows wait in.
-
-    `only` is an SQL condition for a table that several kinds share, `order` the columns by which what is due is claimed
-    (with an index on them where `status = 'pending'`). `perform` gets the row as it was claimed, or what
-    `prepare` made of it: all reading belongs there, for it runs before `started`, and what it raises is no doubt about
-    the effect. `settled` runs in the transaction that records the end and returns the events that tell of it.
-    `look_up` answers whether an uncertain effect has happened. `pauses` is the column that names who is left alone when
-    an effect ends with Busy, where that is not the lane alone: several lanes may lead to one destination. A row carries
-    its token: whoever may have stalled over its lease checks that it is still there before it changes anything else.
-    `since` says when a row's age begins.
-    """
-
-    kind: str
-    table: str
-    perform: Callable[[Row], Awaitable[Performed]]
-    on_unknown: OnUnknown
-    prepare: Callable[[Row], Awaitable[Row]] | None = None
-    settled: Callable[[Settled, Tx], Awaitable[Sequence[Event]]] | None = None
-    look_up: Callable[[Row], Awaitable[bool]] | None = None
-    only: str = "true"
-    pauses: str = "lane"
-    order: str = "due_at, id"
-    policy: Policy = field(default_factory=Policy)
-    since: Callable[[Row], datetime] = created_at
+    performed: Performed
 
 
 def choose(rows: Sequence[Row], free: int) -> list[Row]:
@@ -123,17 +84,21 @@ class Worker:
         self._keep_at: datetime | None = None
         self._stopping = False
         self._trouble = ""
+        self._places = Places(work.policy.concurrency)
+        self._start: Together[tuple[UUID, UUID], bool] = Together(self._start_rows, most=START_AT_ONCE)
+        at_once = work.policy.concurrency if work.policy.together == 1 else 1
+        self._settle: Together[_Ended, None] = Together(self._settle_rows, most=work.policy.together, at_once=at_once)
         self._serialise = self._sql(table.SERIALISE)
         self._claimable = self._sql(table.CLAIMABLE)
         self._claim_rows = self._sql(table.CLAIM)
         self._look_at = self._sql(table.LOOK)
-        self._start_row = self._sql(table.START)
+        self._start_held = self._sql(table.START)
         self._renew_rows = self._sql(table.RENEW)
         self._release_row = self._sql(table.RELEASE)
         self._release_expired = self._sql(table.RELEASE_EXPIRED)
         self._expired = self._sql(table.EXPIRED)
-        self._settle_row = self._sql(table.SETTLE)
-        self._add_pause = self._sql(table.PAUSE)
+        self._settle_held = self._sql(table.SETTLE)
+        self._add_pauses = self._sql(table.PAUSE)
         self._forget_pauses = self._sql(table.FORGET_PAUSES)
 
     def _sql(self, template: str) -> TextClause:
@@ -185,6 +150,7 @@ class Worker:
             for task in late:
                 task.cancel()  # its row stays `started`: whoever sees the lease run out asks the policy
             await asyncio.gather(*late, return_exceptions=True)
+        await asyncio.gather(self._start.close(), self._settle.close())
 
     async def idle(self) -> None:
         """Wait until nothing is in flight."""
@@ -200,17 +166,18 @@ class Worker:
         ready, rest_s = await self._look(now)
         if not ready:
             return rest_s
-        while (free := self._policy.concurrency - len(self._flights)) > 0:
+        room = self._policy.concurrency + self._policy.ahead
+        while (free := room - len(self._flights)) > 0:
             rows, token, more = await self._claim(now, free)
             for row in rows:
                 self._launch(row, token)
-            if not more and len(self._flights) < self._policy.concurrency:
+            if not more and len(self._flights) < room:
                 return (await self._look(now))[1]
         return self._policy.poll_s
 
     async def _claim(self, now: datetime, free: int) -> tuple[list[Row], UUID, bool]:
         """Claim up to `free` rows; return them with their token, and whether another claim may find more."""
-        token, limit = self._new_token(), free * 4
+        token, limit = self._new_token(), min(free * 4, free + LOOK_PAST)
         async with self._door.transaction() as tx:
             await tx.execute(self._serialise)  # lanes stay single across replicas
             candidates = await tx.fetch(self._claimable, now=now, kind=self._work.kind, candidates=limit)
@@ -229,51 +196,64 @@ class Worker:
         return found["ready"], min(self._policy.poll_s, (found["next_at"] - now).total_seconds())
 
     def _launch(self, row: Row, token: UUID) -> None:
-        task = asyncio.create_task(self._fly(row, token), name=f"{self.name} {row['id']}")
+        task = asyncio.create_task(self._traced(row, token), name=f"{self.name} {row['id']}")
         self._flights[row["id"]] = (token, task)
-        IN_FLIGHT.labels(self._work.kind).inc()
         task.add_done_callback(lambda done: self._landed(row["id"], done))
 
     def _landed(self, row_id: UUID, task: asyncio.Task[None]) -> None:
         del self._flights[row_id]
-        IN_FLIGHT.labels(self._work.kind).dec()
         if not task.cancelled() and task.exception() is not None:
             log.error("work.broken", exc_info=task.exception(), extra={"kind": self._work.kind, "id": str(row_id)})
         self._wake.set()
 
+    async def _traced(self, row: Row, token: UUID) -> None:
+        with telemetry.following(self.name, row.get("traceparent")):
+            await self._fly(row, token)
+
     async def _fly(self, row: Row, token: UUID) -> None:
         if self._stopping:
-            async with self._door.transaction() as tx:
-                await tx.execute(self._release_row, id=row["id"], token=token)
-            return
+            return await self._release(row, token)
         error: Exception | None = None
-        performed, ready = Performed(), row
+        performed, ready, known = Performed(), row, False
         try:
             known = row["uncertain"] and self._work.look_up is not None and await self._work.look_up(row)
             if not known:
                 ready = row if self._work.prepare is None else await self._work.prepare(row)
-                if not await self._start(row, token):
-                    return
         except Exception as problem:  # noqa: BLE001 - whatever it is, nothing was done
-            known = False
-            error = problem if isinstance(problem, (Transient, Permanent)) else Transient(explain(problem))
+            error = _before(problem)
         if error is None and not known:
-            error, performed = await self._perform(ready)
-        await self._settle(row, token, error, performed)
+            await self._places.take(self._work.rank(row))
+            try:
+                if self._stopping:
+                    return await self._release(row, token)
+                if not await self._start((row["id"], token)):
+                    return self._tell_lost(row)
+                WAITED.labels(self._work.kind).observe(max(0.0, (self._clock() - row["due_at"]).total_seconds()))
+                error, performed = await self._perform(ready)
+            except _NotStarted as problem:
+                error = problem.error
+            finally:
+                self._places.give_back()
+        return await self._settle(_Ended(row, token, error, performed))
 
-    async def _start(self, row: Row, token: UUID) -> bool:
-        now = self._clock()
-        async with self._door.read() as tx:  # one statement commits by itself
-            until = now + timedelta(seconds=self._policy.lease_s)
-            ours = await tx.execute(self._start_row, id=row["id"], token=token, until=until)
-        if not ours:
-            self._tell_lost(row)
-        WAITED.labels(self._work.kind).observe(max(0.0, (now - row["due_at"]).total_seconds()))
-        return bool(ours)
+    async def _release(self, row: Row, token: UUID) -> None:
+        async with self._door.transaction() as tx:
+            await tx.execute(self._release_row, id=row["id"], token=token)
+
+    async def _start_rows(self, asked: Sequence[tuple[UUID, UUID]]) -> list[bool]:
+        """Record that effects begin; return for each whether its row is still ours."""
+        until = self._clock() + timedelta(seconds=self._policy.lease_s)
+        ids, tokens = [row_id for row_id, _ in asked], [token for _, token in asked]
+        try:
+            async with self._door.read() as tx:  # one statement commits by itself
+                ours = {row["id"] for row in await tx.fetch(self._start_held, ids=ids, tokens=tokens, until=until)}
+        except Exception as problem:
+            raise _NotStarted(_before(problem)) from problem
+        return [row_id in ours for row_id in ids]
 
     async def _perform(self, row: Row) -> tuple[Exception | None, Performed]:
         try:
-            with TOOK.labels(self._work.kind).time():
+            with TOOK.labels(self._work.kind).time(), IN_FLIGHT.labels(self._work.kind).track_inprogress():
                 return None, await self._work.perform(row)
         except OpenbellError as error:
             return error, Performed()
@@ -281,59 +261,73 @@ class Worker:
             log.exception("work.unexpected", extra={"kind": self._work.kind, "id": str(row["id"])})
             return error, Performed()
 
-    async def _pause(self, row: Row, error: Exception | None, performed: Performed, now: datetime, tx: Tx) -> None:
-        """Keep, for every replica, how long the lane (or everyone) is to be left alone."""
-        busy_s = (error.retry_after_s or 0.0) if isinstance(error, Busy) else performed.pause_s
-        lane = "" if isinstance(error, Busy) and error.everyone else row[self._work.pauses]
-        if busy_s > 0 and lane is not None:
-            until = now + timedelta(seconds=busy_s)
-            await tx.execute(self._add_pause, kind=self._work.kind, lane=str(lane), until=until)
-
-    async def _settle(self, row: Row, token: UUID, error: Exception | None, performed: Performed) -> None:
+    async def _settle_rows(self, ends: Sequence[_Ended]) -> list[Exception | None]:
+        """Record ends in one transaction, or each in its own where that fails: what one of them does is its alone."""
         give_up_at = self._clock() + timedelta(seconds=self._policy.lease_s)
         while True:
             try:
-                return await self._door.publish(lambda tx: self._record(row, token, error, performed, tx))
-            except Exception as problem:
-                if not is_rerun(problem) or self._clock() >= give_up_at:
-                    raise
-                await asyncio.sleep(self._policy.poll_s)
+                await self._door.publish(lambda tx: self._record(ends, tx))
+            except Exception as problem:  # noqa: BLE001 - it is raised to whoever asked for the record
+                if is_rerun(problem) and self._clock() < give_up_at:
+                    await asyncio.sleep(self._policy.poll_s)
+                    continue
+                if len(ends) == 1:
+                    return [problem]
+                return [told for end in ends for told in await self._settle_rows([end])]
+            return [None] * len(ends)
 
-    async def _record(
-        self, row: Row, token: UUID, error: Exception | None, performed: Performed, tx: Tx
-    ) -> Sequence[Event]:
+    async def _record(self, ends: Sequence[_Ended], tx: Tx) -> Sequence[Event]:
         now = self._clock()
-        kind = self._work.kind
-        decision = decide(
+        decided = [(end, self._decide(end, now)) for end in ends]
+        rows = await tx.fetch(
+            self._settle_held,
+            ids=[end.row["id"] for end in ends],
+            tokens=[end.token for end in ends],
+            statuses=[one.status for _, one in decided],
+            dues=[one.due_at for _, one in decided],
+            attempts=[one.attempts for _, one in decided],
+            uncertains=[one.uncertain for _, one in decided],
+            errors=[one.reason or None for _, one in decided],
+            settled=[now if one.final else None for _, one in decided],
+        )
+        await self._pause(ends, now, tx)  # even where the lease was lost: the wait was asked for
+        ours = {row["id"] for row in rows}
+        settled: list[Settled] = []
+        for end, one in decided:
+            if end.row["id"] not in ours:
+                self._tell_lost(end.row)
+                continue
+            age_s = (now - self._work.since(end.row)).total_seconds()
+            tx.after_commit(partial(_count, self._work.kind, one, age_s))
+            if one.final:
+                result = end.performed.result
+                settled.append(Settled(end.row, one.status, one.attempts, end.error, one.reason, result, now))
+        return await self._work.settled(settled, tx) if settled and self._work.settled is not None else ()
+
+    def _decide(self, end: _Ended, now: datetime) -> Decision:
+        return decide(
             self._policy,
             self._work.on_unknown,
-            error,
-            attempts=row["attempts"],
-            uncertain=row["uncertain"],
-            created_at=self._work.since(row),
+            end.error,
+            attempts=end.row["attempts"],
+            uncertain=end.row["uncertain"],
+            created_at=self._work.since(end.row),
             now=now,
             draw=self._draw(),
         )
-        ours = await tx.execute(
-            self._settle_row,
-            id=row["id"],
-            token=token,
-            status=decision.status,
-            due_at=decision.due_at,
-            attempts=decision.attempts,
-            uncertain=decision.uncertain,
-            error=decision.reason or None,
-            settled_at=now if decision.final else None,
-        )
-        await self._pause(row, error, performed, now, tx)  # even where the lease was lost: the wait was asked for
-        if not ours:
-            self._tell_lost(row)
-            return ()
-        tx.after_commit(lambda: _count(kind, decision))
-        if not decision.final or self._work.settled is None:
-            return ()
-        settled = Settled(row, decision.status, decision.attempts, error, decision.reason, performed.result, now)
-        return await self._work.settled(settled, tx)
+
+    async def _pause(self, ends: Sequence[_Ended], now: datetime, tx: Tx) -> None:
+        """Keep, for every replica, how long lanes (or everyone) are to be left alone."""
+        until: dict[str, datetime] = {}
+        for end in ends:
+            error = end.error
+            busy_s = (error.retry_after_s or 0.0) if isinstance(error, Busy) else end.performed.pause_s
+            lane = "" if isinstance(error, Busy) and error.everyone else end.row[self._work.pauses]
+            if busy_s > 0 and lane is not None:
+                at = now + timedelta(seconds=busy_s)
+                until[str(lane)] = max(at, until.get(str(lane), at))
+        if until:
+            await tx.execute(self._add_pauses, kind=self._work.kind, lanes=list(until), untils=list(until.values()))
 
     async def _keep(self, now: datetime) -> None:
         """Renew our leases, then take back what others let run out."""
@@ -351,21 +345,33 @@ class Worker:
         await self._door.publish(lambda tx: self._settle_expired(now, tx))
 
     async def _settle_expired(self, now: datetime, tx: Tx) -> Sequence[Event]:
-        events: list[Event] = []
-        for row in await tx.fetch(self._expired, now=now):
-            error = OutcomeUnknown("its worker stopped in the middle")
-            events += await self._record(row, row["token"], error, Performed(), tx)
-        return events
+        error = OutcomeUnknown("its worker stopped in the middle")
+        expired = await tx.fetch(self._expired, now=now)
+        return await self._record([_Ended(row, row["token"], error, Performed()) for row in expired], tx)
 
     def _tell_lost(self, row: Row) -> None:
         LOST.labels(self._work.kind).inc()
         log.warning("work.lost", extra={"kind": self._work.kind, "id": str(row["id"])})
 
 
-def _count(kind: str, decision: Decision) -> None:
+class _NotStarted(Exception):
+    """Starts could not be recorded."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _before(problem: Exception) -> Exception:
+    """Return what became of an attempt that ended before its effect began: never a doubt."""
+    return problem if isinstance(problem, (Transient, Permanent)) else Transient(explain(problem))
+
+
+def _count(kind: str, decision: Decision, age_s: float) -> None:
     if decision.unknown:
         UNKNOWN.labels(kind).inc()
     if decision.final:
         SETTLED.labels(kind, decision.status).inc()
+        AGE.labels(kind, decision.status).observe(max(0.0, age_s))
     else:
         RETRIED.labels(kind).inc()

@@ -25,6 +25,7 @@ from services.alerts.store.engagement import EngagementStore
 from services.alerts.store.fanouts import FanOutStore
 from services.alerts.store.kept import KeptEvents
 from services.alerts.store.notices import NoticeStore
+from services.alerts.store.preferences import PreferenceStore
 from services.alerts.store.rules import RuleStore
 from services.alerts.workers import Confirmation, Delivery, NoticeDelivery
 from shared.clock import Clock, new_id
@@ -93,13 +94,14 @@ class FakeSender:
 
     sent: list[Message] = field(default_factory=list[Message])
     errors: list[Exception | None] = field(default_factory=list[Exception | None])
+    templates: list[str] = field(default_factory=list[str])
 
     async def send(self, message: Message) -> Sent:
         self.sent.append(message)
         error = self.errors.pop(0) if self.errors else None
         if error is not None:
             raise error
-        return Sent(f"id-{len(self.sent)}")
+        return Sent(f"id-{len(self.sent)}", template=self.templates.pop(0) if self.templates else None)
 
     async def close(self) -> None:
         pass
@@ -120,14 +122,15 @@ class Bench:
         self._secrets = itertools.count(1)
         self.offer(Options(offered=("discord", "email", "webhook"), best_few=3))
         self.notices = NoticeStore()
-        self.telling = Notices(self.notices, router=self.router, clock=clock)
+        self.telling = Notices(self.notices, PreferenceStore(), router=self.router, clock=clock)
         self.rules = Rules(RuleStore(), KeptEvents(), self.telling, max_rules=3, clock=clock, new_id=new_id)
         self.clicks = Clicks("x" * 32, "https://openbell.example/", "/app/alerts/{id}")
         self.engagement = Engagement(EngagementStore(), self.clicks, clock)
+        common: dict[str, Any] = {"router": self.router, "clicks": self.clicks, "clock": clock}
         deliveries = [
-            Delivery("discord", self.discord, self.store, self.notices, self.door, clicks=self.clicks),
-            Delivery("email", self.email, self.store, self.notices, self.door, clicks=self.clicks),
-            Delivery("webhook", self.webhook, self.store, self.notices, self.door, clicks=self.clicks),
+            Delivery("discord", self.discord, self.store, self.notices, self.door, **common),
+            Delivery("email", self.email, self.store, self.notices, self.door, **common),
+            Delivery("webhook", self.webhook, self.store, self.notices, self.door, **common),
         ]
         asking = Confirmation(
             self.email,
@@ -139,9 +142,9 @@ class Bench:
         )
         self.asking = Worker(asking.work(), self.door, clock, draw=lambda: 0.5)
         notices = [
-            NoticeDelivery("discord", self.discord, self.notices, self.store, self.door, clicks=self.clicks),
-            NoticeDelivery("email", self.email, self.notices, self.store, self.door, clicks=self.clicks),
-            NoticeDelivery("webhook", self.webhook, self.notices, self.store, self.door, clicks=self.clicks),
+            NoticeDelivery("discord", self.discord, self.notices, self.store, self.door, **common),
+            NoticeDelivery("email", self.email, self.notices, self.store, self.door, **common),
+            NoticeDelivery("webhook", self.webhook, self.notices, self.store, self.door, **common),
         ]
         works = [*(one.work(8) for one in deliveries), *(one.work() for one in notices)]
         self.workers = [Worker(work, self.door, clock, draw=lambda: 0.5) for work in works]

@@ -290,7 +290,15 @@ async def test_an_alert_goes_out_with_its_picture_or_without_but_it_goes_out(ben
     await bench.tell(activity())
     pictures = Pictures(QuoteStore(), draw, bench.door)
     work = Delivery(
-        "discord", bench.discord, bench.store, bench.notices, bench.door, clicks=bench.clicks, pictures=pictures
+        "discord",
+        bench.discord,
+        bench.store,
+        bench.notices,
+        bench.door,
+        router=bench.router,
+        clicks=bench.clicks,
+        clock=bench.clock,
+        pictures=pictures,
     ).work(1)
     worker = Worker(work, bench.door, bench.clock, draw=lambda: 0.5)
     await worker.turn()

@@ -10,6 +10,7 @@ import pytest
 
 from services.alerts.domain.channels import UNCONFIRMED, lane_of
 from services.alerts.domain.links import Link, LinkRefused, Links
+from services.alerts.domain.mail_events import AddressSuppressed, address_hash
 from services.alerts.main import build
 from services.alerts.ports import ChannelGone
 from shared.db import Row
@@ -93,6 +94,16 @@ async def test_a_link_is_worth_nothing_for_another_address_user_or_time(bench: B
     with pytest.raises(LinkRefused):
         await confirm(bench, fresh)
     assert {row["enabled"] for row in await bench.rows("channels")} == {False}
+
+
+async def test_an_address_that_bounced_since_it_was_asked_is_not_enabled_by_its_link(bench: Bench) -> None:
+    user_id = await bench.user()
+    await put(bench, user_id)
+    await bench.ask()
+    await bench.execute(f"insert into suppressions values ('{address_hash(ADA)}', 'complained', '', 'sendgrid', now())")
+    with pytest.raises(AddressSuppressed):
+        await confirm(bench, token_of(bench))
+    assert [row["enabled"] for row in await bench.rows("channels")] == [False]
 
 
 async def test_mails_are_few_for_a_user_and_for_an_address(bench: Bench) -> None:

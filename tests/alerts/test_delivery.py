@@ -21,7 +21,12 @@ from tests.fakes.discord import Answer, FakeDiscord
 @asynccontextmanager
 async def delivering(bench: Bench, server: FakeDiscord) -> AsyncGenerator[None]:
     sender = Discord()
-    work = Delivery("discord", sender, bench.store, bench.notices, bench.door, clicks=bench.clicks).work(8)
+    work = Delivery(
+        *("discord", sender, bench.store, bench.notices, bench.door),
+        router=bench.router,
+        clicks=bench.clicks,
+        clock=bench.clock,
+    ).work(8)
     worker = Worker(work, bench.door, utc_now, draw=lambda: 0.0)
     bench.offer(Options(discord_base=server.base), utc_now, worker.wake)
     running = asyncio.create_task(worker.run())

@@ -349,8 +349,6 @@ def test_a_digest_reads_by_its_sections_on_discord_and_in_mail() -> None:
     )
     mail = render_packaged("email", "digest", context(told))
     discord = render_packaged("discord", "digest", context(told))
-    assert mail is not None
-    assert discord is not None
     assert "Top alerts\n  AAPL <b>\n" in mail.text
     assert mail.html is not None
     assert "AAPL &lt;b&gt;" in mail.html
@@ -365,7 +363,7 @@ async def test_a_digest_is_not_put_off_to_the_next_digest_nor_capped(desk: Desk)
     await bench.channel(user)
     await desk.choose(user)
     wishes = Wishes(choices={("*", "*"): "digest"}, caps=(Cap("*", "*", 0),))
-    preferences = Preferences(PreferenceStore(), clock=bench.clock, new_id=uuid4, moved=desk.digests.moved)
+    preferences = Preferences(PreferenceStore(), clock=bench.clock, new_id=uuid4, said=desk.digests.note_wishes)
     said = Said(wishes, timezone="America/New_York")
     await bench.door.run(lambda tx: preferences.put(ACTOR, user, said, tx))
     (plan,) = await bench.rows("digest_plans")
@@ -376,3 +374,22 @@ async def test_a_digest_is_not_put_off_to_the_next_digest_nor_capped(desk: Desk)
     assert [row["status"] for row in await bench.rows("notice_deliveries")] == ["pending"]
     (lines,) = await desk.lines(user)
     assert "AAPL: 1 unusual contract, score 80 (10:30 AM EDT)" in lines
+
+
+async def test_who_holds_things_back_has_a_digest_until_nothing_is_held_back(client: Client) -> None:
+    bench = client.bench
+    user = await bench.user("AAPL")
+    about, at = f"/api/alerts/{user}", f"/api/alerts/{user}/digest"
+    caps = {"caps": [{"per_hour": 1}]}
+    assert (await client("GET", at, user)).json()["frequency"] == "off"
+    assert (await client("PUT", f"{about}/preferences", user, json=caps)).status_code == 200
+    assert (await client("GET", at, user)).json()["frequency"] == "daily"
+    assert (await client("PUT", at, user, json={"frequency": "off"})).status_code == 409
+    weekly = {"frequency": "weekly", "weekday": 3}
+    assert (await client("PUT", at, user, json=weekly)).status_code == 200
+    choices = {"choices": [{"kind": "*", "channel": "email", "choice": "digest"}]}
+    assert (await client("PUT", f"{about}/preferences", user, json=choices)).status_code == 200
+    assert (await client("GET", at, user)).json()["frequency"] == "weekly"  # theirs stays
+    assert (await client("PUT", at, user, json={"frequency": "off"})).status_code == 409
+    assert (await client("PUT", f"{about}/preferences", user, json={})).status_code == 200
+    assert (await client("PUT", at, user, json={"frequency": "off"})).status_code == 200

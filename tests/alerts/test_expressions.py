@@ -250,3 +250,9 @@ def test_every_kind_names_its_events_and_no_field_that_is_kept_from_rules() -> N
         assert kind.name == ACTIVITY or "event" in kind.fields
     assert KINDS["orders"].fields["drifts.symbol"].type == "texts"
     assert KINDS["payments"].fields["status"].choices[:3] == ("opened", "won", "lost")
+
+
+def test_a_stored_expression_of_which_a_field_is_gone_holds_for_nothing_and_raises_nothing() -> None:
+    gone = KINDS[ACTIVITY].expression('{"field":"gone","op":"exists"}')
+    assert gone is not None
+    assert not gone.holds({"score": Decimal(99)})

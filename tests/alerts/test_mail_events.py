@@ -27,16 +27,22 @@ from services.alerts.domain.mail_events import (
     public_key,
     secret_key,
 )
+from services.alerts.domain.routing import Wishes
 from services.alerts.domain.unsubscribing import LIFETIME, UNSUBSCRIBED, Unsubscribe, UnsubscribeLinks
+from services.alerts.service import Preferences
 from services.alerts.service.audit import Actor
 from services.alerts.service.layout import Layout
 from services.alerts.service.mail import Mail, WebhookKeys
+from services.alerts.service.preferences import Said
+from services.alerts.service.templates import Templates
 from services.alerts.store.mail import MailStore
+from services.alerts.store.preferences import PreferenceStore, wishes_of
+from services.alerts.store.templates import TemplateStore
 from shared.clock import new_id
 from shared.db import Database
-from shared.errors import NotFound
+from shared.errors import NotFound, RateLimited
 from shared.settings import SharedSettings
-from tests.alerts.conftest import NOW, Bench, FakeSender, activity
+from tests.alerts.conftest import ACTOR, NOW, Bench, FakeSender, activity
 from tests.alerts.test_routes import Client, client
 from tests.alerts.venues import message
 from tests.conftest import ManualClock
@@ -57,7 +63,7 @@ class Provider:
         self.links = UnsubscribeLinks("x" * 32, "https://openbell.example/")
         self.store = MailStore()
         keys = WebhookKeys(public_key(PUBLIC), secret_key(f"whsec_{SECRET}"))
-        self.mail = Mail(self.store, keys, self.links, bench.door, clock=bench.clock, new_id=new_id)
+        self.mail = Mail(self.store, PreferenceStore(), keys, self.links, bench.door, clock=bench.clock, new_id=new_id)
 
     async def sendgrid(self, *events: dict[str, Any]) -> int:
         usual = {"sg_event_id": "e1", "timestamp": int(NOW.timestamp()), "email": ADA}
@@ -104,6 +110,9 @@ async def test_a_hard_bounce_ends_mail_to_the_address_whosever_it_is_and_the_use
 ) -> None:
     _, delivery = await mailed(bench)
     other = await bench.user()
+    with pytest.raises(RateLimited):  # it is the same address, however it is written
+        await bench.channel(other, "email", ADA.lower())
+    bench.clock.advance(61)
     await bench.channel(other, "email", ADA.lower())
     bounce = {"event": "bounce", "type": "bounce", "reason": "550 no such user", "delivery_id": str(delivery)}
     assert await provider.sendgrid(bounce) == 1
@@ -128,6 +137,12 @@ async def test_a_hard_bounce_ends_mail_to_the_address_whosever_it_is_and_the_use
         ({"event": "bounce", "type": "blocked"}, "blocked", False),
         ({"event": "deferred"}, "deferred", False),
         ({"event": "dropped", "reason": "Bounced Address"}, "bounced", True),
+        ({"event": "dropped", "reason": "Invalid"}, "bounced", True),
+        ({"event": "dropped", "reason": "Spam Reporting Address"}, "complained", True),
+        ({"event": "dropped", "reason": "Unsubscribed Address"}, "unsubscribed", True),
+        ({"event": "dropped", "reason": "Recipient List over Package Quota"}, "blocked", False),
+        ({"event": "dropped", "reason": "Spam Content"}, "blocked", False),
+        ({"event": "dropped"}, "blocked", False),
         ({"event": "spamreport"}, "complained", True),
         ({"event": "group_unsubscribe"}, "unsubscribed", True),
     ],
@@ -226,20 +241,72 @@ def token_of(link: str) -> str:
     return link.partition("token=")[2]
 
 
-async def test_the_link_in_a_mail_ends_mail_to_its_address_and_no_other(bench: Bench, provider: Provider) -> None:
+async def test_the_link_in_a_mail_ends_mails_of_its_kind_to_its_address_and_nothing_else(
+    bench: Bench, provider: Provider
+) -> None:
+    user, other = await bench.user("AAPL"), await bench.user("AAPL")
+    for one in (user, other):
+        await bench.channel(one, "email", ADA)
+        await bench.channel(one)
+        bench.clock.advance(60)
+    before = Said(Wishes(choices={("receipt", "email"): "digest", ("activity", "discord"): "digest"}))
+    preferences = Preferences(PreferenceStore(), clock=bench.clock, new_id=new_id)
+    await bench.door.run(lambda tx: preferences.put(ACTOR, user, before, tx))
+    link = provider.links.link(Unsubscribe(user, lane_of("email", ADA), "alert"), NOW)
+    for _ in range(2):
+        await bench.door.run(lambda tx: provider.mail.unsubscribe(token_of(link), tx))
+    assert sum(b"unsubscribe.kind" in row["value"] for row in await bench.rows("outbox")) == 1
+    (kept,) = await bench.rows("preferences")
+    wishes = wishes_of(kept)
+    assert wishes.choices == {**before.wishes.choices, ("activity", "email"): "off"}
+    await bench.tell(activity())
+    told = {(row["user_id"], row["channel"]): row["status"] for row in await bench.rows("deliveries")}
+    mine = {(user, "email"): "suppressed", (user, "discord"): "digested"}
+    assert told == {**mine, (other, "email"): "pending", (other, "discord"): "pending"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "off"),
+    [("digest", {"digest.daily", "digest.weekly"}), ("order_filled", {"order_filled"}), ("rule", {"rule"})],
+)
+async def test_each_kind_of_mail_is_switched_off_by_the_kinds_of_preferences(
+    bench: Bench, provider: Provider, kind: str, off: set[str]
+) -> None:
+    user = await bench.user()
+    await bench.channel(user, "email", ADA)
+    token = token_of(provider.links.link(Unsubscribe(user, lane_of("email", ADA), kind), NOW))
+    await bench.door.run(lambda tx: provider.mail.unsubscribe(token, tx))
+    (kept,) = await bench.rows("preferences")
+    assert wishes_of(kept).choices == {(one, "email"): "off" for one in off}
+
+
+async def test_an_old_addresss_link_and_that_of_a_test_switch_no_kind_off(bench: Bench, provider: Provider) -> None:
+    user = await bench.user()
+    await bench.channel(user, "email", ADA)
+    old = token_of(provider.links.link(Unsubscribe(user, lane_of("email", "old@example.com"), "alert"), NOW))
+    await bench.door.run(lambda tx: provider.mail.unsubscribe(old, tx))
+    test = token_of(provider.links.link(Unsubscribe(user, lane_of("email", ADA), "test"), NOW))
+    await bench.door.run(lambda tx: provider.mail.unsubscribe(test, tx))
+    assert await bench.rows("preferences") == []
+    assert [row["reason"] for row in await bench.rows("channels")] == [UNSUBSCRIBED]
+
+
+async def test_the_link_in_a_mail_can_end_all_mail_to_its_address_and_no_other(
+    bench: Bench, provider: Provider
+) -> None:
     user, other = await bench.user(), await bench.user()
     for one in (user, other):
         await bench.channel(one, "email", ADA)
         bench.clock.advance(60)
-    link = provider.links.link(Unsubscribe(user, lane_of("email", ADA), "activity"), NOW)
+    link = provider.links.link(Unsubscribe(user, lane_of("email", ADA), "alert"), NOW)
     assert re.fullmatch(r"https://openbell\.example/links/unsubscribe\?token=[\w.-]+", link)
     for _ in range(2):
-        await bench.door.run(lambda tx: provider.mail.unsubscribe(token_of(link), tx))
+        await bench.door.run(lambda tx: provider.mail.unsubscribe(token_of(link), tx, everything=True))
     states = {row["user_id"]: (row["enabled"], row["reason"]) for row in await bench.rows("channels")}
     assert states == {user: (False, UNSUBSCRIBED), other: (True, None)}
     bench.clock.advance(60)
     await bench.channel(user, "email", "new@example.com")
-    await bench.door.run(lambda tx: provider.mail.unsubscribe(token_of(link), tx))
+    await bench.door.run(lambda tx: provider.mail.unsubscribe(token_of(link), tx, everything=True))
     assert [row["enabled"] for row in await bench.rows("channels") if row["target"] == "new@example.com"] == [True]
 
 
@@ -267,11 +334,19 @@ async def test_the_page_unsubscribes_by_its_button_and_mail_programs_by_a_post(c
     path = links.link(Unsubscribe(user, lane_of("email", ADA), "alert"), NOW)
     page = await client("GET", path, user)
     assert (page.status_code, page.headers["referrer-policy"]) == (200, "no-referrer")
-    assert "<button>" in page.text
+    assert re.findall(r"<button>(.*?)</button>", page.text) == [
+        "No more mails about unusual activity",
+        "No more mail at all",
+    ]
     assert [row["enabled"] for row in await bench.rows("channels")] == [True]
     form = {"content-type": "application/x-www-form-urlencoded"}
     pressed = await client("POST", path, user, content=b"List-Unsubscribe=One-Click", headers=form)
-    assert (pressed.status_code, "Unsubscribed" in pressed.text) == (200, True)
+    assert (pressed.status_code, "No more mails about unusual activity come" in pressed.text) == (200, True)
+    wishes = (await client("GET", f"/api/alerts/{user}/preferences", user)).json()
+    assert wishes["choices"] == [{"kind": "activity", "channel": "email", "choice": "off"}]
+    assert [row["enabled"] for row in await bench.rows("channels")] == [True]
+    ended = await client("POST", f"{path}&of=all", user, content=b"List-Unsubscribe=One-Click", headers=form)
+    assert (ended.status_code, "No more mail comes" in ended.text) == (200, True)
     (channel,) = (await client("GET", f"/api/alerts/{user}/channels", user)).json()
     assert (channel["enabled"], channel["reason"]) == (False, UNSUBSCRIBED)
     for method in ("GET", "POST"):
@@ -293,7 +368,8 @@ async def test_the_routes_of_webhooks_and_suppressions_ask_who_calls(client: Cli
 
 async def test_an_alerts_mail_carries_a_link_that_ends_it_and_a_confirmation_does_not(bench: Bench) -> None:
     links = UnsubscribeLinks("x" * 32, "https://openbell.example")
-    layout, inner = Layout(links, bench.clock), FakeSender()
+    templates = Templates(TemplateStore(), bench.door, clock=bench.clock, new_id=new_id)
+    layout, inner = Layout(links, templates, bench.clock), FakeSender()
     sender = LaidOut(inner, partial(layout.dress, "email"))
     user = UUID(int=5)
     await sender.send(message(ADA, user_id=user, kind="alert"))

@@ -7,9 +7,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from services.alerts.domain.notices import PAID, TRADED, notice_of
+from services.alerts.domain.notices import PAID, TRADED, notice_of, rule_notice
+from services.alerts.domain.overrides import KINDS
+from services.alerts.domain.routing import Wishes
 from services.alerts.domain.words import Words
 from services.alerts.ports import ChannelGone
+from services.alerts.service import NewRule, Preferences
+from services.alerts.service.preferences import Said
+from services.alerts.store.preferences import PreferenceStore
 from services.alerts.workers import Retention
 from shared.contracts.broker import Drift, OrderFilled, OrderFlagged, OrderRejected, PositionsDrifted
 from shared.contracts.payment import (
@@ -23,7 +28,7 @@ from shared.contracts.payment import (
     TrialEnding,
 )
 from shared.errors import NotFound, Transient
-from tests.alerts.conftest import NOW, Bench, activity
+from tests.alerts.conftest import ACTOR, NOW, Bench, activity
 from tests.alerts.test_routes import Client, client
 
 __all__ = ["client"]
@@ -101,6 +106,7 @@ COST: dict[str, Any] = {"amount": Decimal(29), "currency": "USD"}
 def test_a_payment_event_reads_as_a_person_would_say_it(event: Any, kind: str, title: str, lines: tuple[str, ...]):
     told = notice_of(event)
     assert (told.kind, told.title, told.lines) == (kind, title, lines)
+    assert kind in KINDS  # it may have a template of its own
 
 
 def test_every_kind_of_event_that_is_read_is_told_and_nothing_else() -> None:
@@ -169,6 +175,7 @@ def drifted(user: UUID) -> PositionsDrifted:
 def test_a_trade_reads_as_a_person_would_say_it(event: Any, kind: str, title: str, lines: tuple[str, ...]):
     told = notice_of(event)
     assert (told.kind, told.title, told.lines) == (kind, title, lines)
+    assert kind in KINDS  # it may have a template of its own
 
 
 async def test_of_an_orders_parts_the_first_is_told_and_what_makes_it_whole(bench: Bench) -> None:
@@ -218,6 +225,42 @@ async def test_a_notice_goes_out_once_on_every_enabled_channel(bench: Bench) -> 
     assert len(bench.discord.sent) == 2
     assert bench.discord.sent[0].delivery_id == bench.discord.sent[1].delivery_id
     assert {row["status"] for row in await bench.rows("notice_deliveries")} == {"done"}
+
+
+async def test_a_notice_has_its_users_numbers_and_days_and_so_has_one_that_a_rule_asked_for(bench: Bench) -> None:
+    german, plain = await bench.user(settings={"timezone": "Pacific/Auckland"}), await bench.user()
+    await bench.channel(german)
+    said = Said(Wishes(timezone="UTC"), locale="de_DE")
+    preferences = Preferences(PreferenceStore(), clock=bench.clock, new_id=uuid4)
+    await bench.door.run(lambda tx: preferences.put(ACTOR, german, said, tx))
+    rule = NewRule("trials", (), 0, Decimal(0), "payments", {"field": "event", "op": "==", "value": "trial.ending"})
+    await bench.rule(german, rule)
+    late = NOW + timedelta(hours=9, minutes=40)  # the next day in Auckland
+    for user in (german, plain):
+        events = [receipt(user, amount=Decimal("1234.5")), TrialEnding(**about(user, ends_at=late))]
+        await bench.handle(bench.telling.tell, events)
+        await bench.handle(bench.rules.hear, events)
+    titles = {(row["user_id"], row["title"]) for row in await bench.rows("notices")}
+    assert titles == {
+        (german, "Your Openbell subscription is paid: 1.234,50 USD"),
+        (german, "Your trial ends on 3. Juni 2025"),
+        (german, "trials: Your trial ends on 3. Juni 2025"),
+        (plain, "Your Openbell subscription is paid: 1,234.50 USD"),
+        (plain, "Your trial ends on June 3, 2025"),
+    }
+    await bench.deliver()
+    assert {one.words for one in bench.discord.sent} == {Words("de_DE", "Pacific/Auckland")}
+
+
+def test_the_fields_that_a_rule_tells_are_written_as_its_user_writes_them() -> None:
+    fields = {"event": "x", "plan_count": Decimal("1234.50"), "ends_at": NOW, "sizes": (Decimal("1.5"), Decimal(2))}
+    changed = SubscriptionChanged.model_construct()
+    assert rule_notice("r", changed, fields, Words("de_DE", "Asia/Tokyo")).lines == (
+        "plan count: 1.234,5",
+        "ends at: 2. Juni 2025, 23:30 JST",
+        "sizes: 1,5, 2",
+        "Your rule r asked for this.",
+    )
 
 
 async def test_a_channel_that_is_gone_takes_notices_and_alerts_with_it(bench: Bench) -> None:

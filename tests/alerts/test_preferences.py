@@ -149,7 +149,7 @@ async def test_who_has_said_nothing_costs_no_statement_more(bench: Bench) -> Non
         tx.connection.add_query_logger(lambda query: ran.append(query.query))
         await bench.telling.tell([receipt(user)], tx)
     ours = [query for query in ran if "pg_" not in query and "jit" not in query]  # asyncpg asks of new types
-    assert len(ours) == 4  # known, add, audience, deliveries
+    assert len(ours) == 5  # words, known, add, audience, deliveries
 
 
 async def test_preferences_are_kept_shown_and_replaced(client: Client) -> None:

@@ -158,7 +158,7 @@ async def test_an_access_token_is_asked_for_again_before_it_ends_and_when_it_is_
         (problem(400, "INVALID_ARGUMENT", "INVALID_ARGUMENT", "message.data"), Permanent),
         (problem(400, "INVALID_ARGUMENT", "INVALID_ARGUMENT"), Permanent),
         (problem(401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"), Permanent),
-        (problem(403, "PERMISSION_DENIED"), Permanent),
+        (problem(403, "PERMISSION_DENIED"), Transient),
         (problem(404, "NOT_FOUND"), Permanent),
         (problem(500, "INTERNAL", "INTERNAL"), Transient),
         (problem(503, "UNAVAILABLE", "UNAVAILABLE"), Transient),
@@ -206,3 +206,13 @@ def test_a_key_file_is_read_and_what_is_none_is_refused(tmp_path: Path) -> None:
 def test_the_public_key_is_the_point_that_browsers_take() -> None:
     assert len(VAPID.public_key) == 87
     assert VAPID.public_key.startswith("B")
+
+
+def test_a_push_leads_to_the_page_about_it() -> None:
+    linked, bare = message("token", link="https://openbell.example/links/click?token=x"), message("token", link=None)
+    assert json.loads(webpush.payload(linked))["url"] == linked.link
+    told = fcm.payload(linked)
+    assert (told["data"]["url"], told["webpush"]["fcm_options"]) == (linked.link, {"link": linked.link})
+    assert "url" not in json.loads(webpush.payload(bare)) | fcm.payload(bare)["data"]
+    plain = fcm.payload(replace(linked, link="http://127.0.0.1/links/click?token=x"))
+    assert "fcm_options" not in plain["webpush"]  # FCM takes https alone

@@ -3,17 +3,20 @@
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, cast, get_args
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
 from services.alerts.main import build
+from shared.contracts.alerts import Channel
 from shared.identity import HEADER, Identity, Signer
 from shared.service import Environment
 from shared.settings import SharedSettings
 from tests.alerts.conftest import NOW, WEBHOOK, Bench, activity, contract
+
+CHANNELS: tuple[Channel, ...] = get_args(Channel)
 
 
 class Client:
@@ -31,6 +34,7 @@ async def client(bench: Bench, database_url: str, monkeypatch: pytest.MonkeyPatc
     """The service as main builds it, not started: it serves HTTP without Kafka."""
     monkeypatch.setenv("OPENBELL_ALERTS_SMTP_HOST", "127.0.0.1")
     monkeypatch.setenv("OPENBELL_ALERTS_MAX_RULES", "3")
+    monkeypatch.setenv("OPENBELL_ALERTS_OUTWARD_BASE", "http://127.0.0.1:9")
     settings = SharedSettings(database_url=database_url)
     service = build(Environment(settings, bench.clock))
     signer = Signer(settings.identity_secret.get_secret_value(), bench.clock)
@@ -194,3 +198,50 @@ async def test_a_test_of_a_channel_answers_the_id_that_the_notices_show(client: 
     assert notice["kind"] == "test"
     assert [one["id"] for one in notice["deliveries"]] == [sent.json()["delivery_id"]]
     assert (await client("POST", path, uuid4())).status_code == 403
+
+
+async def test_every_path_of_every_channel_leads_to_its_handler(client: Client) -> None:
+    target = "/0123456789abcdef"
+    paths = [("PUT", ""), ("DELETE", ""), ("DELETE", target), ("POST", f"{target}/test"), ("POST", f"{target}/secret")]
+    for channel in CHANNELS:
+        for method, path in [*paths, ("POST", "/confirmation"), ("GET", "/key")]:
+            answer = await client(method, f"/api/alerts/{uuid4()}/channels/{channel}{path}", uuid4(), json={})
+            assert answer.status_code == 403, (method, channel, path)  # somebody else's; what has no handler is 404
+
+
+async def test_a_webhook_is_set_given_another_secret_tested_and_removed(client: Client) -> None:
+    user = await client.bench.user()
+    at = f"/api/alerts/{user}/channels/webhook"
+    made = await client("PUT", at, user, json={"target": "http://127.0.0.1:9/hook"})
+    assert made.status_code == 200, made.text
+    hook: dict[str, Any] = made.json()
+    again = (await client("POST", f"{at}/{hook['id']}/secret", user)).json()
+    assert again["id"] == hook["id"]
+    assert again["secret"] not in {None, hook["secret"]}
+    assert (await client("POST", f"{at}/{hook['id']}/test", user)).status_code == 202
+    assert (await client("DELETE", f"{at}/{hook['id']}", user)).status_code == 204
+    assert (await client("DELETE", at, user)).status_code == 404
+
+
+async def test_what_is_no_webhook_has_no_secret_and_what_is_not_webpush_no_key(client: Client) -> None:
+    user = await client.bench.user()
+    at = f"/api/alerts/{user}/channels"
+    assert (await client("POST", f"{at}/discord/0123456789abcdef/secret", user)).status_code == 404
+    assert (await client("GET", f"{at}/fcm/key", user)).status_code == 404
+
+
+async def test_a_body_nested_without_end_is_refused(client: Client) -> None:
+    user = uuid4()
+    body = b'{"name": "deep", "expression": ' + b'{"not": ' * 5_000 + b"{}" + b"}" * 5_001
+    headers = {"content-type": "application/json"}
+    answer = await client("POST", f"/api/alerts/{user}/rules", user, content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "INVALID_JSON")
+
+
+async def test_a_silence_beyond_all_days_is_refused(client: Client) -> None:
+    user = await client.bench.user()
+    times = {"starts_at": "9999-12-30T00:00:00Z", "ends_at": "9999-12-31T23:59:59-14:00"}
+    answer = await client(
+        "POST", f"/api/alerts/{user}/silences", user, json={"kind": "activity", "comment": "x", **times}
+    )
+    assert answer.status_code == 422

@@ -248,3 +248,13 @@ async def test_mail_is_not_sent_in_the_clear_when_starttls_is_wanted(smtp_server
     with pytest.raises(Transient):
         await sender.send(message("reader@example.org"))
     assert smtp_server.mails == []
+
+
+async def test_a_mail_server_that_takes_nothing_from_us_is_tried_again(smtp_server: FakeSmtp) -> None:
+    venue = SmtpVenue(smtp_server)
+    smtp_server.refuse_sender("550 over your quota")
+    with pytest.raises(Transient):
+        await venue.sender.send(message(venue.target))
+    await venue.sender.send(message(venue.target))
+    assert len(smtp_server.mails) == 1
+    await venue.sender.close()

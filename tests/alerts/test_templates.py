@@ -61,7 +61,6 @@ def test_a_language_or_zone_that_nobody_knows_is_the_default(words: Words) -> No
 
 def test_an_alerts_mail_has_a_text_and_html_with_the_readers_numbers() -> None:
     mail = render_packaged("email", "alert", context(alert()), GERMAN)
-    assert mail is not None
     assert mail.html is not None
     assert (mail.version, mail.subject) == ("email/alert.1", "AAPL: 3 unusual contracts, score 80")
     assert "$1,2M" in mail.html
@@ -70,13 +69,20 @@ def test_an_alerts_mail_has_a_text_and_html_with_the_readers_numbers() -> None:
     assert "fonts.googleapis" not in mail.html  # nothing is loaded from elsewhere
 
 
+@pytest.mark.parametrize("bad", ["\x00", "\x0b", "\x1b", "\x7f", "\x85", "\ufffe", "\ud800"], ids=ascii)
+def test_a_character_that_xml_may_not_hold_costs_nobody_a_mail(bad: str) -> None:
+    refused = alert(title=f"no {bad}", lines=(f"why: {bad}",), kind="order_rejected", fields={})
+    mail = render_packaged("email", refused.kind, context(refused))
+    assert mail is not None
+    assert mail.html is not None
+    assert "why:" in mail.html
+
+
 def test_what_others_wrote_is_escaped_as_each_channel_needs_it() -> None:
     nasty = alert(title=NASTY, lines=(NASTY,), notes=(NASTY,), kind="order_rejected", fields={})
     mail = render_packaged("email", nasty.kind, context(nasty))
     discord = render_packaged("discord", nasty.kind, context(nasty))
-    assert mail is not None
     assert mail.html is not None
-    assert discord is not None
     assert "&lt;Ben &amp; Jerry&#39;s&gt;" in mail.html
     assert "<Ben" not in mail.html
     assert NASTY in mail.text
@@ -101,7 +107,6 @@ def test_a_link_in_a_mails_html_is_a_button_and_cannot_break_out_of_its_attribut
         lines=('Receipt: https://pay.example/r?"onclick=x', "Receipt: https://pay.example/r"), kind="receipt"
     )
     mail = render_packaged("email", "receipt", context(receipt))
-    assert mail is not None
     assert mail.html is not None
     assert 'href="https://pay.example/r"' in mail.html
     assert '"onclick' not in mail.html
@@ -186,6 +191,7 @@ async def test_an_alerts_numbers_and_times_follow_what_its_user_chose(open_datab
                 "timezone": zone,
                 "locale": "de-DE",
                 "quiet_start": None,
+                "turns": [],
                 "quiet_end": None,
                 "choices": [],
                 "caps": [],

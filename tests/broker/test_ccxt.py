@@ -370,3 +370,20 @@ def test_ccxt_is_not_imported_before_an_account_is_opened():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
     assert json.loads(done.stdout) == []
+
+
+# Quotes
+
+
+async def test_an_exchanges_own_bid_and_ask_are_exact_and_as_of_the_asking(rig: CcxtRig):
+    rig.exchange.quote = "100.10", "100.30"
+    before = datetime.now(UTC)
+    quote = (await rig.venue.quotes([BTC]))[BTC.key]
+    assert (quote.bid, quote.ask) == (Decimal("100.10"), Decimal("100.30"))
+    assert before <= quote.at <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize("quote", [("0.00", "100.02"), ("100.03", "100.02"), (None, "100.02"), ("100.00", None)])
+async def test_a_side_without_anybody_and_a_crossed_book_are_no_quote(rig: CcxtRig, quote: Any):
+    rig.exchange.quote = quote
+    assert await rig.venue.quotes([BTC, Crypto("ETH", "USD"), Crypto("BTC", "EUR")]) == {}

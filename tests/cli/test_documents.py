@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands import COMMANDS
+from cli.commands import COMMANDS, doctor
 from cli.parser import EXAMPLES, build
 from shared.messaging.failed import NOTES
 
+ALL = {*COMMANDS, doctor.__name__}
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r"(?:^|[`$|] ?)(?:\.venv/bin/)?openbell ((?:[^`\n|\\]|\\\n)+)", re.MULTILINE)
 STANDS_FOR = {
@@ -38,17 +39,17 @@ HELP = [words for line in EXAMPLES.splitlines() for words in commands(line.strip
 @pytest.mark.parametrize("words", [*WRITTEN, *HELP], ids=" ".join)
 def test_a_documented_command_parses(words: list[str]):
     asked = build().parse_args(words)
-    assert asked.run in COMMANDS
+    assert asked.run in ALL
 
 
 def test_the_runbooks_are_full_of_commands():
     assert len(WRITTEN) > 20
-    assert len(HELP) == 5
+    assert len(HELP) == 6
 
 
 def test_every_command_stands_in_a_document():
     told = {build().parse_args(words).run for words in WRITTEN}
-    assert set(COMMANDS) - told == set()
+    assert ALL - told == set()
 
 
 def test_the_runbook_names_every_code_that_takes_no_retry():

@@ -10,7 +10,14 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from shared.contracts.alerts import AlertRaised, AlertUpdated, DeliverySettled, NoticeDeliverySettled, NoticeRaised
+from shared.contracts.alerts import (
+    AlertRaised,
+    AlertUpdated,
+    DeliverySettled,
+    DeliverySettledV1,
+    NoticeDeliverySettled,
+    NoticeRaised,
+)
 from shared.contracts.api import (
     ActionAudited,
     StockAdded,
@@ -207,7 +214,7 @@ EXAMPLES: Final[tuple[Event, ...]] = (
     ),
     AlertRaised.model_validate(_ALERT),
     AlertUpdated.model_validate({**_ALERT, "contract_count": 4, "notified": False}),
-    DeliverySettled(
+    DeliverySettledV1(
         id=ID,
         time=TIME,
         delivery_id=UUID("0198cccc-0000-5000-8000-000000000001"),
@@ -215,6 +222,17 @@ EXAMPLES: Final[tuple[Event, ...]] = (
         user_id=USER,
         channel="discord",
         status="delivered",
+        attempts=2,
+        detail="",
+    ),
+    DeliverySettled(
+        id=ID,
+        time=TIME,
+        delivery_id=UUID("0198cccc-0000-5000-8000-000000000001"),
+        alert_id=ALERT,
+        user_id=USER,
+        channel="discord",
+        status="sent",
         attempts=2,
         detail="",
     ),

@@ -39,6 +39,7 @@ class Exchange:
         self.errors: list[tuple[int, Any]] = []  # answers to the next requests, whatever they ask
         self.lost: str | None = None
         self.holding = self.cut = False
+        self.quote: tuple[str | None, str | None] = ("100.00", "100.02")
         self.page = 500  # how much a listing tells at once
 
     # A hand on it
@@ -110,6 +111,15 @@ class Exchange:
         asked = dict(parse_qsl(query))
         if path.endswith(("/time", "/exchangeInfo")):
             return 200, {"timezone": "UTC", "serverTime": self.now(), "symbols": [_SYMBOL]}
+        if path.endswith("/ticker/24hr"):
+            bid, ask = self.quote
+            return 200, {
+                "symbol": "BTCUSD",
+                "bidPrice": bid,
+                "askPrice": ask,
+                "lastPrice": "99.00",
+                "closeTime": self.now(),
+            }
         if self.errors:
             return self.errors.pop(0)
         if (refusal := self._refusal(asked, query, headers)) is not None:

@@ -40,11 +40,16 @@ class FakeSmtp:
         self.mails: list[Mail] = []
         self._refused: dict[str, str] = {}
         self._data_answers: deque[str] = deque()
+        self._sender_answer: str | None = None
         self._controller: Controller | None = None
 
     def refuse(self, address: str, answer: str) -> None:
         """Answer a recipient with e.g. "550 no such user"."""
         self._refused[address] = answer
+
+    def refuse_sender(self, answer: str) -> None:
+        """Answer the next MAIL FROM with e.g. "550 over your quota"."""
+        self._sender_answer = answer
 
     def answer_data(self, *answers: str) -> None:
         """Answer the next texts with these, then as usual; SILENCE keeps the text and never answers."""
@@ -61,6 +66,15 @@ class FakeSmtp:
     def __exit__(self, *_: object) -> None:
         assert self._controller is not None
         self._controller.stop()
+
+    async def handle_MAIL(  # noqa: N802 - aiosmtpd's name
+        self, server: Any, session: Any, envelope: Any, address: str, mail_options: list[str]
+    ) -> str:
+        answer, self._sender_answer = self._sender_answer, None
+        if answer is None:
+            envelope.mail_from = address
+            envelope.mail_options.extend(mail_options)
+        return answer or "250 OK"
 
     async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
         self, server: Any, session: Any, envelope: Any, address: str, rcpt_options: list[str]

@@ -18,6 +18,7 @@ from services.broker.domain.checks import TradeRules
 from services.broker.domain.instruments import Equity, Instrument
 from services.broker.domain.orders import ZERO, Execution, Fill, Order, Report
 from services.broker.domain.positions import Charge, Expiry, PositionFact, Split
+from services.broker.domain.risk import Quote
 from services.broker.ports import Account, Adapter, Balance, Changes, Held, Update, Venue, VenueRefused
 from shared.errors import Transient
 from shared.work import Busy, OutcomeUnknown
@@ -173,6 +174,11 @@ class MemoryVenue:
         self._open().ask()
         known = [one for one in instruments if one.underlying in self._desk.quotes]
         return {one.key: _rules(one) for one in known}
+
+    async def quotes(self, instruments: Collection[Instrument]) -> Mapping[str, Quote]:
+        self._open().ask()
+        known, now = self._desk.quotes, self._desk.now()
+        return {one.key: Quote(*known[one.key], now) for one in instruments if one.key in known}
 
     async def submit(self, order: Order) -> Report:
         if self._desk.before_submits:

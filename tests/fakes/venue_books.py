@@ -52,6 +52,7 @@ class Manner:
     knows_ids: bool = True  # else a second submit under an id is a second order
     totals_first: bool = False  # answers and the stream tell cumulative quantities, only look-ups tell executions
     fee_rate: Decimal = ZERO  # of the value of each execution
+    tells_quotes: bool = False  # of crypto pairs
 
     @property
     def capabilities(self) -> Capabilities:
@@ -62,6 +63,7 @@ class Manner:
             times={"equity": _TIMES, "option": _TIMES, "crypto": _TIMES},
             classes=_CLASSES,
             notional=frozenset({"equity", "crypto"}),
+            quotes=frozenset({"crypto"}) if self.tells_quotes else frozenset(),
             extended_hours=True,
         )
 

@@ -203,7 +203,7 @@ async def test_stripe_away_keeps_nobody_from_the_other_looks(
         await invariants.run(bench.clock.now)
     now = bench.clock.now.timestamp()
     looked = [
-        gauge("invariant_checked_seconds", invariant=name)
+        gauge("invariant_checked_timestamp_seconds", invariant=name)
         for name in ("ledger_adds_up", "ledger_is_stripes", "told_right")
     ]
     assert looked[0] == looked[2] == now

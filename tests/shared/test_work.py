@@ -117,7 +117,7 @@ class Bench:
             prepare=self.prepare,
             perform=perform,
             on_unknown=on_unknown,
-            settled=settled,
+            settled=work.one_by_one(settled),
             look_up=self.look_up,
             policy=policy,
         )

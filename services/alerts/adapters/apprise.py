@@ -21,11 +21,15 @@ from urllib.parse import parse_qsl, urlsplit
 from services.alerts.domain.targets import schema_of
 from services.alerts.domain.text import Message
 from services.alerts.ports import Sent
+from services.alerts.templates import rendered
 from shared.errors import Invalid
+from shared.external import calling
 from shared.work import OutcomeUnknown
 
 _OURS: Final = frozenset({"discord", "fcm", "vapid"})
 """Channels of their own here; the latter two read key files."""
+_ANYWHERE: Final = frozenset({"nostr", "bluesky", "bsky"})
+"""They go to hosts that an account's records name, whatever the URL says."""
 _REFUSED_ARGUMENTS: Final = frozenset(
     {
         *("verify", "redirect", "cto", "rto", "store"),  # certificates, redirects, time limits, files
@@ -60,7 +64,8 @@ class AppriseSender:
         """Send the message; see services.alerts.ports for how it may end."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                taken = await self._run(_notify, message, self._hosts)
+                with calling("apprise"):
+                    taken = await self._run(_notify, message, self._hosts)
         except TimeoutError:
             raise OutcomeUnknown("the service did not answer in time") from None
         if not taken:
@@ -84,7 +89,8 @@ def is_taken(plugin: Any, schema: str) -> bool:
     module = sys.modules[plugin.__module__]
     secure = plugin.secure_protocol or ()
     tls = schema in ((secure,) if isinstance(secure, str) else secure)
-    return bool(plugin.enabled) and hasattr(module, "requests") and (tls or names_host(plugin)) and schema not in _OURS
+    fits = hasattr(module, "requests") and (tls or names_host(plugin)) and schema not in _OURS | _ANYWHERE
+    return fits and bool(plugin.enabled)
 
 
 def names_host(plugin: Any) -> bool:
@@ -108,6 +114,8 @@ def _opened(url: str, hosts: Collection[str]) -> Any:
     notifier: Any = apprise.Apprise.instantiate(url, asset=asset)
     if notifier is None:
         raise AppriseRefused("Apprise does not understand this URL")
+    if schema == "zulip" and notifier.hostname != notifier.default_hostname:
+        raise AppriseRefused("only organizations at Zulip's own host are taken")
     if names_host(plugins[schema]):
         host = str(getattr(notifier, "host", "")).lower()
         if not {host, f"{host}:{getattr(notifier, 'port', None)}"} & set(hosts):
@@ -115,12 +123,18 @@ def _opened(url: str, hosts: Collection[str]) -> Any:
     return notifier
 
 
+def payload(message: Message) -> dict[str, str]:
+    """Return what Apprise is given."""
+    shown = rendered("apprise", message)
+    return {"title": shown.subject, "body": shown.text.strip()}
+
+
 def _notify(message: Message, hosts: Collection[str]) -> bool:
     import apprise  # noqa: PLC0415 - as above
 
     notifier = _opened(message.target, hosts)
-    body = "\n".join([*message.lines, *message.notes])
+    made = payload(message)
     sending = apprise.Apprise(asset=notifier.asset)
     sending.add(notifier)
-    longest = max(1, notifier.body_maxlen - len(message.title) - 2)  # some put the title before the text
-    return bool(sending.notify(title=message.title, body=body[:longest], body_format="text"))
+    longest = max(1, notifier.body_maxlen - len(made["title"]) - 2)  # some put the title before the text
+    return bool(sending.notify(title=made["title"], body=made["body"][:longest], body_format="text"))

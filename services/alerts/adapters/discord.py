@@ -21,10 +21,11 @@ import httpx
 
 from services.alerts.adapters.answers import json_of, seconds
 from services.alerts.domain.cutting import clip, fit, units
-from services.alerts.domain.text import IMAGE_NAME, Message, context, fitted
+from services.alerts.domain.text import IMAGE_NAME, Message, fitted
 from services.alerts.ports import ChannelGone, Sent
-from services.alerts.templates import render_packaged
+from services.alerts.templates import rendered
 from shared.errors import Permanent, Transient
+from shared.external import Client
 from shared.work import Busy, OutcomeUnknown
 
 CONTENT_MAX: Final = 2_000
@@ -34,6 +35,8 @@ ALT_MAX: Final = 1_024
 FOOTER_MAX: Final = 2_000  # documented: 2,048
 EMBED_MAX: Final = 6_000
 INVALID_WINDOW_S: Final = 600.0
+MOST_INVALID: Final = 5_000
+"""Refusals in that time after which nothing is sent for a while, of all replicas behind one address together."""
 
 LONGEST_WAIT_S: Final = 30 * 86_400.0
 """Longer waits are obeyed as this one: no delivery lives to see its end, and a date so far off need not exist."""
@@ -57,7 +60,7 @@ class Discord:
         *,
         connections: int = 32,
         timeout_s: float = 10.0,
-        most_invalid: int = 5_000,
+        most_invalid: int = MOST_INVALID,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -113,23 +116,21 @@ class Discord:
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
             headers = {"user-agent": "Openbell (alerts)"}
-            self._http = httpx.AsyncClient(timeout=self._timeout, limits=self._limits, headers=headers)
+            self._http = Client("discord", timeout=self._timeout, limits=self._limits, headers=headers)
         return self._http
 
 
 def payload(message: Message) -> dict[str, Any]:
     """Return the webhook's JSON: the title as content, the rest as one embed; nobody is mentioned."""
-    rendered = message.rendered or render_packaged("discord", message.kind, context(message), message.words)
-    if rendered is None:
-        raise Permanent("there is no template for this message")
-    title, footer = clip(rendered.subject, TITLE_MAX), clip("\n".join(message.notes), FOOTER_MAX)
+    shown = rendered("discord", message)
+    title, footer = clip(shown.subject, TITLE_MAX), clip("\n".join(message.notes), FOOTER_MAX)
     room = min(DESCRIPTION_MAX, EMBED_MAX - units(title) - units(footer))
     return {
-        "content": clip(rendered.subject, CONTENT_MAX),
+        "content": clip(shown.subject, CONTENT_MAX),
         "embeds": [
             {
                 "title": title,
-                "description": fit(rendered.text.strip(), room),
+                "description": fit(shown.text.strip(), room),
                 "footer": {"text": footer},
                 "timestamp": message.at.isoformat(),
                 "color": _SIMULATED if message.simulated else _REAL,

@@ -21,8 +21,10 @@ from joserfc.jwk import RSAKey
 
 from services.alerts.domain.text import Message
 from services.alerts.ports import ChannelGone, Sent
+from services.alerts.templates import rendered
 from shared.clock import Clock, utc_now
 from shared.errors import Permanent, Transient
+from shared.external import Client
 from shared.outward import wait_of
 from shared.work import Busy, OutcomeUnknown
 
@@ -35,6 +37,7 @@ _ASSERTION: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _EARLY_S: Final = 120.0
 _QUOTA_WAIT_S: Final = 60.0  # what the documentation asks for where no Retry-After is sent
 _UNAUTHORIZED: Final = 401
+_FORBIDDEN: Final = 403
 _WAIT: Final = 429
 _THEIR_FAULT: Final = 500
 _GONE: Final = {
@@ -134,7 +137,7 @@ class Fcm:
 
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
-            self._http = httpx.AsyncClient(timeout=self._timeout, limits=self._limits)
+            self._http = Client("fcm", timeout=self._timeout, limits=self._limits)
         return self._http
 
     def _wait_s(self, answer: httpx.Response) -> float | None:
@@ -148,7 +151,8 @@ class Fcm:
             return ChannelGone("this is not a registration token of FCM")
         if code == "QUOTA_EXCEEDED" or status == _WAIT:
             return Busy("FCM asks to wait", retry_after_s=self._wait_s(answer) or _QUOTA_WAIT_S)
-        if status >= _THEIR_FAULT or (status == _UNAUTHORIZED and code != "THIRD_PARTY_AUTH_ERROR"):
+        ours = status == _FORBIDDEN or (status == _UNAUTHORIZED and code != "THIRD_PARTY_AUTH_ERROR")
+        if status >= _THEIR_FAULT or ours:  # our key's role, or the API, may be switched off: somebody will mend that
             return Transient(f"FCM answered {status}", retry_after_s=self._wait_s(answer))
         return Permanent(f"FCM refused the message: {status}, {code or 'no code'}")
 
@@ -156,15 +160,18 @@ class Fcm:
 def payload(message: Message) -> dict[str, Any]:
     """Return FCM's message: a notification, and its delivery's id as data, collapse key and tag."""
     tag = str(message.delivery_id)
-    body = "\n".join([*message.lines, *message.notes])
-    title = shortened(message.title, PAYLOAD_MAX // 4)
+    shown = rendered("fcm", message)
+    title = shortened(shown.subject, PAYLOAD_MAX // 4)
+    url = {} if message.link is None else {"url": message.link}
+    opens = {"fcm_options": {"link": message.link}} if message.link and message.link.startswith("https://") else {}
+    room = PAYLOAD_MAX - len(title.encode()) - 200 - 2 * len(message.link or "")
     return {
         "token": message.target,
-        "notification": {"title": title, "body": shortened(body, PAYLOAD_MAX - len(title.encode()) - 200)},
-        "data": {"id": tag, "at": message.at.isoformat(), "simulated": str(message.simulated).lower()},
+        "notification": {"title": title, "body": shortened(shown.text.strip(), room)},
+        "data": {"id": tag, "at": message.at.isoformat(), "simulated": str(message.simulated).lower(), **url},
         "android": {"collapse_key": tag, "ttl": f"{TTL_S}s", "priority": "high", "notification": {"tag": tag}},
         "apns": {"headers": {"apns-collapse-id": tag}},
-        "webpush": {"headers": {"TTL": str(TTL_S)}, "notification": {"tag": tag}},
+        "webpush": {"headers": {"TTL": str(TTL_S)}, "notification": {"tag": tag}, **opens},
     }
 
 

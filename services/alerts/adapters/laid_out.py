@@ -4,6 +4,7 @@ What would surprise you: what goes wrong here is Transient, for nothing was sent
 """
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from services.alerts.domain.text import Message
 from services.alerts.ports import Sender, Sent
@@ -27,7 +28,8 @@ class LaidOut:
             raise
         except Exception as error:
             raise Transient(f"the message could not be laid out: {type(error).__name__}") from error
-        return await self._sender.send(dressed)
+        sent = await self._sender.send(dressed)
+        return replace(sent, template=dressed.rendered.version if dressed.rendered is not None else None)
 
     async def close(self) -> None:
         """Close the other one."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from email.utils import format_datetime, parseaddr
 from typing import Final
 
-from services.alerts.domain.text import Message, context, fitted
-from services.alerts.templates import render_packaged
+from services.alerts.domain.text import Message, fitted
+from services.alerts.templates import rendered
 from shared.errors import Permanent
 
 ONE_CLICK: Final = "List-Unsubscribe=One-Click"
@@ -34,9 +34,9 @@ def letter(message: Message, sender: str) -> Letter:
     message = fitted(message)
     if not message.target.isprintable() or not message.target.isascii():
         raise Permanent("the address has characters that no address has")
-    rendered = message.rendered or render_packaged("email", message.kind, context(message), message.words)
-    if rendered is None or rendered.html is None:
-        raise Permanent("there is no template for this mail")
+    shown = rendered("email", message)
+    if shown.html is None:
+        raise Permanent("there is no HTML for this mail")
     domain = parseaddr(sender)[1].rpartition("@")[2]
     headers = {
         "Date": format_datetime(message.at),
@@ -45,4 +45,4 @@ def letter(message: Message, sender: str) -> Letter:
     }
     if message.unsubscribe is not None:
         headers |= {"List-Unsubscribe": f"<{message.unsubscribe}>", "List-Unsubscribe-Post": ONE_CLICK}
-    return Letter(sender, message.target, rendered.subject, rendered.text, rendered.html, headers, message.image)
+    return Letter(sender, message.target, shown.subject, shown.text, shown.html, headers, message.image)

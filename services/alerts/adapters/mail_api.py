@@ -14,6 +14,7 @@ import httpx
 
 from services.alerts.adapters.answers import seconds
 from shared.errors import Permanent, Transient
+from shared.external import Client
 from shared.work import Busy, OutcomeUnknown
 
 LONGEST_WAIT_S: Final = 86_400.0
@@ -69,8 +70,12 @@ class MailApi:
 
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
-            self._http = httpx.AsyncClient(
-                base_url=self._base, timeout=self._timeout, limits=self._limits, headers=self._headers
+            self._http = Client(
+                self.name.lower(),
+                base_url=self._base,
+                timeout=self._timeout,
+                limits=self._limits,
+                headers=self._headers,
             )
         return self._http
 

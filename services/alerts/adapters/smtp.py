@@ -21,6 +21,7 @@ from services.alerts.adapters.mail import Letter, letter
 from services.alerts.domain.text import IMAGE_NAME, Message
 from services.alerts.ports import ChannelGone, Sent
 from shared.errors import Permanent, Transient
+from shared.external import calling
 from shared.work import OutcomeUnknown
 
 _NO_SUCH_MAILBOX: Final = frozenset({550, 551})
@@ -53,14 +54,15 @@ class Smtp:
     async def send(self, message: Message) -> Sent:
         """Hand the message in; see services.alerts.ports for how it may end."""
         mail = mime(letter(message, self._server.sender))
-        client = await self._connect()
-        try:
-            await self._envelope(client, message.target)
-            answer = await self._data(client, mail)
-        finally:
-            with contextlib.suppress(aiosmtplib.SMTPException, OSError):
-                await client.quit(timeout=2.0)
-            client.close()
+        with calling("smtp"):
+            client = await self._connect()
+            try:
+                await self._envelope(client, message.target)
+                answer = await self._data(client, mail)
+            finally:
+                with contextlib.suppress(aiosmtplib.SMTPException, OSError):
+                    await client.quit(timeout=2.0)
+                client.close()
         return Sent(answer)
 
     async def close(self) -> None:
@@ -86,6 +88,11 @@ class Smtp:
     async def _envelope(self, client: aiosmtplib.SMTP, recipient: str) -> None:
         try:
             await client.mail(parseaddr(self._server.sender)[1])
+        except aiosmtplib.SMTPResponseException as error:  # it is about us: a quota, a sender that is not ours yet
+            raise Transient(f"the mail server does not take mail from us now: {error.code}") from None
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise Transient(f"the mail server went away: {_reason(error)}") from None
+        try:
             await client.rcpt(recipient)
         except aiosmtplib.SMTPRecipientRefused as error:
             if _says_gone(error):

@@ -19,6 +19,7 @@ from services.alerts.domain.text import Message
 from services.alerts.ports import ChannelGone, Sent
 from shared.clock import Clock, utc_now
 from shared.errors import Permanent, Transient
+from shared.external import calling
 from shared.outward import Answer, Outward
 from shared.work import Busy
 
@@ -43,7 +44,9 @@ class WebhookSender:
         webhook = webhook_of(message.target)
         body = json.dumps(payload(message)).encode()
         headers = {"content-type": "application/json", **self._signed(webhook, str(message.delivery_id), body)}
-        answer = await self._outward.post(webhook.url, headers, body)
+        with calling("webhook") as call:
+            answer = await self._outward.post(webhook.url, headers, body)
+            call.status = answer.status
         if answer.status in _OK:
             return Sent("")
         raise _refusal(answer)

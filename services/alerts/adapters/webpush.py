@@ -24,8 +24,10 @@ from joserfc.jwk import ECKey
 from services.alerts.domain.targets import subscription_of, unpacked
 from services.alerts.domain.text import Message
 from services.alerts.ports import ChannelGone, Sent
+from services.alerts.templates import rendered
 from shared.clock import Clock, utc_now
 from shared.errors import Permanent, Transient
+from shared.external import calling
 from shared.outward import Answer, Outward
 from shared.work import Busy
 
@@ -89,7 +91,9 @@ class WebPush:
             "urgency": "high",
         }
         body = encrypted(payload(message), unpacked(subscription.keys.p256dh), unpacked(subscription.keys.auth))
-        answer = await self._outward.post(subscription.endpoint, headers, body)
+        with calling("webpush") as call:
+            answer = await self._outward.post(subscription.endpoint, headers, body)
+            call.status = answer.status
         if answer.status in _OK:
             return Sent("")
         raise _refusal(answer)
@@ -105,20 +109,22 @@ class WebPush:
 
 def payload(message: Message) -> bytes:
     """Return what the browser's service worker gets, cut to PAYLOAD_MAX bytes."""
-    lines = [*message.lines, *message.notes]
+    shown = rendered("webpush", message)
+    lines = shown.text.strip().splitlines()
     whole: dict[str, Any] = {
         "id": str(message.delivery_id),
         "tag": str(message.delivery_id),
-        "title": message.title,
+        "title": shown.subject,
         "simulated": message.simulated,
         "at": message.at.isoformat(),
+        **({"url": message.link} if message.link is not None else {}),
     }
     while len(made := _json({**whole, "body": "\n".join(lines)})) > PAYLOAD_MAX and lines:
         lines = [*lines[:-2], "…"] if len(lines) > 1 else []
     if len(made) <= PAYLOAD_MAX:
         return made
     rest = PAYLOAD_MAX - len(_json({**whole, "title": "…", "body": ""}))
-    whole["title"] = cut(message.title, rest) + "…"
+    whole["title"] = cut(shown.subject, rest) + "…"
     return _json({**whole, "body": ""})
 
 

@@ -96,8 +96,9 @@ def url_of(channel: Channel, target: str) -> str:
 
 
 def lane_of(channel: Channel, target: str) -> str:
-    """Return the name of the destination that gives nothing of it away."""
-    return f"{channel}/{hashlib.sha256(url_of(channel, target).encode()).hexdigest()[:32]}"
+    """Return the name of the destination that gives nothing of it away; one of an address however it is written."""
+    place = target.lower() if channel == "email" else url_of(channel, target)
+    return f"{channel}/{hashlib.sha256(place.encode()).hexdigest()[:32]}"
 
 
 def target_id(lane: str) -> str:

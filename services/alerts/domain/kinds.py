@@ -11,7 +11,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final
 
-from services.alerts.domain.expressions import Expression, certain, parse
+from services.alerts.domain.expressions import Expression, ExpressionInvalid, Some, certain, parse
 from services.alerts.domain.fields import Field, Record, fields_of, json_of, merged, record_of
 from services.alerts.domain.notices import PAID, TRADED
 from shared.contracts.base import Event
@@ -50,7 +50,10 @@ class Kind:
         return json_of(event, self.fields) | {"event": name_of(type(event))}
 
     def expression(self, text: str | None) -> Expression | None:
-        """Return an expression that was checked when it was written."""
+        """Return an expression that was checked when it was written.
+
+        One of which a field or a word is gone since asks for nothing: its user's rule is silent, and no one else's.
+        """
         return None if text is None else _parsed(self, text)
 
     def record(self, kept: Mapping[str, Any]) -> Record:
@@ -60,7 +63,10 @@ class Kind:
 
 @lru_cache(maxsize=10_000)
 def _parsed(kind: Kind, text: str) -> Expression:
-    return parse(json.loads(text), kind.fields)
+    try:
+        return parse(json.loads(text), kind.fields)
+    except ExpressionInvalid:
+        return Expression(text, Some(()))
 
 
 def name_of(event: type[Event]) -> str:

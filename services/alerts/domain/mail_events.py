@@ -4,8 +4,8 @@ SendGrid signs `timestamp + body` by ECDSA over SHA-256 with a key of which we h
 event for a day. Resend signs "<id>.<timestamp>.<body>" by HMAC (Svix) with each attempt. An event has an id, so one
 that comes again is known.
 
-What would surprise you: what a provider drops because it suppresses the address counts as a hard bounce, since no mail
-will arrive there through it.
+What would surprise you: what a provider drops because it suppresses the address counts as what it is suppressed for,
+since no mail will arrive there through it; what it drops for our fault (a quota, content) as blocked.
 """
 
 import base64
@@ -43,13 +43,20 @@ _SENDGRID: Final[Mapping[str, Kind]] = {
     "delivered": "delivered",
     "deferred": "deferred",
     "bounce": "bounced",
-    "dropped": "bounced",
+    "dropped": "blocked",
     "spamreport": "complained",
     "unsubscribe": "unsubscribed",
     "group_unsubscribe": "unsubscribed",
     "open": "opened",
     "click": "clicked",
 }
+_DROPPED: Final[Mapping[str, Kind]] = {
+    "bounced address": "bounced",
+    "invalid": "bounced",
+    "spam reporting address": "complained",
+    "unsubscribed address": "unsubscribed",
+}
+"""Why SendGrid drops a mail, where that is about its address; all else (a quota, spam content) is about us."""
 _RESEND: Final[Mapping[str, Kind]] = {
     "email.delivered": "delivered",
     "email.delivery_delayed": "deferred",
@@ -180,9 +187,11 @@ def of_resend(body: bytes, event_id: str) -> list[MailEvent]:
 
 
 def _of_sendgrid(one: Mapping[str, Any]) -> MailEvent:
-    kind = _SENDGRID[one["event"]]
+    kind: Kind = _SENDGRID[one["event"]]
     if one["event"] == "bounce" and one.get("type") == "blocked":
         kind = "blocked"
+    elif one["event"] == "dropped":
+        kind = _DROPPED.get(str(one.get("reason")).strip().lower(), "blocked")
     return MailEvent(
         provider="sendgrid",
         event_id=str(one["sg_event_id"])[:200],

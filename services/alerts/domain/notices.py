@@ -1,9 +1,11 @@
 """How what payment and the brokerage tell reads. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
 from functools import singledispatch
-from typing import Any, Final, get_args
+from typing import Any, Final, cast, get_args
 from uuid import UUID, uuid5
 
 from services.alerts.domain.words import DEFAULT, Words
@@ -157,19 +159,46 @@ def id_of(event: Told) -> UUID:
     return event.id
 
 
-def rule_notice(rule_name: str, event: Event, fields: Mapping[str, Any]) -> Notice:
+def symbol_of(event: Event) -> str | None:
+    """Return the one symbol that an event is about."""
+    match event:
+        case OrderFilled():
+            return event.symbol
+        case PositionsDrifted() if len({one.symbol for one in event.drifts}) == 1:
+            return event.drifts[0].symbol
+        case _:
+            return None
+
+
+def rule_notice(rule_name: str, event: Event, fields: Mapping[str, Any], words: Words = DEFAULT) -> Notice:
     """Return what a user's rule tells of an event: what everybody is told of it, else its fields."""
     if notice_of.dispatch(type(event)) is notice_of.dispatch(object):
-        what, lines = event.type.partition(".")[2].rpartition(".")[0].replace(".", " "), _fields(fields)
+        what, lines = event.type.partition(".")[2].rpartition(".")[0].replace(".", " "), _fields(fields, words)
     else:
-        told = notice_of(event)
+        told = notice_of(event, words)
         what, lines = told.title, told.lines
     return Notice("rule", f"{rule_name}: {what}", (*lines, f"Your rule {rule_name} asked for this."))
 
 
-def _fields(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    shown = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in fields.items()}
-    return tuple(f"{name.replace('_', ' ')}: {value}" for name, value in shown.items() if name != "event")
+def _fields(fields: Mapping[str, Any], words: Words) -> tuple[str, ...]:
+    return tuple(
+        f"{name.replace('_', ' ')}: {_shown(value, words)}" for name, value in fields.items() if name != "event"
+    )
+
+
+def _shown(value: Any, words: Words) -> str:
+    """Return a field's value as a reader writes it."""
+    match value:
+        case list() | tuple():
+            return ", ".join(_shown(one, words) for one in cast("Sequence[Any]", value))
+        case datetime():
+            return f"{words.day(value)}, {words.clock(value)}"
+        case date():
+            return words.day(value)
+        case Decimal():
+            return words.number(value)
+        case _:
+            return str(value)
 
 
 def _some(plan: str | None, *lines: str | None, receipt: str | None = None, pay: str | None = None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ shorter, never leaky.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
@@ -23,6 +23,8 @@ Status = Literal["pending", "suppressed", "digested"]
 ANY: Final = "*"
 ACTIVITY: Final = "activity"
 """The kind of alerts; those of notices are named where they are told (domain/notices.py)."""
+TEST: Final = "test"
+"""The kind of what a user sends to try a channel: it goes out whatever they wish."""
 CRITICAL: Final = frozenset(
     {
         "dispute_opened",
@@ -113,6 +115,13 @@ class Wishes:
     caps: Sequence[Cap] = ()
     silences: Sequence[Silence] = ()
     """Those that are running."""
+    turns: Sequence[str] = ()
+    """Channels that take turns: the next one is told what the one before could not be."""
+
+    @property
+    def hold_back(self) -> bool:
+        """Whether something may wait for the next digest."""
+        return bool(self.caps) or "digest" in self.choices.values()
 
 
 Used = Counter[tuple[str, str, datetime]]
@@ -130,14 +139,9 @@ class Decision:
 
 def plan(ring: Ring, channel: str, wishes: Wishes, used: Used, now: datetime) -> Decision:
     """Decide for one channel; what goes out is counted in `used`."""
-    for silence in wishes.silences:
-        if silence.covers(ring):
-            return Decision("suppressed", now, f"silenced until {silence.ends_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
-    choice = choice_of(wishes.choices, ring.kind, channel)
-    if choice == "off":
-        return Decision("suppressed", now, "switched off in your preferences")
-    if choice == "digest" and not ring.digest:
-        return Decision("digested", now, "your preferences say: in the digest")
+    held = unwanted(ring, channel, wishes, now)
+    if held is not None:
+        return held
     due_at = now
     if wishes.quiet is not None and not ring.critical:
         due_at = quiet_until(wishes.quiet, wishes.timezone, now) or now
@@ -148,6 +152,29 @@ def plan(ring: Ring, channel: str, wishes: Wishes, used: Used, now: datetime) ->
                 return Decision("digested", now, f"over your limit of {cap.per_hour} an hour")
     used[ring.kind, channel, hour] += 1
     return Decision("pending", due_at, None if due_at == now else "waits for the end of your quiet hours")
+
+
+def in_turn(turns: Sequence[str], channels: Collection[str], failed: str | None = None) -> list[str]:
+    """Return the channels that may be told, in turn; those behind one that `failed`, none if it takes no turns."""
+    behind = list(turns)
+    if failed is not None:
+        behind = behind[behind.index(failed) + 1 :] if failed in behind else []
+    return [channel for channel in behind if channel in channels]
+
+
+def unwanted(ring: Ring, channel: str, wishes: Wishes, now: datetime) -> Decision | None:
+    """Return why its user does not want it on a channel, now; None when they do. Asked again when it goes out."""
+    if ring.kind == TEST:
+        return None
+    for silence in wishes.silences:
+        if silence.covers(ring):
+            return Decision("suppressed", now, f"silenced until {silence.ends_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
+    choice = choice_of(wishes.choices, ring.kind, channel)
+    if choice == "off":
+        return Decision("suppressed", now, "switched off in your preferences")
+    if choice == "digest" and not ring.digest:
+        return Decision("digested", now, "your preferences say: in the digest")
+    return None
 
 
 def choice_of(choices: Mapping[tuple[str, str], Choice], kind: str, channel: str) -> Choice:

@@ -1,6 +1,7 @@
 """The states of a delivery as people and events see them, whatever its row's work calls them. Pure."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Final, Literal
 
 from shared.contracts.alerts import DeliveryStatus
@@ -26,9 +27,9 @@ _ENDS: Final[Mapping[str, DeliveryStatus]] = {
 }
 
 
-def state_of(status: str) -> State:
-    """Return the state that a row's status stands for."""
-    return _STATES[status]
+def state_of(status: str, delivered_at: datetime | None = None) -> State:
+    """Return the state that a row's status stands for; `delivered_at` is when its arrival was confirmed, if it was."""
+    return "delivered" if status == "done" and delivered_at is not None else _STATES[status]
 
 
 def end_of(status: str) -> DeliveryStatus:

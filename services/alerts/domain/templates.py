@@ -1,34 +1,27 @@
-"""Templates: what a message of a kind says on a channel, rendered in a sandbox.
+"""Templates: what a message of a kind says on a channel, rendered in a sandbox (domain/sandbox.py).
 
 A template has a subject, a text, and for mail MJML: Jinja fills it, then MRML makes HTML of it. A value is escaped for
 where it goes: as HTML in mail, as Discord's markdown there, not at all in plain text, and a subject is one line. A
 template sees the message's own words and nothing else; a name that is not there is an error.
-
-What would surprise you: nothing can be called in a template and only the filters below exist, so that one that an
-administrator writes can neither reach out nor swell.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
-from decimal import Decimal
-from functools import lru_cache
 from typing import Any, Final
 
 import mrml
-from jinja2 import DictLoader, StrictUndefined, TemplateError, pass_context
-from jinja2.runtime import BlockReference, Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError, TemplateSyntaxError
 
-from services.alerts.domain import markdown
 from services.alerts.domain.cutting import clip
+from services.alerts.domain.sandbox import Budget, Spent, compiled
 from services.alerts.domain.words import DEFAULT, Words
 from shared.errors import Invalid
 
 SUBJECT_MAX: Final = 250
+_NO_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 TEXT_MAX: Final = 100_000
 """Characters of a rendered text, which is cut there; MJML with more than five times as many is refused."""
-_ARITHMETIC: Final = frozenset({"*", "**", "%", "+", "-", "/", "//"})
 
 
 class TemplateRefused(Invalid):
@@ -63,13 +56,23 @@ def render(
     source: Source, context: Mapping[str, Any], words: Words = DEFAULT, partials: Mapping[str, str] | None = None
 ) -> Rendered:
     """Return a template filled with a message's words. Raises TemplateRefused."""
+    made: dict[str, str] = {}
+    for part, (style, template) in parts(source).items():
+        try:
+            made[part] = _filled(style, template, context, words, partials)
+            if part == "mjml":
+                made[part] = _html(made[part])
+        except TemplateRefused as error:
+            raise TemplateRefused(f"{part}: {error.message}", **{**error.details, "part": part}) from error
+    text = clip(made["text"].strip(), TEXT_MAX) + "\n"
+    return Rendered(f"{source.channel}/{source.version}", one_line(made["subject"]), text, made.get("mjml"))
+
+
+def parts(source: Source) -> dict[str, tuple[str, str]]:
+    """Return a template's parts by name, each with how its values are escaped: (style, template)."""
     style = "markdown" if source.channel == "discord" else "plain"
-    subject = _filled(style, source.subject, context, words, partials)
-    text = clip(_filled(style, source.text, context, words, partials).strip(), TEXT_MAX) + "\n"
-    html = None
-    if source.mjml is not None:
-        html = _html(_filled("html", source.mjml, context, words, partials))
-    return Rendered(f"{source.channel}/{source.version}", one_line(subject), text, html)
+    found = {"subject": (style, source.subject), "text": (style, source.text)}
+    return found if source.mjml is None else found | {"mjml": ("html", source.mjml)}
 
 
 def one_line(text: str) -> str:
@@ -80,11 +83,11 @@ def one_line(text: str) -> str:
 
 def _html(mjml: str) -> str:
     if len(mjml) > 5 * TEXT_MAX:
-        raise TemplateRefused(f"the MJML has more than {5 * TEXT_MAX} characters")
+        raise _refused(f"the MJML has more than {5 * TEXT_MAX} characters", None)
     try:
-        output = mrml.to_html(mjml)
+        output = mrml.to_html(_NO_XML.sub(" ", mjml))  # a venue's words may hold what XML may not
     except OSError as error:  # what MRML raises for MJML that it cannot read
-        raise TemplateRefused(f"this is not MJML: {error}") from error
+        raise TemplateRefused(f"this is not MJML: {error}", line=None, reason=str(error)) from error
     return output.content
 
 
@@ -93,88 +96,23 @@ def _filled(
 ) -> str:
     names = tuple(sorted((partials or {}).items()))
     try:
-        return _compiled(style, template, names).render({**context, "_words": words})
+        return compiled(style, template, names).render({**context, "_words": words, "_budget": Budget()})
     except TemplateError as error:
-        place = f" in line {error.lineno}" if getattr(error, "lineno", None) else ""  # pyright: ignore[reportAttributeAccessIssue] - only of a syntax error
-        raise TemplateRefused(f"the template cannot be rendered{place}: {error.message}") from error
-    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
-        raise TemplateRefused(f"the template cannot be rendered: {error}") from error
+        line = error.lineno if isinstance(error, TemplateSyntaxError) else _line(error)
+        raise _refused(error.message or type(error).__name__, line) from error
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, Spent) as error:
+        raise _refused(str(error), _line(error)) from error
 
 
-@lru_cache(maxsize=500)
-def _compiled(style: str, template: str, partials: tuple[tuple[str, str], ...]) -> Any:
-    return _environment(style, partials).from_string(template)
+def _refused(reason: str, line: int | None) -> TemplateRefused:
+    place = f" in line {line}" if line is not None else ""
+    return TemplateRefused(f"the template cannot be rendered{place}: {reason}", line=line, reason=reason)
 
 
-@lru_cache(maxsize=20)
-def _environment(style: str, partials: tuple[tuple[str, str], ...]) -> "_Sandbox":
-    made = _Sandbox(
-        loader=DictLoader(dict(partials)),
-        autoescape=style == "html",
-        undefined=StrictUndefined,
-        finalize=markdown.escape if style == "markdown" else None,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.globals.clear()
-    kept = {name: made.filters[name] for name in ("default", "first", "join", "last", "length", "lower", "upper")}
-    made.filters = {**kept, **_FILTERS}
-    return made
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = _ARITHMETIC
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        return not callable(value) and super().is_safe_attribute(obj, attr, value)
-
-    def is_safe_callable(self, obj: Any) -> bool:
-        return isinstance(obj, BlockReference)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if isinstance(left, (int, float, Decimal)) and isinstance(right, (int, float, Decimal)) and operator != "**":
-            return super().call_binop(context, operator, left, right)
-        raise TypeError(f"{operator} is for numbers")
-
-
-@pass_context
-def _number(context: Context, value: Decimal | float) -> str:
-    return _words(context).number(value)
-
-
-@pass_context
-def _money(context: Context, value: Decimal, currency: str) -> str:
-    return _words(context).money(value, currency)
-
-
-@pass_context
-def _dollars(context: Context, value: Decimal) -> str:
-    return _words(context).dollars(value)
-
-
-@pass_context
-def _day(context: Context, value: date) -> str:
-    return _words(context).day(value)
-
-
-@pass_context
-def _clock(context: Context, value: datetime) -> str:
-    return _words(context).clock(value)
-
-
-def _words(context: Context) -> Words:
-    words = context["_words"]
-    assert isinstance(words, Words)  # noqa: S101 - render puts it there
-    return words
-
-
-_FILTERS: Final[dict[str, Any]] = {
-    "number": _number,
-    "money": _money,
-    "dollars": _dollars,
-    "day": _day,
-    "clock": _clock,
-    "line": markdown.line,
-    "link": markdown.link,
-    "labelled": markdown.labelled,
-}
+def _line(error: BaseException) -> int | None:
+    """Return the line of a template in which something was raised, as jinja2 wrote it into the traceback."""
+    found, at = None, error.__traceback__
+    while at is not None:
+        found = at.tb_lineno if at.tb_frame.f_code.co_filename == "<template>" else found
+        at = at.tb_next
+    return found

@@ -1,7 +1,9 @@
 """Signed links that end mail: in every mail, and in the headers that mail programs press by themselves (RFC 8058).
 
+A link names the template of its mail; what it switches off are the kinds that users choose about in their preferences.
+
 What would surprise you: a link works without logging in and for long, because mail is read late and elsewhere. So it
-can do one thing only: end mail to the address that it came to.
+can do one thing only: end mails to the address that it came to, of its own kind or all of them.
 """
 
 import hashlib
@@ -17,20 +19,39 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 
 from services.alerts.domain.links import LinkRefused
+from services.alerts.domain.routing import ACTIVITY, DIGESTS
 
 LIFETIME: Final = timedelta(days=90)
 UNSUBSCRIBED: Final = "unsubscribed by the link in a mail: set the channel again to get mail"
 
 _AUDIENCE: Final = "alerts/unsubscribe"
 
+_KINDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "alert": (ACTIVITY,),
+    "digest": tuple(sorted(DIGESTS)),
+    "test": (),
+    "message": (),
+}
+_NAMES: Final = {"alert": "unusual activity", "digest": "digests", "rule": "what your own rules ask for"}
+
 
 @dataclass(frozen=True, slots=True)
 class Unsubscribe:
-    """What a link stands for: mails of this kind to this user at the address of this lane."""
+    """What a link stands for: mails of this kind (Message.kind) to this user at the address of this lane."""
 
     user_id: UUID
     lane: str
     kind: str
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of preferences that it switches off; none for what no preference is about: then all mail ends."""
+        return _KINDS.get(self.kind, (self.kind,))
+
+    @property
+    def name(self) -> str:
+        """What its reader calls them."""
+        return _NAMES.get(self.kind, self.kind.replace("_", " "))
 
 
 class UnsubscribeLinks:

@@ -129,7 +129,7 @@ def _alert(row: Row, deliveries: list[Row]) -> AlertView:
                 id=one["id"],
                 channel=one["channel"],
                 target_id=target_id(one["lane"]),
-                status=state_of(one["status"]),
+                status=state_of(one["status"], one["delivered_at"]),
                 attempts=one["attempts"],
                 created_at=one["created_at"],
                 settled_at=one["settled_at"],

@@ -21,6 +21,7 @@ from services.alerts.routes.common import HttpRequest, actor_of
 from services.alerts.service import Channels, ChannelSet
 from services.alerts.store.audience import AudienceStore
 from shared.contracts.alerts import Channel
+from shared.errors import NotFound
 from shared.http import Caller, Who
 from shared.identity import own
 from shared.messaging.door import Door
@@ -117,19 +118,24 @@ def _channel_routes(channels: Channels, audience: AudienceStore, door: Door) -> 
         own(identity, user_id)
         return _channel(ChannelSet(await door.run(lambda tx: channels.ask_again(user_id, channel, tx))))
 
-    @post("/api/alerts/{user_id:uuid}/channels/webhook/{target:str}/secret", caller=Caller.USER, status_code=200)
+    # Not "channels/webhook/...": beside a fixed word the router does not try the parameter, and finds no other route.
+    @post("/api/alerts/{user_id:uuid}/channels/{channel:str}/{target:str}/secret", caller=Caller.USER, status_code=200)
     async def new_secret(
-        request: HttpRequest, identity: Who, user_id: FromPath[UUID], target: FromPath[str]
+        request: HttpRequest, identity: Who, user_id: FromPath[UUID], channel: FromPath[Channel], target: FromPath[str]
     ) -> ChannelView:
         """Give a webhook another secret; the one before it signs as well, until the next."""
         own(identity, user_id)
+        if channel != "webhook":
+            raise NotFound("only webhooks have a secret")
         actor = actor_of(request, identity)
         return _channel(await door.run(lambda tx: channels.new_secret(actor, user_id, target, tx)))
 
-    @get("/api/alerts/{user_id:uuid}/channels/webpush/key", caller=Caller.USER)
-    async def push_key(identity: Who, user_id: FromPath[UUID]) -> PushKey:
-        """Return the key that a browser subscribes with."""
+    @get("/api/alerts/{user_id:uuid}/channels/{channel:str}/key", caller=Caller.USER)
+    async def push_key(identity: Who, user_id: FromPath[UUID], channel: FromPath[Channel]) -> PushKey:
+        """Return the key that a browser subscribes with, of `webpush`."""
         own(identity, user_id)
+        if channel != "webpush":
+            raise NotFound("only webpush has a key")
         return PushKey(channels.push_key())
 
     return [list_channels, set_channel, remove_channel, remove_target, ask_again, new_secret, push_key]

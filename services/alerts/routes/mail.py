@@ -7,7 +7,7 @@ more opens a page too, for a person reads the answer.
 
 import html
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from litestar import MediaType, Request, Response, get, post
@@ -24,6 +24,7 @@ from shared.http import Caller, Who, header
 from shared.messaging.door import Door
 
 MAX_BYTES: Final = 2_000_000
+ALL: Final = "all"
 
 Token = Annotated[str, QueryParameter(min_length=1, max_length=1000)]
 Raw = Request[Any, Any, Any]
@@ -74,22 +75,26 @@ def _webhook_routes(mail: Mail) -> list[HTTPRouteHandler]:
 def _link_routes(mail: Mail, door: Door) -> list[HTTPRouteHandler]:
     @get("/links/unsubscribe", caller=Caller.LINK, media_type=MediaType.HTML)
     async def show_unsubscribe(token: Token) -> Response[str]:
-        """Show the page whose button ends mail to an address."""
+        """Show the page whose buttons end mails of one kind, or all mail, to an address."""
         try:
-            mail.check_link(token)
+            about = mail.check_link(token)
         except LinkRefused:
             return _refused()
-        button = f'<form method="post" action="?token={html.escape(token)}"><button>No more mail</button></form>'
-        return _page("Stop Openbell's mail to this address?", button)
+        buttons = _button(token, f"No more mails about {about.name}") if about.kinds else ""
+        return _page("Stop Openbell's mail to this address?", buttons + _button(token, "No more mail at all", ALL))
 
     @post("/links/unsubscribe", caller=Caller.LINK, media_type=MediaType.HTML, status_code=200)
-    async def unsubscribe(token: Token) -> Response[str]:
-        """End mail to an address, by the page's button or by a mail program. Again changes nothing."""
+    async def unsubscribe(
+        token: Token, of: Annotated[Literal["kind", "all"], QueryParameter(description="what ends")] = "kind"
+    ) -> Response[str]:
+        """End mails of one kind, or all, to an address, by the page or a mail program. Again changes nothing."""
         try:
-            await door.run(lambda tx: mail.unsubscribe(token, tx))
+            about = await door.run(lambda tx: mail.unsubscribe(token, tx, everything=of == ALL))
         except LinkRefused:
             return _refused()
-        return _page("Unsubscribed", "<p>No more mail comes to this address. Your settings bring it back.</p>")
+        what = "No more mail comes" if of == ALL or not about.kinds else f"No more mails about {about.name} come"
+        text = f"<p>{html.escape(what)} to this address. Your settings in Openbell bring them back.</p>"
+        return _page("Unsubscribed", text + ("" if of == ALL else _button(token, "No more mail at all", ALL)))
 
     return [show_unsubscribe, unsubscribe]
 
@@ -122,6 +127,11 @@ async def _body(request: Raw) -> bytes:
         if len(body) > MAX_BYTES:
             raise TooLarge(f"a webhook has at most {MAX_BYTES} bytes")
     return bytes(body)
+
+
+def _button(token: str, name: str, of: str = "kind") -> str:
+    action = html.escape(f"?token={token}&of={of}")
+    return f'<form method="post" action="{action}"><button>{html.escape(name)}</button></form>'
 
 
 def _refused() -> Response[str]:

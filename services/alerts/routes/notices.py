@@ -89,7 +89,7 @@ def handlers(engagement: Engagement, store: NoticeStore, door: Door) -> list[HTT
                         one["id"],
                         one["channel"],
                         target_id(one["lane"]),
-                        state_of(one["status"]),
+                        state_of(one["status"], one["delivered_at"]),
                         one["attempts"],
                         one["settled_at"],
                         one["last_error"],

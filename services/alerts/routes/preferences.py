@@ -1,7 +1,7 @@
 """What a user wants to be told where and when, and the log that says what came of it."""
 
 from datetime import datetime, time
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 from uuid import UUID
 from zoneinfo import available_timezones
 
@@ -89,6 +89,11 @@ class PreferencesBody(BaseModel):
     quiet_hours: QuietBody | None = None
     choices: list[ChoiceBody] = Field(default_factory=list[ChoiceBody], max_length=MAX_CHOICES)
     caps: list[CapBody] = Field(default_factory=list[CapBody], max_length=MAX_CAPS)
+    turns: list[Channel] = Field(
+        default_factory=list[Channel],
+        max_length=len(get_args(Channel)),
+        description="Channels that take turns: one is told only what those before it could not take",
+    )
 
     @model_validator(mode="after")
     def _once(self) -> Self:
@@ -96,6 +101,10 @@ class PreferencesBody(BaseModel):
             places = [(one.kind, one.channel) for one in said]
             if twice := next((place for place in places if places.count(place) > 1), None):
                 raise ValueError(f"there is more than one {what} for {twice[0]} on {twice[1]}")
+        if len(set(self.turns)) < len(self.turns):
+            raise ValueError("a channel has one turn")
+        if len(self.turns) == 1:
+            raise ValueError("one channel alone takes no turns: name two at least")
         return self
 
 
@@ -131,11 +140,16 @@ class PreferencesView(msgspec.Struct, frozen=True):
     quiet_hours: QuietView | None
     choices: list[ChoiceView]
     caps: list[CapView]
+    turns: list[str]
     updated_at: datetime | None
 
 
 class LoggedDelivery(msgspec.Struct, frozen=True):
-    """One delivery of an alert or a notice. `reason` says why it waits, or why it did not arrive."""
+    """One delivery of an alert or a notice. `reason` says why it waits, or why it did not arrive.
+
+    `template` is what laid out the message that was taken; `delivered_at`, `opened_at` and `clicked_at` are what a mail
+    provider told of it; `because` says which channel did not take it before.
+    """
 
     id: UUID
     alert_id: UUID | None
@@ -149,6 +163,11 @@ class LoggedDelivery(msgspec.Struct, frozen=True):
     created_at: datetime
     next_attempt_at: datetime | None
     settled_at: datetime | None
+    template: str | None
+    delivered_at: datetime | None
+    opened_at: datetime | None
+    clicked_at: datetime | None
+    because: str | None
 
 
 class DeliveryLog(msgspec.Struct, frozen=True):
@@ -173,7 +192,7 @@ def handlers(
     async def replace(
         request: Request[Any, Any, Any], identity: Who, user_id: FromPath[UUID], data: JSONBody[PreferencesBody]
     ) -> PreferencesView:
-        """Replace all preferences. They hold for what rings from now on."""
+        """Replace all preferences. Quiet hours and caps hold for what rings from now on, choices for what waits."""
         own(identity, user_id)
         actor = Actor(str(identity.user_id), exchange_of(request.scope).request_id)
         said = _said(data)
@@ -205,6 +224,7 @@ def _said(data: PreferencesBody) -> Said:
         quiet=quiet and Quiet(quiet.start, quiet.end),
         choices={(one.kind, one.channel): one.choice for one in data.choices},
         caps=tuple(Cap(one.kind, one.channel, one.per_hour) for one in data.caps),
+        turns=tuple(data.turns),
     )
     return Said(wishes, data.timezone, data.locale)
 
@@ -214,7 +234,7 @@ async def _shown(user_id: UUID, store: PreferenceStore, door: Door) -> Preferenc
         row = await store.get(tx, user_id)
         usual = await store.users_timezone(tx, user_id) or "UTC"
     if row is None:
-        return PreferencesView(usual, False, None, None, [], [], None)
+        return PreferencesView(usual, False, None, None, [], [], [], None)
     quiet = row["quiet_start"] and QuietView(f"{row['quiet_start']:%H:%M}", f"{row['quiet_end']:%H:%M}")
     return PreferencesView(
         timezone=row["timezone"] or usual,
@@ -223,6 +243,7 @@ async def _shown(user_id: UUID, store: PreferenceStore, door: Door) -> Preferenc
         quiet_hours=quiet,
         choices=[ChoiceView(**one) for one in row["choices"]],
         caps=[CapView(**one) for one in row["caps"]],
+        turns=row["turns"],
         updated_at=row["updated_at"],
     )
 
@@ -235,10 +256,15 @@ def _logged(row: Row) -> LoggedDelivery:
         kind=row["kind"],
         title=row["title"],
         channel=row["channel"],
-        state=state_of(row["status"]),
+        state=state_of(row["status"], row["delivered_at"]),
         reason=row["last_error"],
         attempts=row["attempts"],
         created_at=row["created_at"],
         next_attempt_at=row["due_at"] if row["status"] == "pending" else None,
         settled_at=row["settled_at"],
+        template=row["template"],
+        delivered_at=row["delivered_at"],
+        opened_at=row["opened_at"],
+        clicked_at=row["clicked_at"],
+        because=row["because"],
     )

@@ -180,8 +180,11 @@ class Channels:
         return self._links.read(token, self._clock())
 
     async def confirm(self, token: str, tx: Tx) -> Done[None]:
-        """Enable the channel whose mail was read; again changes nothing. Raises LinkRefused."""
+        """Enable the channel whose mail was read; again changes nothing. Raises LinkRefused, AddressSuppressed."""
         link = self.check_link(token)
+        for row in await self._known(link.user_id, "email", tx):
+            if row["lane"] == link.lane and row["confirmed_at"] is None:  # it may have bounced since it was asked
+                await self._refuse_suppressed("email", row["target"], tx)
         if await self._confirmations.confirm(tx, link, self._clock()):
             actor = Actor(str(link.user_id))
             return Done(None, [self._audited(actor, "confirm.channel", f"{link.user_id}/email")])

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from uuid import UUID
 
 from services.alerts.domain.periods import Plan, begin, digest_id, following, period, zone_of
+from services.alerts.domain.routing import Wishes
 from services.alerts.domain.text import SIMULATED_MARK
 from services.alerts.domain.words import Words
 from services.alerts.service.routing import NoticeRing, Router
@@ -23,6 +24,7 @@ from shared.contracts.alerts import NoticeRaised
 from shared.contracts.api import UserSettingsChanged
 from shared.contracts.base import Event, derived_id
 from shared.db import Row, Tx
+from shared.errors import Conflict
 from shared.messaging.door import Done, Door
 from shared.work import Performed, Policy, Work
 
@@ -82,8 +84,13 @@ class Digests:
         return Chosen(wish, zone_of(row["timezone"]), row["next_due_at"])
 
     async def choose(self, user_id: UUID, wish: Wish, tx: Tx) -> Done[Chosen]:
-        """Keep when a user wants digests. The next one begins where the last one ended, if there was one."""
+        """Keep when a user wants digests. The next one begins where the last one ended, if there was one.
+
+        Raises Conflict for none, where their preferences hold things back for it.
+        """
         now, row = self._clock(), await self._store.plan(tx, user_id)
+        if wish.frequency == "off" and row is not None and row["holds_back"]:
+            raise Conflict("your preferences hold things back for the digest: change those choices and limits first")
         zone = zone_of((row or await self._store.reads(tx, user_id))["timezone"])
         covered: datetime | None = row["covered_until"] if row else None
         due: datetime | None = None
@@ -102,6 +109,14 @@ class Digests:
             next_due_at=due,
         )
         return Done(Chosen(wish, zone, due))
+
+    async def note_wishes(self, user_id: UUID, wishes: Wishes, tx: Tx) -> None:
+        """Give who wants things held back a daily one, unless there is one. Their zone may have moved."""
+        row = await self._store.plan(tx, user_id)
+        if wishes.hold_back and (row is None or row["frequency"] == "off"):
+            await self.choose(user_id, Wish("daily"), tx)
+        else:
+            await self.moved(user_id, tx)
 
     async def note_settings(self, event: UserSettingsChanged, tx: Tx) -> Sequence[Event]:
         """Move a user's next digest to where it belongs in their time zone, which may be another one now."""

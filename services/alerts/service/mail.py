@@ -21,6 +21,7 @@ from services.alerts.domain.mail_events import (
 from services.alerts.domain.unsubscribing import UNSUBSCRIBED, Unsubscribe, UnsubscribeLinks
 from services.alerts.service.audit import Actor, audited
 from services.alerts.store.mail import MailStore
+from services.alerts.store.preferences import PreferenceStore
 from shared.clock import Clock, NewId
 from shared.contracts.api import ActionAudited
 from shared.db import Tx
@@ -44,9 +45,18 @@ class Mail:
     """Takes a transaction, returns what happened."""
 
     def __init__(
-        self, store: MailStore, keys: WebhookKeys, links: UnsubscribeLinks, door: Door, *, clock: Clock, new_id: NewId
+        self,
+        store: MailStore,
+        preferences: PreferenceStore,
+        keys: WebhookKeys,
+        links: UnsubscribeLinks,
+        door: Door,
+        *,
+        clock: Clock,
+        new_id: NewId,
     ) -> None:
         self._store = store
+        self._preferences = preferences
         self._keys = keys
         self._links = links
         self._door = door
@@ -99,12 +109,19 @@ class Mail:
         """Return what a link stands for; raises LinkRefused."""
         return self._links.read(token, self._clock())
 
-    async def unsubscribe(self, token: str, tx: Tx) -> Done[None]:
-        """End mail to the address that a link came to; again changes nothing. Raises LinkRefused."""
-        about = self.check_link(token)
-        if not await self._store.end(tx, about.user_id, about.lane, UNSUBSCRIBED, self._clock()):
-            return Done(None)
-        return Done(None, [self._audited(Actor(str(about.user_id)), "unsubscribe.channel", f"{about.user_id}/email")])
+    async def unsubscribe(self, token: str, tx: Tx, *, everything: bool = False) -> Done[Unsubscribe]:
+        """End mails of a link's kind, or `everything`, to the address that it came to; again changes nothing.
+
+        Raises LinkRefused.
+        """
+        about, now = self.check_link(token), self._clock()
+        actor, subject = Actor(str(about.user_id)), f"{about.user_id}/email"
+        if everything or not about.kinds:
+            ended = await self._store.end(tx, about.user_id, about.lane, UNSUBSCRIBED, now)
+            return Done(about, [self._audited(actor, "unsubscribe.channel", subject)] if ended else [])
+        ended = await self._preferences.switch_off(tx, about.user_id, ("email", about.lane), about.kinds, now)
+        audit = [self._audited(actor, "unsubscribe.kind", f"{subject}/{about.kind}")] if ended else []
+        return Done(about, audit)
 
     # What administrators lift
 

@@ -5,12 +5,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 from services.alerts.domain.charts import Chart, Picture, alt_of, chart_of, day_of
+from services.alerts.domain.matching import Stock
 from services.alerts.store.alerts import lines_of
 from services.alerts.store.quotes import QuoteStore
 from shared.contracts.base import Event
 from shared.contracts.quotes import QuoteTaken
 from shared.db import Row, Tx
 from shared.messaging.door import Door
+from shared.work import Together
 
 Draw = Callable[[Chart], Awaitable[bytes | None]]
 """Draws a chart as PNG; None when there is no picture now."""
@@ -24,6 +26,7 @@ class Pictures:
         self._store = store
         self._draw = draw
         self._door = door
+        self._quotes: Together[Stock, list[Row]] = Together(self._quotes_of, most=64)
 
     async def keep(self, events: Sequence[QuoteTaken], tx: Tx) -> Sequence[Event]:
         """Keep the last quote of each symbol and minute."""
@@ -43,8 +46,7 @@ class Pictures:
         """Return the picture of an alert's row; None when there is none now."""
         if self._draw is None:
             return None
-        async with self._door.read() as tx:
-            rows = await self._store.between(tx, alert["symbol"], *day_of(alert["session"]))
+        rows = await self._quotes((alert["symbol"], alert["session"]))
         chart = chart_of(
             alert["symbol"],
             alert["session"],
@@ -55,6 +57,14 @@ class Pictures:
         )
         png = await self._draw(chart)
         return None if png is None else Picture(png, alt_of(chart))
+
+    async def _quotes_of(self, stocks: Sequence[Stock]) -> list[list[Row]]:
+        """Read each stock's once, however many ask."""
+        found: dict[Stock, list[Row]] = {}
+        async with self._door.read() as tx:
+            for symbol, session in dict.fromkeys(stocks):
+                found[symbol, session] = await self._store.between(tx, symbol, *day_of(session))
+        return [found[stock] for stock in stocks]
 
 
 def price_of(quote: QuoteTaken) -> float | None:

@@ -30,16 +30,16 @@ class Preferences:
         *,
         clock: Clock,
         new_id: NewId,
-        moved: Callable[[UUID, Tx], Awaitable[None]] | None = None,
+        said: Callable[[UUID, Wishes, Tx], Awaitable[None]] | None = None,
     ) -> None:
-        """Prepare. `moved` hears of a user whose time zone may be another one now."""
+        """Prepare. `said` hears what a user wants now; their time zone may be another one, too."""
         self._store = store
-        self._moved = moved
+        self._said = said
         self._clock = clock
         self._new_id = new_id
 
     async def put(self, actor: Actor, user_id: UUID, said: Said, tx: Tx) -> Done[None]:
-        """Replace what a user has said before. It holds for what rings from now on."""
+        """Replace what a user has said before."""
         now, wishes = self._clock(), said.wishes
         fields = {
             "timezone": said.timezone,
@@ -51,8 +51,9 @@ class Preferences:
                 for (kind, channel), choice in sorted(wishes.choices.items())
             ],
             "caps": [{"kind": one.kind, "channel": one.channel, "per_hour": one.per_hour} for one in wishes.caps],
+            "turns": list(wishes.turns),
         }
         await self._store.put(tx, user_id, fields, now)
-        if self._moved is not None:
-            await self._moved(user_id, tx)
+        if self._said is not None:
+            await self._said(user_id, wishes, tx)
         return Done(None, [audited(actor, "set.preferences", str(user_id), id=self._new_id(), at=now)])

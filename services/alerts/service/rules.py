@@ -17,9 +17,11 @@ from uuid import UUID, uuid5
 import msgspec
 
 from services.alerts.domain.expressions import Expression, parse
+from services.alerts.domain.fields import Record
 from services.alerts.domain.kinds import ACTIVITY, KINDS, Kind, check
 from services.alerts.domain.matching import Limits, Line, passes
 from services.alerts.domain.notices import Saying, rule_notice
+from services.alerts.domain.words import Words
 from services.alerts.service.audit import Actor, audited
 from services.alerts.service.notices import Notices
 from services.alerts.store.kept import KEPT, PAGE, KeptEvents
@@ -118,13 +120,9 @@ class Rules:
         after = (_FIRST, _FIRST)
         while True:
             rules = await self._store.over(tx, kind.name, owners, after)
-            for rule in rules:
-                expression = kind.expression(rule["expression"])
-                found += [
-                    _saying(rule, one)
-                    for one, record in records
-                    if one.owner in (None, rule["user_id"]) and (expression is None or expression.holds(record))
-                ]
+            asked = [(rule, one, record) for rule in rules for one, record in _held(kind, rule, records)]
+            words = await self._notices.words(tx, {rule["user_id"] for rule, _, _ in asked})
+            found += [_saying(rule, one, record, words[rule["user_id"]]) for rule, one, record in asked]
             if len(rules) < RULES_AT_ONCE:
                 return found
             after = (rules[-1]["user_id"], rules[-1]["rule_id"])
@@ -238,8 +236,15 @@ def _row(kind: Kind, one: _Heard) -> dict[str, Any]:
     }
 
 
-def _saying(rule: Row, one: _Heard) -> Saying:
-    notice = rule_notice(rule["name"], one.event, one.fields)
+def _held(kind: Kind, rule: Row, records: Sequence[tuple[_Heard, Record]]) -> Iterator[tuple[_Heard, Record]]:
+    expression = kind.expression(rule["expression"])
+    for one, record in records:
+        if one.owner in (None, rule["user_id"]) and (expression is None or expression.holds(record)):
+            yield one, record
+
+
+def _saying(rule: Row, one: _Heard, record: Record, words: Words) -> Saying:
+    notice = rule_notice(rule["name"], one.event, record, words)
     rule_id: UUID = rule["rule_id"]
     return Saying(uuid5(one.event.id, f"rule/{rule_id}"), rule["user_id"], notice, one.event, rule_id)
 

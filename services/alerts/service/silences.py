@@ -42,6 +42,8 @@ class Silences:
     async def add(self, actor: Actor, user_id: UUID, asked: NewSilence, tx: Tx) -> Done[Row]:
         """Add a silence. Raises Invalid for one that makes no sense, Conflict when there are too many."""
         now = self._clock()
+        if asked.ends_at.year > now.year + 10:  # before anything is reckoned with it: it may lie past the last day
+            raise Invalid("a silence ends within ten years")
         starts_at = asked.starts_at or now
         if asked.ends_at <= max(starts_at, now):
             raise Invalid("a silence ends after it starts, and not in the past")

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
+from services.alerts.domain.routing import TEST
 from services.alerts.service.audit import Actor, audited
 from services.alerts.service.routing import Router
 from services.alerts.store.audience import AudienceStore
@@ -17,7 +18,6 @@ from shared.db import Tx
 from shared.errors import Conflict, NotFound, RateLimited
 from shared.messaging.door import Done
 
-KIND: Final = "test"
 AN_HOUR: Final = 10
 """Tests that a user may send in an hour, over all channels."""
 
@@ -47,7 +47,7 @@ class Trials:
         if not known["enabled"]:
             raise Conflict(known["reason"] or "this target is not enabled")
         hour = timedelta(hours=1)
-        sent = await self._notices.lately(tx, user_id, KIND, now - hour)
+        sent = await self._notices.lately(tx, user_id, TEST, now - hour)
         if len(sent) >= AN_HOUR:
             wait_s = (sent[AN_HOUR - 1] + hour - now).total_seconds()
             raise RateLimited(f"{AN_HOUR} tests are the most in an hour", retry_after_s=wait_s)
@@ -55,7 +55,7 @@ class Trials:
         notice = {
             "notice_id": notice_id,
             "user_id": user_id,
-            "kind": KIND,
+            "kind": TEST,
             "title": "A test from Openbell",
             "lines": ["This channel works."],
             "at": now,

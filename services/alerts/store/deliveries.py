@@ -12,14 +12,16 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from services.alerts.domain.routing import ACTIVITY, Silence, Used, Wishes, hour_of
+from services.alerts.domain.routing import ACTIVITY, TEST, Ring, Used, Wishes, hour_of
 from services.alerts.store.preferences import wishes_of
+from services.alerts.store.silences import silences_of
 from shared.contracts.alerts import Channel
 from shared.db import Row, Tx
 
 _AUDIENCE: Final = text("""
     select c.user_id, c.channel, c.lane, p.user_id is not null as wishes,
-        coalesce(p.timezone, u.timezone) as timezone, p.quiet_start, p.quiet_end, p.choices, p.caps, s.silences
+        coalesce(p.timezone, u.timezone) as timezone, p.quiet_start, p.quiet_end, p.choices, p.caps, p.turns,
+        s.silences
     from channels c
     left join preferences p on p.user_id = c.user_id
     left join users u on u.user_id = p.user_id
@@ -46,37 +48,54 @@ _USED: Final = text(f"""
     ) told where planned >= :hour group by 1, 2, 3, 4""")  # noqa: S608 - our own word
 _ADD_OF_ALERTS: Final = text("""
     insert into deliveries (id, session, alert_id, user_id, channel, lane, ring, bulk, status, due_at, planned_at,
-        last_error, created_at, settled_at)
+        last_error, because, created_at, settled_at)
     select r.id, r.session, r.alert_id, r.user_id, r.channel, r.lane, r.ring, r.bulk, r.status, r.due_at, r.planned_at,
-        r.reason, cast(:now as timestamptz), r.settled_at
-    from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, session date, alert_id uuid, user_id uuid,
-        channel text, lane text, ring int, bulk boolean, status text, due_at timestamptz, planned_at timestamptz,
-        reason text, settled_at timestamptz)
+        r.reason, r.because, cast(:now as timestamptz), r.settled_at
+    from unnest(cast(:id as uuid[]), cast(:session as date[]), cast(:alert_id as uuid[]), cast(:user_id as uuid[]),
+            cast(:channel as text[]), cast(:lane as text[]), cast(:ring as int[]), cast(:bulk as boolean[]),
+            cast(:status as text[]), cast(:due_at as timestamptz[]), cast(:planned_at as timestamptz[]),
+            cast(:reason as text[]), cast(:because as text[]), cast(:settled_at as timestamptz[]))
+        as r (id, session, alert_id, user_id, channel, lane, ring, bulk, status, due_at, planned_at, reason,
+            because, settled_at)
     on conflict (id, session) do nothing""")
+_OF_ALERTS: Final = (
+    *("id", "session", "alert_id", "user_id", "channel", "lane", "ring", "bulk"),
+    *("status", "due_at", "planned_at", "reason", "because", "settled_at"),
+)
 _ADD_OF_NOTICES: Final = text("""
     insert into notice_deliveries (id, notice_id, user_id, channel, lane, status, due_at, planned_at,
-        last_error, created_at, settled_at)
-    select r.id, r.notice_id, r.user_id, r.channel, r.lane, r.status, r.due_at, r.planned_at, r.reason,
+        last_error, because, created_at, settled_at)
+    select r.id, r.notice_id, r.user_id, r.channel, r.lane, r.status, r.due_at, r.planned_at, r.reason, r.because,
         cast(:now as timestamptz), r.settled_at
     from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, notice_id uuid, user_id uuid, channel text,
-        lane text, status text, due_at timestamptz, planned_at timestamptz, reason text, settled_at timestamptz)
+        lane text, status text, due_at timestamptz, planned_at timestamptz, reason text, because text,
+        settled_at timestamptz)
     on conflict (id) do nothing""")
 _LOG: Final = text(f"""
     select * from (
         (select d.id, d.alert_id, cast(null as uuid) as notice_id, '{ACTIVITY}' as kind, a.title, d.channel, d.status,
-            d.attempts, d.last_error, d.created_at, d.due_at, d.settled_at
+            d.attempts, d.last_error, d.created_at, d.due_at, d.settled_at, d.template, d.delivered_at, d.opened_at,
+            d.clicked_at, d.because
         from deliveries d left join alerts a using (alert_id, session)
         where d.user_id = :user_id
           and (cast(:before_at as timestamptz) is null or (d.created_at, d.id) < (:before_at, :before_id))
         order by d.created_at desc, d.id desc limit :limit)
         union all
         (select d.id, null, d.notice_id, n.kind, n.title, d.channel, d.status,
-            d.attempts, d.last_error, d.created_at, d.due_at, d.settled_at
+            d.attempts, d.last_error, d.created_at, d.due_at, d.settled_at, d.template, d.delivered_at, d.opened_at,
+            d.clicked_at, d.because
         from notice_deliveries d join notices n using (notice_id)
         where d.user_id = :user_id
           and (cast(:before_at as timestamptz) is null or (d.created_at, d.id) < (:before_at, :before_id))
         order by d.created_at desc, d.id desc limit :limit)
     ) told order by created_at desc, id desc limit :limit""")  # noqa: S608 - our own word
+
+_RANG: Final = text(f"""
+    select d.id, '{ACTIVITY}' as kind, a.symbol, a.rule_id from deliveries d join alerts a using (alert_id, session)
+    where d.id = any(cast(:ids as uuid[])) and d.session = any(cast(:sessions as date[])) and d.ring = a.notifications
+    union all
+    select d.id, n.kind, n.symbol, n.rule_id from notice_deliveries d join notices n using (notice_id)
+    where d.id = any(cast(:ids as uuid[])) and n.kind <> '{TEST}'""")  # noqa: S608 - our own words
 
 _LONGEST_WAIT: Final = timedelta(hours=27)
 """From a delivery's making to its time: quiet hours are shorter than a day, a changed clock included."""
@@ -103,7 +122,7 @@ class DeliveryStore:
             if user_id not in found:
                 wishes = wishes_of(row) if row["wishes"] else Wishes()
                 if row["silences"] is not None:
-                    wishes = replace(wishes, silences=tuple(_silence(one) for one in row["silences"]))
+                    wishes = replace(wishes, silences=silences_of(row["silences"]))
                 found[user_id] = Audience(wishes, [])
             found[user_id].targets.append(row)
         return found
@@ -119,23 +138,21 @@ class DeliveryStore:
 
     async def add_of_alerts(self, tx: Tx, rows: Sequence[dict[str, Any]], now: datetime) -> int:
         """Add deliveries of alerts, those that are there left as they are; return how many are new."""
-        return await tx.execute(_ADD_OF_ALERTS, rows=list(rows), now=now) if rows else 0
+        if not rows:
+            return 0
+        return await tx.execute(_ADD_OF_ALERTS, now=now, **{name: [row[name] for row in rows] for name in _OF_ALERTS})
 
     async def add_of_notices(self, tx: Tx, rows: Sequence[dict[str, Any]], now: datetime) -> int:
         """Add deliveries of notices, those that are there left as they are; return how many are new."""
         return await tx.execute(_ADD_OF_NOTICES, rows=list(rows), now=now) if rows else 0
 
+    async def rang(self, tx: Tx, failed: Sequence[Row]) -> dict[UUID, Ring]:
+        """Return what deliveries were of, by delivery: no tests, and nothing that has rung again since."""
+        sessions = [row["session"] for row in failed if "session" in row]
+        rows = await tx.fetch(_RANG, ids=[row["id"] for row in failed], sessions=sessions)
+        return {row["id"]: Ring(row["kind"], row["symbol"], row["rule_id"]) for row in rows}
+
     async def log(self, tx: Tx, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:
         """Return a user's deliveries of alerts and notices, newest first."""
         at, delivery_id = before or (None, None)
         return await tx.fetch(_LOG, user_id=user_id, limit=limit, before_at=at, before_id=delivery_id)
-
-
-def _silence(one: dict[str, Any]) -> Silence:
-    return Silence(
-        one["kind"],
-        one["symbol"],
-        UUID(one["rule_id"]) if one["rule_id"] else None,
-        one["critical"],
-        datetime.fromisoformat(one["ends_at"]),
-    )

@@ -14,7 +14,8 @@ from shared import retention
 from shared.db import Row, Tx
 
 _PLANS: Final = """
-    select d.*, p.timezone as own_timezone, coalesce(p.timezone, u.timezone, 'UTC') as timezone
+    select d.*, p.timezone as own_timezone, coalesce(p.timezone, u.timezone, 'UTC') as timezone,
+        coalesce(jsonb_array_length(p.caps) > 0 or p.choices @> '[{"choice": "digest"}]', false) as holds_back
     from digest_plans d
     left join users u using (user_id) left join preferences p using (user_id)"""
 _PLAN: Final = text(f"{_PLANS} where user_id = :user_id for update of d")

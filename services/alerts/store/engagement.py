@@ -56,14 +56,16 @@ _TYPES: Final = text(f"""
         where user_id = :user_id and created_at >= :since
     ) told group by type order by type""")  # noqa: S608 - our own words
 _CHANNELS: Final = text("""
-    select channel, status, count(*) as total, count(opened_at) as opened
+    select channel, status, max(delivered_at) as delivered_at, count(*) as total, count(opened_at) as opened
     from (
-        select d.channel, d.status, a.opened_at from deliveries d join alerts a using (alert_id, session)
+        select d.channel, d.status, d.delivered_at, a.opened_at
+        from deliveries d join alerts a using (alert_id, session)
         where d.user_id = :user_id and d.created_at >= :since
         union all
-        select d.channel, d.status, n.opened_at from notice_deliveries d join notices n using (notice_id)
+        select d.channel, d.status, d.delivered_at, n.opened_at
+        from notice_deliveries d join notices n using (notice_id)
         where d.user_id = :user_id and d.created_at >= :since
-    ) sent group by channel, status order by channel, status""")
+    ) sent group by channel, status, delivered_at is null order by channel, status""")
 
 
 class TypeCounts(msgspec.Struct, frozen=True):
@@ -127,5 +129,5 @@ def _channel(rows: list[Row]) -> ChannelCounts:
     total, opened = sum(row["total"] for row in rows), sum(row["opened"] for row in rows)
     states: Counter[str] = Counter()
     for row in rows:
-        states[state_of(row["status"])] += row["total"]
+        states[state_of(row["status"], row["delivered_at"])] += row["total"]
     return ChannelCounts(total, opened, opened / total, dict(states))

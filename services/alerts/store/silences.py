@@ -1,16 +1,22 @@
 """Silences, kept for 90 days after their end. What is running is read with the audience (store/deliveries.py)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import text
 
+from services.alerts.domain.routing import Silence
 from shared.db import Row, Tx
 from shared.retention import slice_of
 
 KEEP: Final = timedelta(days=90)
+
+RUNNING: Final = """
+    (select jsonb_agg(to_jsonb(s)) from silences s
+    where s.user_id = d.user_id and s.starts_at <= :now and s.ends_at > :now)"""
+"""An expression: the silences of a delivery's user (`d`) that run at `:now`; null when there is none."""
 
 _LOCK: Final = text("select pg_advisory_xact_lock(hashtextextended('alerts/silences/' || :user_id, 0))")
 _COUNT: Final = text("select count(*) from silences where user_id = :user_id and ends_at > :now")
@@ -25,6 +31,20 @@ _LIST: Final = text("""
     select * from silences where user_id = :user_id order by ends_at desc, silence_id limit :limit""")
 _END: Final = text("""
     update silences set ends_at = :now where silence_id = :silence_id and user_id = :user_id and ends_at > :now""")
+
+
+def silences_of(found: Sequence[dict[str, Any]] | None) -> tuple[Silence, ...]:
+    """Return what rows that were read as JSON say."""
+    return tuple(
+        Silence(
+            one["kind"],
+            one["symbol"],
+            UUID(one["rule_id"]) if one["rule_id"] else None,
+            one["critical"],
+            datetime.fromisoformat(one["ends_at"]),
+        )
+        for one in found or ()
+    )
 
 
 class SilenceStore:

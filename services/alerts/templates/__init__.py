@@ -1,7 +1,7 @@
 """The templates that come with Openbell: `<channel>/<kind>.<version>.toml`, and partials that they share.
 
-A kind without a template of its own is laid out by `message`. The highest version is the one in use; older ones stay
-in their files, for deliveries that began with them.
+Channels without a folder use `plain`. A kind without a template of its own is laid out by `message`. The highest
+version is the one in use; older ones stay in their files, for deliveries that began with them.
 """
 
 import tomllib
@@ -11,10 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from services.alerts.domain.overrides import ANY_KIND
 from services.alerts.domain.templates import Rendered, Source, render
+from services.alerts.domain.text import Message, context
 from services.alerts.domain.words import DEFAULT, Words
 
-ANY_KIND: Final = "message"
+PLAIN: Final = "plain"
 _FOLDER: Final = Path(__file__).parent
 
 
@@ -26,9 +28,15 @@ class Packaged:
     partials: Mapping[str, str]
 
     def newest(self, channel: str, kind: str) -> Source | None:
-        """Return the template in use; None for a channel that has none, where messages go as they are."""
-        found = self.sources.get((channel, kind)) or self.sources.get((channel, ANY_KIND))
+        """Return the template of a kind that is in use on a channel; None where the kind has none of its own."""
+        found = self.sources.get((channel, kind)) or self.sources.get((PLAIN, kind))
         return found[-1] if found else None
+
+    def used(self, channel: str, kind: str) -> Source:
+        """Return what lays out messages of a kind on a channel."""
+        found = self.newest(channel, kind) or self.newest(channel, ANY_KIND)
+        assert found is not None  # noqa: S101 - plain/message is there, and a test looks at it
+        return found
 
 
 @lru_cache(maxsize=1)
@@ -45,7 +53,11 @@ def packaged() -> Packaged:
     return Packaged(sources, partials)
 
 
-def render_packaged(channel: str, kind: str, context: Mapping[str, Any], words: Words = DEFAULT) -> Rendered | None:
-    """Return a message as the newest packaged template of its kind makes it; None where the channel has none."""
-    source = packaged().newest(channel, kind)
-    return render(source, context, words, packaged().partials) if source is not None else None
+def render_packaged(channel: str, kind: str, context: Mapping[str, Any], words: Words = DEFAULT) -> Rendered:
+    """Return a message as the newest packaged template of its kind makes it."""
+    return render(packaged().used(channel, kind), context, words, packaged().partials)
+
+
+def rendered(channel: str, message: Message) -> Rendered:
+    """Return how a message is laid out: as it was already, else by what is packaged."""
+    return message.rendered or render_packaged(channel, message.kind, context(message), message.words)

@@ -51,6 +51,7 @@ def _since(query: bytes) -> int | None:
     found = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("since")
     if found is None:
         return None
-    if len(found) != 1 or not found[0].isascii() or not found[0].isdigit() or int(found[0][:20]) > _MOST:
+    digits = found[0] if len(found) == 1 and found[0].isascii() and found[0].isdigit() else ""
+    if not 0 < len(digits) <= len(str(_MOST)) or int(digits) > _MOST:
         raise Invalid("this is not a cursor", problems=[{"path": "since", "message": "not a cursor that was sent"}])
-    return int(found[0])
+    return int(digits)

@@ -15,11 +15,18 @@ import msgspec
 from services.api.coalesce import Coalescer
 from services.api.store import feed
 from shared.clock import Clock
-from shared.contracts.alerts import AlertRaised, AlertUpdated, DeliverySettled, NoticeDeliverySettled, NoticeRaised
+from shared.contracts.alerts import (
+    AlertRaised,
+    AlertUpdated,
+    DeliverySettled,
+    DeliverySettledV1,
+    NoticeDeliverySettled,
+    NoticeRaised,
+)
 from shared.contracts.base import Event
 from shared.db import Database, Row, Tx
 
-Told = AlertRaised | AlertUpdated | NoticeRaised | DeliverySettled | NoticeDeliverySettled
+Told = AlertRaised | AlertUpdated | NoticeRaised | DeliverySettled | DeliverySettledV1 | NoticeDeliverySettled
 PAGE: Final = 50
 """Rows read at once for a socket: all that is ever held for it."""
 

@@ -106,6 +106,7 @@ def capabilities(name: str, exchange: Any) -> Capabilities:
         frozenset(types),
         {"crypto": frozenset(times)},
         notional=frozenset({"crypto"}) if by_cost else frozenset(),
+        quotes=frozenset({"crypto"}) if has.get("fetchTicker") else frozenset(),
         most_legs=1,
     )
 

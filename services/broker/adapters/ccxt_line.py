@@ -12,6 +12,7 @@ from services.broker.adapters import ccxt_exchanges as exchanges
 from services.broker.adapters.ccxt_wire import Missing, Raw, translated
 from services.broker.domain.instruments import Instrument
 from shared.errors import Transient
+from shared.external import calling
 
 _MARKETS_S: Final = 3600.0
 _SMALL_PAGE: Final = 10
@@ -98,5 +99,6 @@ class Line:
 
     async def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         call: Callable[..., Any] = getattr(self._exchange, method)
-        with localcontext():  # ccxt sets the rounding and the traps of whatever context it finds
+        # ccxt sets the rounding and the traps of whatever context it finds
+        with calling(self._exchange.id), localcontext():
             return await call(*arguments)

@@ -41,6 +41,7 @@ from services.broker.domain.checks import Capabilities, TradeRules
 from services.broker.domain.instruments import Crypto, Instrument
 from services.broker.domain.orders import Fill, Order, Report
 from services.broker.domain.positions import PositionFact
+from services.broker.domain.risk import Quote
 from services.broker.ports import Account, Balance, Changes, Held, Update, VenueRefused
 from shared.errors import Transient
 
@@ -125,6 +126,19 @@ class CcxtVenue:
             market = self._line.market(one)
             if market is not None and (rules := rules_of(market, self.exchange.precisionMode)) is not None:
                 found[one.key] = rules
+        return found
+
+    async def quotes(self, instruments: Collection[Instrument]) -> Mapping[str, Quote]:
+        """Return bid and ask of pairs in our currency, as of the moment when they were asked for."""
+        await self._line.ready()
+        found: dict[str, Quote] = {}
+        for one in instruments:
+            if (market := self._line.market(one)) is not None:
+                asked = datetime.now(UTC)
+                ticker: Raw = await self._line.read("fetch_ticker", market["symbol"])
+                bid, ask = number(ticker.get("bid")), number(ticker.get("ask"))
+                if bid is not None and ask is not None and 0 < bid <= ask:
+                    found[one.key] = Quote(bid, ask, asked)
         return found
 
     async def submit(self, order: Order) -> Report:

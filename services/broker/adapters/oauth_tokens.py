@@ -13,6 +13,7 @@ import httpx
 from services.broker.domain.oauth import Granted, OAuthVenue, granted_of
 from services.broker.ports import GrantRefused
 from shared.errors import Transient
+from shared.external import Client
 from shared.work import Busy, OutcomeUnknown
 
 TIMEOUT_S: Final = 10.0
@@ -34,8 +35,8 @@ class HttpTokens:
     async def ask(self, venue: OAuthVenue, grant: Mapping[str, str]) -> Granted:
         """Post a grant; see services.broker.ports for how it may end."""
         if self._http is None:
-            self._http = httpx.AsyncClient(
-                timeout=self._timeout_s, headers={"user-agent": "Openbell/1", "accept": "application/json"}
+            self._http = Client(
+                "oauth", timeout=self._timeout_s, headers={"user-agent": "Openbell/1", "accept": "application/json"}
             )
         posted: dict[str, Any] = {"json" if venue.body == "json" else "data": dict(grant)}
         try:

@@ -43,6 +43,7 @@ class Capabilities:
     times: Mapping[AssetClass, frozenset[TimeInForce]]  # what is not named is not traded there
     classes: frozenset[OrderClass] = frozenset({"simple"})
     notional: frozenset[AssetClass] = frozenset()
+    quotes: frozenset[AssetClass] = frozenset()  # what it tells the bid and ask of when it is asked
     extended_hours: bool = False
     most_legs: int = 4
 

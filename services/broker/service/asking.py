@@ -1,4 +1,4 @@
-"""What judging an order needs of its venue, asked within one time: the steps of its instruments, money, what is held.
+"""What judging an order needs of its venue, asked within one time: steps, quotes, money, what is held.
 
 What would surprise you: an account whose venue took too long is asked by one order at a time until it answers; the
 others wait without taking anybody's turn.
@@ -6,18 +6,18 @@ others wait without taking anybody's turn.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import Final
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from services.broker.domain.checks import TradeRules
+from services.broker.domain.checks import asset_class
 from services.broker.domain.instruments import Instrument
-from services.broker.domain.orders import ZERO
-from services.broker.ports import Account, Venue
-from services.broker.service.checking import Rulebook
+from services.broker.domain.orders import ZERO, Terms
+from services.broker.domain.risk import Quote
+from services.broker.ports import Account, Quoting, Venue
+from services.broker.service.checking import Rulebook, Told
 from services.broker.service.venues import Venues
 from services.broker.store.accounts import AccountStore
 from services.broker.store.orders import OrderStore, Stored
@@ -36,15 +36,6 @@ PAUSE_S: Final = 1.0
 
 Follow = Callable[[Collection[Instrument]], Awaitable[None]]
 """Sees to it that instruments have quotes, where there are any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What the venue told. `held` is what an order that closes a position finds there; None for any other."""
-
-    venue: Venue
-    rules: Mapping[str, TradeRules]
-    held: Decimal | None
 
 
 class Asking:
@@ -105,7 +96,7 @@ class Asking:
         await self._follow(instruments)
         rules = await self._rulebook.of((account.venue, account.mode), venue, instruments)
         await self._balance(account, stored, venue)
-        return Told(venue, rules, await self._held(stored, venue))
+        return Told(venue, rules, await _quotes(stored.order.terms, venue), await self._held(stored, venue))
 
     async def _held(self, stored: Stored, venue: Venue) -> Decimal | None:
         """Return what the venue holds of what an order closes, once no other order of it works; else None.
@@ -133,3 +124,10 @@ class Asking:
             balance = await venue.balance()
             async with self._door.transaction() as tx:
                 await self._accounts.balance(tx, account.id, balance, now)
+
+
+async def _quotes(terms: Terms, venue: Venue) -> Mapping[str, Quote]:
+    """Return the venue's own quotes. An order with exits has none of them: its exits follow `data.quotes` alone."""
+    told = venue.capabilities.quotes if terms.order_class == "simple" else frozenset[str]()
+    wanted = [leg.instrument for leg in terms.legs if asset_class(leg.instrument) in told]
+    return await venue.quotes(wanted) if wanted and isinstance(venue, Quoting) else {}

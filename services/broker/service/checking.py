@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, Final, cast
 from zoneinfo import ZoneInfo
 
-from services.broker.domain.checks import Capabilities, Refusal, TradeRules, check
+from services.broker.domain.checks import Capabilities, Refusal, TradeRules, asset_class, check
 from services.broker.domain.instruments import Instrument
 from services.broker.domain.orders import ZERO, Order, Terms
 from services.broker.domain.risk import Limits, Mode, Quote, Recent, Session, Snapshot, assess, mode, needed_cash
@@ -50,6 +50,16 @@ class Deployment:
 
 Place = tuple[str, Mode]
 """A venue and a mode: paper and live of one venue may have other rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the venue told for an order. `held` is what one that closes a position finds there; None for any other."""
+
+    venue: Venue
+    rules: Mapping[str, TradeRules]
+    quotes: Mapping[str, Quote]
+    held: Decimal | None
 
 
 class Rulebook:
@@ -100,8 +110,7 @@ class Checking:
         tx: Tx,
         row: Row,
         order: Order,
-        capabilities: Capabilities,
-        rules: Mapping[str, TradeRules],
+        told: Told,
         *,
         exits: bool = False,
     ) -> tuple[tuple[Refusal, ...], Decimal]:
@@ -114,17 +123,18 @@ class Checking:
         if isinstance(allowed, Refusal):
             return (allowed,), ZERO
         terms = order.terms
-        if wrong := check(terms, capabilities, rules, now.astimezone(NEW_YORK).date()):
+        if wrong := check(terms, told.venue.capabilities, told.rules, now.astimezone(NEW_YORK).date()):
             return wrong, ZERO
         limits = limits_of(row, self._deployment.limits)
-        seen = replace(await self._snapshot(tx, row, order, limits), exits=exits)
+        seen = replace(await self._snapshot(tx, row, order, limits, told.quotes), exits=exits)
         refusals = assess(terms, limits, seen)
         return refusals, ZERO if refusals else needed_cash(terms, seen)
 
-    async def foresee(self, tx: Tx, row: Row, stored: Stored) -> tuple[Refusal, ...]:
+    async def foresee(self, tx: Tx, row: Row, stored: Stored, capabilities: Capabilities) -> tuple[Refusal, ...]:
         """Return what stands already against an order that closes a position, its other orders left aside.
 
-        They are canceled for it, so it is better known before. What only the venue can tell is judged later.
+        They are canceled for it, so it is better known before. What only the venue can tell is judged later, quotes
+        that it has among it.
         """
         if late(stored, self._clock()):
             return (LATE,)
@@ -132,10 +142,13 @@ class Checking:
         if isinstance(allowed, Refusal):
             return (allowed,)
         limits = limits_of(row, self._deployment.limits)
-        seen = await self._snapshot(tx, row, stored.order, limits)
-        return assess(stored.order.terms, limits, replace(seen, buying={}, selling={}))
+        terms = stored.order.terms
+        seen = await self._snapshot(tx, row, stored.order, limits, {})
+        refusals = assess(terms, limits, replace(seen, buying={}, selling={}))
+        asked_later = all(asset_class(leg.instrument) in capabilities.quotes for leg in terms.legs)
+        return tuple(one for one in refusals if not (asked_later and one.code == "NO_QUOTE"))
 
-    async def _snapshot(self, tx: Tx, row: Row, order: Order, limits: Limits) -> Snapshot:
+    async def _snapshot(self, tx: Tx, row: Row, order: Order, limits: Limits, told: Mapping[str, Quote]) -> Snapshot:
         account, now = account_of(row), self._clock()
         symbols = [leg.instrument.key for leg in order.terms.legs]
         told_at = row["balance_at"]
@@ -154,7 +167,7 @@ class Checking:
         )
         power = cast("Decimal | None", row["buying_power"])
         taken: Decimal = ZERO if told_at is None else found["reserved"]
-        quotes = {key: _quote(one) for key, one in found["quotes"].items()}
+        quotes = {key: _quote(one) for key, one in found["quotes"].items()} | dict(told)
         replaced = str(order.replaces)
         buying, selling = _working([one for one in found["working"] if one["id"] != replaced], quotes)
         return Snapshot(

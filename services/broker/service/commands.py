@@ -119,7 +119,8 @@ class Commands:
             nothing = Refusal("NOTHING_HELD", f"nothing is held of {event.symbol[:32]}")
             return self._orders.refusal(account, event.order_id, [nothing])
         position = found[0]
-        terms = closing(position.instrument, position.quantity, self._venues.capabilities(account.venue))
+        able = self._venues.capabilities(account.venue)
+        terms = closing(position.instrument, position.quantity, able)
         wanted = shapes.to_contract(terms)
         if await self._store.get(tx, event.order_id) is not None:  # it comes twice
             return await self._new(tx, account, event, event.order_id, wanted, closes=True)
@@ -127,7 +128,7 @@ class Commands:
         row, stored = await self._accounts.get(tx, account.id), await self._own(tx, account, event.order_id)
         if row is None or stored is None:
             raise AssertionError("it was just written")
-        if refusals := await self._checking.foresee(tx, row, stored):
+        if refusals := await self._checking.foresee(tx, row, stored, able):
             await self._store.unsend(tx, event.order_id)
             return [*events, *await self._orders.refuse(tx, account, stored, refusals)]
         events = [*events, *await self._cancel_open(tx, account, event.symbol, but=event.order_id)]

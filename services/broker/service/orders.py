@@ -1,6 +1,7 @@
 """What becomes of an order: reports go through the rules, and what follows is stored and told in one transaction."""
 
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
@@ -40,19 +41,26 @@ class Orders:
         self._new_id = new_id
         self.wake: Callable[[], None] = _nothing
 
-    async def report(self, tx: Tx, account: Account, stored: Stored, report: Report) -> tuple[Order, Sequence[Event]]:
-        """Take a report in; return the order as it is then, and what happened."""
-        orders, events = await self.reports(tx, account, [(stored, report)])
+    async def report(
+        self, tx: Tx, account: Account, stored: Stored, report: Report, *, reserved: Decimal | None = None
+    ) -> tuple[Order, Sequence[Event]]:
+        """Take a report in; return the order as it is then, and what happened. For `reserved`, see the store's save."""
+        orders, events = await self.reports(tx, account, [(stored, report)], reserved=reserved)
         return orders[stored.order.id], events
 
     async def reports(
-        self, tx: Tx, account: Account, told: Sequence[tuple[Stored, Report]]
+        self,
+        tx: Tx,
+        account: Account,
+        told: Sequence[tuple[Stored, Report]],
+        *,
+        reserved: Decimal | None = None,
     ) -> tuple[dict[UUID, Order], Sequence[Event]]:
         """Take a report of each of several orders in; return the orders as they are then, and what happened."""
         steps = [(stored, report, apply(stored.order, report)) for stored, report in told]
         after = {step.order.id: step.order for _, _, step in steps}
         changed = [step.order for stored, _, step in steps if step.order != stored.order]
-        versions = await self.store.save(tx, changed, self._clock())
+        versions = await self.store.save(tx, changed, self._clock(), reserved)
         events: list[Event] = []
         for stored, report, step in steps:
             if step.order != stored.order or step.facts:

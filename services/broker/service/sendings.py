@@ -36,7 +36,7 @@ from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.errors import Permanent, Transient
 from shared.messaging.door import Done, Door
-from shared.work import OutcomeUnknown, Performed, Policy, Settled, Work
+from shared.work import OutcomeUnknown, Performed, Policy, Settled, Work, one_by_one
 
 UNSEEN: Final = timedelta(seconds=60)
 """So long a venue that takes an id twice is asked for an order that it may have got."""
@@ -86,7 +86,7 @@ class Sendings:
             perform=self.perform,
             on_unknown="look_up",
             look_up=self.look_up,
-            settled=self.settled,
+            settled=one_by_one(self.settled),
             policy=Policy(
                 concurrency=concurrency,
                 lease_s=15.0,
@@ -140,6 +140,7 @@ class Sendings:
             return Done(f"the order is {fresh.order.state}")
         refusals: Sequence[Refusal] = ()
         events: Sequence[Event] = ()
+        taken = ZERO
         if held_account["closed_at"] is not None:
             refusals = [Refusal("ACCOUNT_CLOSED", "the account was closed: choose another one")]
         elif late(fresh, self._clock()):
@@ -149,15 +150,14 @@ class Sendings:
         else:
             fresh = await self._rest_only(tx, fresh)
         if not refusals:
-            able, rules, exits = told.venue.capabilities, told.rules, fresh.row["parent"] is not None
-            refusals, taken = await self._checking.judge(tx, held_account, fresh.order, able, rules, exits=exits)
-            await self._store.reserve(tx, fresh.order.id, taken)
+            exits = fresh.row["parent"] is not None
+            refusals, taken = await self._checking.judge(tx, held_account, fresh.order, told, exits=exits)
         if not refusals and fresh.order.replaces is not None:
             refusals, events = await self._replacing(tx, account, fresh.order, fresh.order.replaces)
         if refusals:
             return Done(refusals[0].message, await self._refused(tx, account, fresh, refusals))
         await self._exits.begin(tx, fresh.order)
-        order, sent = await self._orders.report(tx, account, fresh, Report("submit_sent"))
+        order, sent = await self._orders.report(tx, account, fresh, Report("submit_sent"), reserved=taken)
         if order.terms.order_class == "oco":  # nothing of it goes but its exits
             first = Report("replaced", replaced_by=exit_id(order.id, 0))
             _, ended = await self._orders.report(tx, account, Stored(order, fresh.row), first)

@@ -28,6 +28,7 @@ from services.data.ports import Ended, QuoteFeed, Unchanged, UnusableAnswer
 from shared.clock import Clock
 from shared.contracts.data import ChainHeader, Source
 from shared.errors import NotFound, Permanent, Transient
+from shared.external import Client
 from shared.sessions import Sessions, seconds_until_open
 
 DELAY_S: Final = 900.0
@@ -76,7 +77,8 @@ class CboeSource:
         self._sleep = sleep
         self._bucket = TokenBucket(rate_per_s, burst=max(rate_per_s, 1.0))
         self._parsing = asyncio.Semaphore(1)  # one large answer in memory as Python objects, not all of a batch
-        self._client = httpx.AsyncClient(
+        self._client = Client(
+            "cboe",
             base_url=base_url,
             timeout=httpx.Timeout(timeout_s, connect=5.0),
             headers={"accept": "application/json", "user-agent": "openbell (+option chains, delayed)"},

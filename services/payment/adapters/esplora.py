@@ -17,6 +17,7 @@ from services.payment.domain.addresses import Network
 from services.payment.domain.crypto import Block, Transfer
 from services.payment.ports import WrongChain
 from shared.errors import Transient
+from shared.external import Client
 
 GENESIS: Final[Mapping[Network, str]] = {
     "mainnet": "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f",
@@ -115,7 +116,7 @@ class Esplora:
 
     async def _get(self, path: str) -> httpx.Response | None:
         if self._http is None:
-            self._http = httpx.AsyncClient(timeout=self._timeout_s, headers={"user-agent": "Openbell (payment)"})
+            self._http = Client("esplora", timeout=self._timeout_s, headers={"user-agent": "Openbell (payment)"})
         try:
             answer = await self._http.get(self._base + path)
         except httpx.HTTPError as error:

@@ -24,6 +24,7 @@ from services.payment.domain.chains import Asset, Chain
 from services.payment.domain.crypto import BY_BALANCE, PLAIN, Block, Transfer
 from services.payment.ports import WrongChain
 from shared.errors import Transient
+from shared.external import calling
 
 if TYPE_CHECKING:
     from web3 import AsyncWeb3
@@ -252,7 +253,8 @@ class Evm:
         from web3.exceptions import Web3Exception  # noqa: PLC0415 - same
 
         try:
-            yield self._node
+            with calling(self._chain.name):
+                yield self._node
         except (Web3Exception, ClientError, OSError, TimeoutError, ValueError) as error:
             raise Transient(f"{self._chain.name} does not answer: {type(error).__name__}") from None
 

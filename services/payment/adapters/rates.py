@@ -12,6 +12,7 @@ import httpx
 
 from services.payment.ports import Rate, RateUnavailable
 from shared.clock import Clock
+from shared.external import Client
 
 
 class FixedRates:
@@ -44,7 +45,7 @@ class SpotRates:
     async def rate(self, symbol: str) -> Rate:
         """Ask for the rate; raises RateUnavailable."""
         if self._http is None:
-            self._http = httpx.AsyncClient(timeout=self._timeout_s, headers={"user-agent": "Openbell (payment)"})
+            self._http = Client("rates", timeout=self._timeout_s, headers={"user-agent": "Openbell (payment)"})
         try:
             answer = await self._http.get(f"{self._base}/v2/prices/{symbol}-USD/spot")
         except httpx.HTTPError:

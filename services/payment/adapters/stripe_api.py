@@ -27,6 +27,7 @@ from services.payment.ports import (
     StripeRefused,
 )
 from shared.errors import Transient
+from shared.external import calling
 from shared.work import Busy, OutcomeUnknown
 
 if TYPE_CHECKING:
@@ -161,7 +162,12 @@ class StripeApi:
         import stripe  # noqa: PLC0415 - see above
 
         try:
-            answer = await self._connected().raw_request_async(method, f"/v1/{path}", **params, **options)
+            with calling("stripe") as call:
+                try:
+                    answer = await self._connected().raw_request_async(method, f"/v1/{path}", **params, **options)
+                except stripe.StripeError as error:
+                    call.status = error.http_status or call.status
+                    raise
         except stripe.StripeError as error:
             raise _translated(error, sent=method != "get") from None
         return json.loads(answer.body, parse_float=Decimal)

@@ -34,7 +34,7 @@ from shared.db import Row, Tx
 from shared.errors import Conflict, Permanent, Transient
 from shared.messaging.door import Done as DoorDone
 from shared.messaging.door import Door
-from shared.work import Performed, Policy, Settled, Work
+from shared.work import Performed, Policy, Settled, Work, one_by_one
 
 KEY_LIFE: Final = timedelta(hours=23)
 """Stripe may forget a key after 24 hours."""
@@ -221,7 +221,7 @@ class Calls:
             perform=self.perform,
             on_unknown="look_up",
             look_up=self.look_up,
-            settled=self.settled,
+            settled=one_by_one(self.settled),
             policy=Policy(
                 lease_s=60, base_s=0.5, cap_s=600, max_attempts=10_000, max_age_s=timedelta(days=30).total_seconds()
             ),

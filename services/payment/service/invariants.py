@@ -44,7 +44,9 @@ TOLD_WRONG: Final = Gauge(
     "openbell_payment_entitlements_told_wrong", "Subscriptions that allow another thing than told"
 )
 CHECKED: Final = Gauge(
-    "openbell_payment_invariant_checked_seconds", "When the invariant was last looked at, Unix time", ["invariant"]
+    "openbell_payment_invariant_checked_timestamp_seconds",
+    "When the invariant was last looked at, Unix time",
+    ["invariant"],
 )
 MENDED: Final = Counter("openbell_payment_invariant_mended_total", "Things put right", ["invariant"])
 

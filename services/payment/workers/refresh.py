@@ -10,7 +10,7 @@ from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.errors import OpenbellError, Permanent, Transient
 from shared.messaging.door import Door
-from shared.work import Performed, Policy, Settled, Work, explain
+from shared.work import Performed, Policy, Settled, Work, explain, one_by_one
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Refreshing:
             prepare=self.prepare,
             perform=self.perform,
             on_unknown="resend",
-            settled=self.settled,
+            settled=one_by_one(self.settled),
             policy=Policy(concurrency=concurrency, max_attempts=MAX_ATTEMPTS),
         )
 

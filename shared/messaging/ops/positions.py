@@ -132,7 +132,7 @@ class Positions:
     async def _asking(self) -> AsyncGenerator[Reader | None]:
         """Yield a connection to Kafka, or None when it does not answer."""
         kafka = Reader(
-            bootstrap_servers=self._address.bootstrap,
+            **self._address.connection(),
             enable_auto_commit=False,
             isolation_level="read_committed",  # as consumers read: what they cannot have yet is no lag
         )

@@ -177,7 +177,7 @@ class Service:
                 "jobs",
                 outside.perform,
                 on_unknown,
-                settled=self._settled,
+                settled=work.one_by_one(self._settled),
                 look_up=outside.look_up if on_unknown == "look_up" else None,
                 policy=policy_of_work,
             ),

@@ -24,6 +24,7 @@ import httpx
 from services.broker.ports import VenueRefused
 from shared.clock import Clock
 from shared.errors import Transient
+from shared.external import Client
 from shared.work import Busy, OutcomeUnknown
 
 Method = Literal["GET", "POST", "PATCH", "DELETE"]
@@ -85,7 +86,7 @@ class Wire:
     ) -> Json:
         unclear = Transient if method == "GET" else OutcomeUnknown
         if self._http is None:
-            self._http = httpx.AsyncClient(base_url=self._base, headers=self._keys, timeout=self._timeout_s)
+            self._http = Client("alpaca", base_url=self._base, headers=self._keys, timeout=self._timeout_s)
         try:
             answer = await self._http.request(method, path, params=params, json=body)
         except _NOT_SENT as error:

@@ -18,6 +18,7 @@ import httpx
 from services.broker.ports import VenueRefused
 from shared.clock import Clock
 from shared.errors import Permanent, Transient
+from shared.external import Client
 from shared.work import Busy, OutcomeUnknown
 
 Json = Mapping[str, Any]
@@ -111,7 +112,7 @@ class Wire:
 
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
-            self._http = httpx.AsyncClient(timeout=self._timeout_s, headers={"user-agent": AGENT})
+            self._http = Client("tastytrade", timeout=self._timeout_s, headers={"user-agent": AGENT})
         return self._http
 
     async def _renew(self) -> str:

@@ -1,0 +1,74 @@
+# One image for all services; SERVICE chooses which one a container runs:
+#     docker build -t openbell .                               every service can run (large: market data, charts, chains)
+#     docker build -t openbell-api --build-arg SERVICE=api .   only this one, with only what it needs
+# `make image` sets SOURCE_DATE_EPOCH, so that two builds of one commit hold the same files, byte for byte.
+ARG PYTHON_IMAGE=python:3.13-slim-bookworm
+
+# hadolint ignore=DL3006
+FROM ${PYTHON_IMAGE} AS wheels
+WORKDIR /build
+# --no-deps: the lock names everything, with hashes. What comes from where is for pip's own configuration to say.
+COPY requirements.lock ./
+RUN pip wheel --quiet --disable-pip-version-check --no-cache-dir --require-hashes --no-deps \
+        --wheel-dir /wheels --requirement requirements.lock
+# A wheel of ours without code: what each service depends on. Code may change and all this stays as it is.
+COPY pyproject.toml LICENSE ./
+RUN pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-deps --no-index --find-links /wheels --wheel-dir /wheels .
+
+# hadolint ignore=DL3006
+FROM ${PYTHON_IMAGE} AS installed
+ARG SERVICE=
+ARG SOURCE_DATE_EPOCH=0
+COPY --from=wheels /wheels /wheels
+# The versions are those of the wheels, which are those of the lock. Then away with 60 MB that nothing of ours uses: faker,
+# with which Litestar would invent example values, and what a debugger would read of some libraries in C.
+# hadolint ignore=DL3008,DL3013
+RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends binutils >/dev/null \
+    && rm -rf /var/lib/apt/lists/* \
+    && python -m venv --without-pip /opt/openbell \
+    && pip --python /opt/openbell/bin/python install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
+        --no-index --find-links /wheels "openbell[${SERVICE:-services}]" \
+    && rm -rf /opt/openbell/lib/python*/site-packages/faker \
+    && for one in asyncpg greenlet multidict sqlalchemy uvloop yaml; do \
+        find /opt/openbell -path "*/${one}/*.so" -exec strip --strip-debug {} + ; done
+WORKDIR /app
+COPY services services
+COPY shared shared
+ENV PYTHONDONTWRITEBYTECODE=1 HOME=/app
+# The sessions of the exchange are worked out here, for there is nowhere to keep them later. Some libraries ship files
+# that are no Python (ccxt), which nobody imports: only what is ours has to compile.
+RUN /opt/openbell/bin/python -c "import asyncio, importlib.util as installed; \
+from shared.xnys import load_sessions; \
+installed.find_spec('exchange_calendars') and asyncio.run(load_sessions())" \
+    && { /opt/openbell/bin/python -m compileall -qq --invalidation-mode unchecked-hash /opt/openbell/lib || : ; } \
+    && /opt/openbell/bin/python -m compileall -q --invalidation-mode unchecked-hash /app \
+    && find /opt/openbell /app -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
+
+# hadolint ignore=DL3006
+FROM ${PYTHON_IMAGE} AS image
+ARG SERVICE=
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="openbell" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=installed /opt/openbell /opt/openbell
+COPY --from=installed /app /app
+WORKDIR /app
+ENV PATH="/opt/openbell/bin:${PATH}" \
+    PYTHONPATH=/app \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/app \
+    MPLCONFIGDIR=/tmp \
+    SERVICE=${SERVICE} \
+    OPENBELL_HTTP_HOST=0.0.0.0 \
+    OPENBELL_HTTP_PORT=8080
+# A number, so that Kubernetes can see that it is not root. It owns nothing: the file system may be read-only.
+USER 10001:10001
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-c", \
+    "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8080, timeout=4); c.request('GET', '/readyz'); \
+raise SystemExit(c.getresponse().status != 200)"]
+# exec: the service is process 1 and hears SIGTERM itself. Anything else runs as `docker run openbell python -m ...`.
+CMD ["sh", "-c", "exec python -m \"services.${SERVICE:?must name the service to run}\""]

@@ -1,0 +1,43 @@
+"""Makes up the secrets that docker-compose.yml mounts, each a file; one that is there stays as it is.
+
+    python -m deploy.docker.secrets          # into deploy/docker/secrets, which git and images leave out
+
+What would surprise you: everybody may read the files, and only their owner the folder. A container mounts the file and
+not the folder, and its user is not yours.
+"""
+
+import base64
+import secrets
+import sys
+from pathlib import Path
+from typing import Final
+
+FOLDER: Final = Path(__file__).parent / "secrets"
+NOBODY: Final = "http://127.0.0.1:9/nobody-listens-here"
+"""Where alerts go until somebody says where to."""
+
+
+def main(folder: Path = FOLDER) -> int:
+    """Write what is missing; return the exit code."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for name in ("OPENBELL_IDENTITY_SECRET", "OPENBELL_API_KEY_SECRET", "OPENBELL_DATABASE_PASSWORD"):
+        _keep(folder / name, secrets.token_urlsafe(36))
+    _keep(folder / "OPENBELL_BROKER_CREDENTIAL_KEYS", f"first:{base64.b64encode(secrets.token_bytes(32)).decode()}")
+    _keep(folder / "grafana_admin_password", secrets.token_urlsafe(18))
+    password = _keep(folder / "postgres_password", secrets.token_urlsafe(36))
+    _keep(folder / "admin_database_url", f"postgresql://postgres:{password}@postgres:5432/openbell")
+    for name in ("alertmanager_page_url", "alertmanager_ticket_url"):
+        _keep(folder / name, NOBODY)
+    return 0
+
+
+def _keep(path: Path, fresh: str) -> str:
+    """Return what the file holds; write it first where there is none."""
+    if not path.exists():
+        path.write_text(fresh)
+        path.chmod(0o644)
+    return path.read_text()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

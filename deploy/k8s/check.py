@@ -1,0 +1,101 @@
+"""Checks the manifests, as they are built for each environment; part of `make check`.
+
+    python -m deploy.k8s.check
+
+Kubernetes' own kinds are held to its published schemas (unknown fields refused), custom resources to our models of
+theirs (crds.py), and what production gets to checkov's rules. A tool that cannot be had is said, and costs nothing:
+what it would have found is then for CI to find.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import kubernetes_validate
+import yaml
+from pydantic import ValidationError
+
+from deploy.k8s.crds import MODELS
+from deploy.k8s.crds_edge import EDGE
+from deploy.tools import ToolMissing, find
+
+HERE: Final = Path(__file__).parent
+OVERLAYS: Final = tuple(sorted(path.name for path in (HERE / "overlays").iterdir()))
+VERSION: Final = "1.34"
+"""The oldest Kubernetes that we keep to (a pod's `sleep` before its end is stable there)."""
+CUSTOM: Final = {(version, model.__name__): model for version, models in (MODELS | EDGE).items() for model in models}
+SKIPPED: Final[Mapping[str, str]] = {
+    "CKV_K8S_43": "a digest is known when the image was pushed: the pipeline sets it (docs/deploy.md)",
+    "CKV_K8S_15": "tags are never moved, and a node that has the image should start without the registry",
+}
+
+Resource = dict[str, Any]
+
+
+def built(overlay: str) -> list[Resource]:
+    """Return what kustomize makes of an overlay. Raises ToolMissing."""
+    done = subprocess.run(  # noqa: S603 - our own arguments
+        [find("kubectl"), "kustomize", HERE / "overlays" / overlay], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ValueError(done.stderr)
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def faults(resources: Iterable[Resource]) -> Iterator[str]:
+    """Yield what is wrong with resources, each by itself."""
+    for resource in resources:
+        name = f"{resource['kind']} {resource['metadata']['name']}"
+        model = CUSTOM.get((resource["apiVersion"], resource["kind"]))
+        try:
+            if model is not None:
+                model.model_validate(resource)
+            else:
+                kubernetes_validate.validate(resource, VERSION, strict=True)
+        except ValidationError as error:
+            yield from (f"{name}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        except kubernetes_validate.ValidationError as error:
+            yield f"{name}: {'.'.join(map(str, error.path))}: {error.message}"
+        except kubernetes_validate.SchemaNotFoundError:
+            yield f"{name}: Kubernetes has no such kind, and deploy/k8s/crds.py has no model of it"
+
+
+def checkov(resources: Iterable[Resource]) -> Iterator[str]:
+    """Yield what checkov says of resources. Raises ToolMissing."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "built.yaml").write_text(yaml.safe_dump_all(resources))
+        command = [find("checkov"), "--framework", "kubernetes", "--directory", scratch, "--skip-download", "--compact"]
+        done = subprocess.run(  # noqa: S603 - our own arguments
+            [*command, "--quiet", "--skip-check", ",".join(SKIPPED)], capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        yield done.stdout + done.stderr
+
+
+def problems() -> Iterator[str]:
+    """Yield what is wrong, overlay by overlay. Raises ToolMissing."""
+    for overlay in OVERLAYS:
+        resources = built(overlay)
+        yield from (f"{overlay}: {fault}" for fault in faults(resources))
+        if overlay == "production":
+            yield from checkov(resources)
+
+
+def main() -> int:
+    """Tell what is wrong; return the exit code."""
+    try:
+        found = list(problems())
+    except ToolMissing as missing:
+        sys.stderr.write(f"SKIPPED: the manifests were not checked: {missing}\n")
+        return 0
+    sys.stderr.writelines(f"{problem}\n" for problem in found)
+    if not found:
+        sys.stdout.write(f"Kubernetes: the overlays {', '.join(OVERLAYS)} are as the schemas say.\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Programs that check what is deployed and that pip does not bring: promtool, kustomize, checkov.
+
+    path = find("promtool")            # raises ToolMissing, which says what was tried
+
+One on the PATH is taken as it is. Else it is fetched once, by the machine's own package manager or by Go, into
+~/.cache/openbell/tools, which needs no rights and leaves the machine as it was. Who checks with a tool that cannot be
+had says so and goes on: a laptop without a network is no fault of the code.
+
+    python -m deploy.tools promtool    # print where it is
+"""
+
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+FETCH_S: Final = 300
+LOCK: Final = Path(__file__).with_name("tools.lock")
+
+
+class ToolMissing(Exception):
+    """A program is not on the PATH and could not be fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """Where a program comes from: the Debian or Ubuntu package that holds it, or the Go module that builds it.
+
+    A `locked` one is of Python, pinned in deploy/tools.lock, in an environment of its own.
+    """
+
+    apt: str | None = None
+    go: str | None = None
+    called: str | None = None  # in the package, where that is another name
+    locked: bool = False
+
+
+TOOLS: Final[Mapping[str, Tool]] = {
+    "promtool": Tool(apt="prometheus"),
+    "prometheus": Tool(apt="prometheus"),
+    "amtool": Tool(apt="prometheus-alertmanager"),
+    "kubectl": Tool(locked=True),
+    "checkov": Tool(locked=True),
+    "cyclonedx-py": Tool(locked=True),
+    # What `docker compose config` is made of, without the rest.
+    "compose-go": Tool(go="github.com/compose-spec/compose-go/v2/cmd@v2.16.2", called="cmd"),
+}
+
+
+def folder() -> Path:
+    """Return where fetched programs lie."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openbell" / "tools"
+
+
+@functools.cache
+def find(name: str) -> Path:
+    """Return the program; fetches it where it is not there. Raises ToolMissing."""
+    return resolve(name, TOOLS[name], folder())
+
+
+def resolve(name: str, tool: Tool, into: Path) -> Path:
+    """Return the program `name`, from the PATH, from `into`, or fetched into it. Raises ToolMissing."""
+    if on_path := shutil.which(name):
+        return Path(on_path)
+    if tool.locked:
+        return _by_lock(name, into)
+    ways: Sequence[tuple[str | None, Callable[[str, str, Path], None]]] = ((tool.apt, _by_apt), (tool.go, _by_go))
+    into.mkdir(parents=True, exist_ok=True)
+    tried: list[str] = []
+    with (into / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run side by side; one fetches
+        kept = into / name
+        for source, fetch in ways:
+            if kept.exists():
+                break
+            if source is not None:
+                try:
+                    fetch(source, tool.called or name, kept)
+                except (OSError, subprocess.SubprocessError) as error:
+                    tried.append(f"{source}: {_why(error)}")
+    if not kept.exists():
+        raise ToolMissing(f"{name} is not on the PATH and could not be fetched ({'; '.join(tried) or 'no source'})")
+    return kept
+
+
+def _by_lock(name: str, into: Path) -> Path:
+    """Return a program of the environment that tools.lock describes, made where it is not there."""
+    made = into / f"python-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]}"
+    into.mkdir(parents=True, exist_ok=True)
+    with (into / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made / "whole").exists():
+            uv = (sys.executable, "-m", "uv")
+            try:
+                _run(*uv, "venv", "--quiet", "--clear", str(made), cwd=str(into))
+                where = ("--python", str(made / "bin" / "python"), "--require-hashes")
+                _run(*uv, "pip", "sync", "--quiet", *where, str(LOCK), cwd=str(into))
+            except (OSError, subprocess.SubprocessError) as error:
+                raise ToolMissing(f"{name} is not on the PATH, and {LOCK.name} cannot be had: {_why(error)}") from error
+            (made / "whole").touch()
+    return made / "bin" / name
+
+
+def _by_apt(package: str, program: str, kept: Path) -> None:
+    """Unpack a package of the distribution beside the machine's own programs: nothing is installed or started."""
+    with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+        _run("apt-get", "download", package, cwd=scratch)
+        (archive,) = Path(scratch).glob("*.deb")
+        _run("dpkg", "-x", str(archive), scratch, cwd=scratch)
+        (Path(scratch) / "usr" / "bin" / program).rename(kept)
+
+
+def _by_go(module: str, program: str, kept: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+        _run("go", "install", module, cwd=scratch, GOBIN=scratch)
+        (Path(scratch) / program).rename(kept)
+
+
+def _run(*command: str, cwd: str, **environment: str) -> None:
+    subprocess.run(  # noqa: S603 - the commands are those above
+        command, cwd=cwd, env=os.environ | environment, check=True, capture_output=True, timeout=FETCH_S
+    )
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        said = (error.stderr or b"").decode(errors="replace").strip().splitlines()
+        return said[-1] if said else f"ended with {error.returncode}"
+    return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(f"{find(sys.argv[1])}\n")
+    except ToolMissing as missing:
+        sys.exit(str(missing))

@@ -1,0 +1,45 @@
+"""What was held back is told in one digest, whenever it was held back and however often the digest is made."""
+
+import pytest
+
+from services.alerts.store.digests import DigestStore
+from tests.alerts.conftest import Bench, activity
+from tests.alerts.test_digests import Desk
+from tests.alerts.test_notices import receipt
+
+
+@pytest.fixture
+def desk(bench: Bench) -> Desk:
+    return Desk(bench)
+
+
+async def test_a_notice_from_before_the_period_is_told_in_one_digest_only(desk: Desk) -> None:
+    bench = desk.bench
+    user = await bench.user()
+    await bench.channel(user)
+    await bench.handle(bench.telling.tell, [receipt(user)])
+    await bench.execute("update notice_deliveries set status = 'digested', created_at = created_at - interval '9 days'")
+    (title,) = [row["title"] for row in await bench.rows("notices")]
+    await desk.choose(user)
+    await desk.next(user)
+    await desk.next(user)
+    (lines,) = await desk.lines(user)
+    assert lines[0] == "Held back for this digest:"
+    assert lines[1].startswith(title)
+
+
+async def test_a_digest_that_is_made_again_says_what_it_said(desk: Desk) -> None:
+    bench = desk.bench
+    user = await bench.user("AAPL")
+    await bench.channel(user)
+    await desk.choose(user)
+    await bench.tell(activity())
+    await bench.execute("update deliveries set status = 'digested', settled_at = created_at")
+    await desk.next(user)
+    (digest,) = await bench.rows("digests")
+    before = await desk.lines(user)
+    await bench.door.publish(lambda tx: desk.digests.make(digest["id"], tx))
+    async with bench.door.read() as tx:
+        assert await DigestStore().sections(tx, digest["id"]) == digest["sections"]
+    assert await desk.lines(user) == before
+    assert len(await bench.rows("notice_deliveries")) == 1

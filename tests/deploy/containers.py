@@ -1,0 +1,137 @@
+"""`make test-image`: runs every service from the image, as it is deployed, until somebody is alerted.
+
+Containers are read-only, without rights, as nobody, with their secrets as files. Postgres and Kafka are those of
+`make run` (deploy/local), so that no registry is needed but for the image's own base. An engine on Linux is: containers
+share the machine's network.
+
+    python -m tests.deploy.containers IMAGE
+"""
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from deploy.docker import secrets
+from deploy.local import stack
+from deploy.services import GATEWAY, PORT, SERVICES
+
+WAIT_S: Final = 180
+READ_BY: Final = {
+    GATEWAY.name: "OPENBELL_API_KEY_SECRET",
+    "broker": "OPENBELL_BROKER_CREDENTIAL_KEYS",
+}
+
+
+def docker(*arguments: str) -> str:
+    """Run the engine's command; return what it said. Raises RuntimeError."""
+    done = subprocess.run(["docker", *arguments], check=False, capture_output=True, text=True)  # noqa: S607 - whichever it is
+    if done.returncode:
+        raise RuntimeError(f"docker {' '.join(arguments)}\n{done.stdout}{done.stderr}")
+    return done.stdout.strip()
+
+
+def _options(folder: Path, name: str, files: list[str], environment: dict[str, str]) -> list[str]:
+    mounted = [part for file in files for part in ("--volume", f"{folder / file}:/run/secrets/{file}:ro")]
+    told = [part for item in environment.items() for part in ("--env", "=".join(item))]
+    alone = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # noqa: S108 - its own
+    return ["--network", "host", "--name", f"openbell-test-{name}", *alone, "--memory", "1g", *mounted, *told]
+
+
+@contextmanager
+def container(image: str, options: list[str]) -> Generator[str]:
+    """Run a container; remove it at the end."""
+    made = docker("run", "--detach", *options, image)
+    try:
+        yield made
+    finally:
+        docker("rm", "--force", made)
+
+
+def wait(what: str, done: Callable[[], Any]) -> Any:
+    """Return the first answer of `done` that counts. Raises TimeoutError."""
+    deadline = time.monotonic() + WAIT_S
+    while not (found := done()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.5)
+    return found
+
+
+def _ports() -> dict[str, int]:
+    held = {one.name: socket.create_server(("127.0.0.1", 0)) for one in SERVICES if one is not GATEWAY}
+    found = {name: int(one.getsockname()[1]) for name, one in held.items()}
+    for one in held.values():
+        one.close()
+    return {**found, GATEWAY.name: PORT}  # where the image's own health check asks
+
+
+def first_light() -> str:
+    """Sign up, watch the simulator's stocks, and wait until an alert is there; return its title."""
+    with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=10, trust_env=False) as http:
+        body = http.post("/api/users", json={"email": "trader@example.com"}).raise_for_status().json()
+        user, http.headers["authorization"] = body["user"]["id"], f"Bearer {body['api_key']}"
+        watched = {"investing_style": "trader", "tickers": ["AAPL", "GOOG", "IBM", "MSFT"]}
+        http.post(f"/api/user/{user}/onboarding", json=watched).raise_for_status()
+        quiet = {"min_score": 0, "min_premium_usd": "0"}
+        http.patch(f"/api/user/{user}/settings", json=quiet).raise_for_status()
+        alerts = wait("an alert", lambda: http.get(f"/api/alerts/{user}").json().get("alerts"))
+        return str(alerts[0]["title"])
+
+
+def main() -> int:
+    """Run it; return the exit code."""
+    image = sys.argv[1]
+    with ExitStack() as held:
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="openbell-image-")))
+        folder.chmod(0o711)  # Postgres started by root runs as nobody and must pass through
+        secrets.main(folder / "secrets")
+        below = held.enter_context(stack.running(folder / "home", _say))
+        (folder / "secrets" / "OPENBELL_DATABASE_URL").write_text(below.admin_url)
+        (folder / "secrets" / "OPENBELL_DATABASE_URL").chmod(0o644)
+        ports = _ports()
+        common = {
+            "OPENBELL_KAFKA_BOOTSTRAP": below.kafka.bootstrap,
+            "OPENBELL_DATA_SOURCE": "simulator",
+            "OPENBELL_UPSTREAMS": json.dumps({name: f"http://127.0.0.1:{port}" for name, port in ports.items()}),
+        }
+        files = ["OPENBELL_IDENTITY_SECRET", "OPENBELL_DATABASE_PASSWORD", "OPENBELL_DATABASE_URL"]
+        migrating = _options(folder / "secrets", "migrations", files[1:], {})
+        docker("run", "--rm", *migrating, image, "python", "-m", "shared.migrate", "up")
+        made: dict[str, str] = {}
+        for one in SERVICES:
+            environment = {**common, "SERVICE": one.name, "OPENBELL_HTTP_PORT": str(ports[one.name])}
+            its = [READ_BY[one.name]] if one.name in READ_BY else []
+            options = _options(folder / "secrets", one.name, [*files, *its], environment)
+            made[one.name] = held.enter_context(container(image, options))
+        try:
+            state = ("inspect", "--format", "{{.State.Health.Status}}", made[GATEWAY.name])
+            wait("the gateway's health", lambda: docker(*state) == "healthy")
+            _say(f"alerted: {first_light()}")
+            began = time.monotonic()
+            docker("stop", "--time", "25", *made.values())
+            took = time.monotonic() - began
+            codes = {name: docker("inspect", "--format", "{{.State.ExitCode}}", one) for name, one in made.items()}
+            _say(f"stopped in {took:.1f} s: {codes}")
+            return 0 if set(codes.values()) == {"0"} else 1
+        except BaseException:
+            for name, one in made.items():
+                _say(f"--- {name}\n{docker('logs', '--tail', '20', one)}")
+            raise
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""docker-compose.yml runs every service, with the limits and secrets that it should have."""
+
+import base64
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from deploy.docker import check, secrets
+from deploy.k8s.service import DRAIN_S
+from deploy.local.kafka import KAFKA_VERSION
+from deploy.services import SERVICES
+from deploy.tools import ToolMissing
+
+ROOT: Final = Path(__file__).parents[2]
+COMPOSE: Final[Mapping[str, Any]] = yaml.safe_load((ROOT / check.COMPOSE).read_text())
+RUN: Final[Mapping[str, Any]] = COMPOSE["services"]
+OURS: Final = [one.name for one in SERVICES]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_service_runs_and_waits_for_migrations_and_kafka(name: str):
+    service = RUN[name]
+    assert service["environment"]["SERVICE"] == name
+    assert service["depends_on"] == {
+        "migrations": {"condition": "service_completed_successfully"},
+        "kafka": {"condition": "service_healthy"},
+    }
+    assert int(service["stop_grace_period"].removesuffix("s")) >= DRAIN_S
+    assert service["read_only"] is True
+    assert "healthcheck" not in service  # the image's own: it asks /readyz
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_nothing_runs_without_limits_a_profile_and_a_pinned_image(name: str):
+    service = RUN[name]
+    assert set(service["profiles"]) <= set(check.PROFILES)
+    assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}
+    assert service["cap_drop"] == ["ALL"]
+    assert service["image"] in {*COMPOSE["x-images"], "openbell:${TAG:-local}"}
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    if name not in {*OURS, "migrations"}:
+        assert service["healthcheck"]["test"]
+
+
+def test_the_kafka_is_the_one_that_tests_know():
+    assert f"apache/kafka:{KAFKA_VERSION}" in COMPOSE["x-images"]
+    assert all(re.fullmatch(r"[a-z/]+:v?\d+\.\d+(\.\d+)?(-bookworm)?", image) for image in COMPOSE["x-images"])
+
+
+def test_secrets_are_files_that_are_made_once(tmp_path: Path):
+    secrets.main(tmp_path / "secrets")
+    made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    assert {f"deploy/docker/secrets/{name}" for name in made} == {one["file"] for one in COMPOSE["secrets"].values()}
+    assert len(base64.b64decode(made["OPENBELL_BROKER_CREDENTIAL_KEYS"].partition(":")[2])) == 32
+    assert made["postgres_password"] in made["admin_database_url"]
+    assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
+    secrets.main(tmp_path / "secrets")
+    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == made
+    for service in RUN.values():
+        assert not [name for name in service.get("environment", {}) if re.search("SECRET|PASSWORD$|KEYS?$", name)]
+
+
+def test_compose_itself_reads_it_and_refuses_what_it_does_not_know(tmp_path: Path):
+    broken = tmp_path / check.COMPOSE
+    broken.write_text((ROOT / check.COMPOSE).read_text().replace("    healthcheck:", "    healthchek:"))
+    try:
+        assert check.run(check.reader()) is None
+        said = check.run(check.reader(broken))
+    except ToolMissing as missing:
+        pytest.skip(str(missing))
+    assert said is not None
+    assert "healthchek" in said

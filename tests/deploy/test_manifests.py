@@ -1,0 +1,171 @@
+"""The manifests hold together: made from the code, narrower than what they stand on, refused where they are wrong."""
+
+import copy
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.k8s import check
+from deploy.k8s.__main__ import BASE, files
+from deploy.k8s.service import DRAIN_S
+from deploy.services import SERVICES, Lag, consumers, topics
+from deploy.tools import ToolMissing
+from shared import schema
+from shared.contracts.topics import dead_letter_topic
+
+
+@cache
+def _built(overlay: str = "production") -> tuple[dict[str, Any], ...]:
+    try:
+        return tuple(check.built(overlay))
+    except ToolMissing as missing:
+        pytest.skip(str(missing))
+
+
+def test_replicas_of_alerts_share_what_discord_bears():
+    (alerts,) = [service for service in SERVICES if service.name == "alerts"]
+    assert f"\nOPENBELL_ALERTS_DISCORD_REPLICAS={alerts.most}\n" in (BASE / "settings.env").read_text()
+
+
+def _all(kind: str, overlay: str = "production") -> dict[str, dict[str, Any]]:
+    return {one["metadata"]["name"]: one for one in _built(overlay) if one["kind"] == kind}
+
+
+def test_what_is_committed_is_what_the_code_makes():
+    made = files()
+    assert {name: (BASE / name).read_text() for name in made} == dict(made)
+    assert {path.name for path in (BASE / "services").iterdir()} == {
+        Path(name).name for name in made if name.startswith("services/")
+    }
+
+
+def test_every_service_is_deployed():
+    assert {one.name for one in SERVICES} == set(schema.SERVICES)
+    for kind in ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "KafkaUser", "PodMonitor"):
+        assert set(schema.SERVICES) <= set(_all(kind)), kind
+
+
+def test_every_topic_is_there_before_a_service_starts():
+    wanted = {one.name for one in topics()}
+    assert wanted >= {dead_letter_topic(name).name for one in SERVICES for name in consumers(one.name)}
+    made = _all("KafkaTopic")
+    assert set(made) == wanted
+    assert {name: one["spec"]["partitions"] for name, one in made.items()} == {
+        one.name: one.partitions for one in topics()
+    }
+
+
+def test_no_consumer_has_more_replicas_than_its_topic_has_partitions():
+    grown = [one for one in SERVICES if isinstance(one.grows, Lag)]
+    assert grown
+    for one in grown:
+        assert isinstance(one.grows, Lag)
+        assert one.grows.consumer in consumers(one.name)
+        assert one.least <= one.most <= one.grows.topic.partitions
+        assert _all("ScaledObject")[one.name]["spec"]["maxReplicaCount"] == one.most
+
+
+def test_what_runs_once_says_why():
+    assert [one.name for one in SERVICES if (one.most == 1) != bool(one.why_one)] == []
+
+
+def test_all_replicas_together_have_fewer_connections_than_postgres_takes():
+    config = next(one for name, one in _all("ConfigMap").items() if name.startswith("openbell-config"))
+    pool = int(config["data"]["OPENBELL_DATABASE_POOL_SIZE"])
+    beside = 3  # the relay's, a listener's or a monitor's, and one that is just being made
+    most = sum((one.most + 1) * (pool + beside) for one in SERVICES)  # one more while a new version rolls out
+    parameters = _all("Cluster")["openbell-postgres"]["spec"]["postgresql"]["parameters"]
+    operators = 20  # CloudNativePG's own, superusers, a migration
+    assert most + operators <= int(parameters["max_connections"])
+
+
+@pytest.mark.parametrize("name", [one.name for one in SERVICES])
+def test_a_pod_may_finish_what_it_does_and_is_not_killed_for_a_database_that_is_away(name: str):
+    pod = _all("Deployment")[name]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    unrouted = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] >= unrouted + DRAIN_S
+    probes = {kind: container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
+    assert probes == {"startup": "/healthz", "readiness": "/readyz", "liveness": "/healthz"}
+    liveness, startup = container["livenessProbe"], container["startupProbe"]
+    assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 60  # a long pause is no death
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 60
+
+
+@pytest.mark.parametrize("overlay", check.OVERLAYS)
+def test_pods_are_restricted_and_their_secrets_are_files(overlay: str):
+    workloads = [one for one in _built(overlay) if one["kind"] in {"Deployment", "Job"}]
+    assert len(workloads) == len(SERVICES) + 1
+    for one in workloads:
+        pod = one["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"]
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert not [env for env in container["env"] if "valueFrom" in env]  # no secret in the environment
+
+
+def test_nothing_is_allowed_in_or_out_by_default_and_only_the_gateway_calls_services():
+    policies = _all("NetworkPolicy")
+    assert policies["deny-by-default"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for one in SERVICES:
+        spec = policies[one.name]["spec"]
+        into = [peer for rule in spec["ingress"] for peer in rule["from"]]
+        assert {} not in into
+        if one.name != "api":
+            pods = [peer["podSelector"]["matchLabels"] for peer in into if "podSelector" in peer]
+            assert pods == [{"app.kubernetes.io/name": "api"}]
+        outside = [peer["ipBlock"] for rule in spec["egress"] for peer in rule["to"] if "ipBlock" in peer]
+        assert bool(outside) == bool(one.outside)
+        assert all("10.0.0.0/8" in block["except"] for block in outside)
+
+
+@pytest.mark.parametrize("overlay", check.OVERLAYS)
+def test_every_overlay_is_as_the_schemas_say(overlay: str):
+    assert list(check.faults(_built(overlay))) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("Deployment", ("spec", "template", "spec")),
+        ("NetworkPolicy", ("spec",)),
+        ("ScaledObject", ("spec",)),
+        ("KafkaUser", ("spec", "authorization")),
+        ("Cluster", ("spec", "postgresql")),
+        ("Gateway", ("spec",)),
+        ("ExternalSecret", ("spec", "target")),
+    ],
+)
+def test_a_field_that_no_schema_knows_is_refused(kind: str, path: tuple[str, ...]):
+    resource = copy.deepcopy(next(iter(_all(kind).values())))
+    inside = resource
+    for step in path:
+        inside = inside[step]
+    inside["replicaz"] = 3
+    (fault, *_) = check.faults([resource])
+    assert "replicaz" in fault
+    assert kind in fault
+
+
+def test_a_kind_that_nobody_knows_is_refused():
+    unknown = {"apiVersion": "example.org/v1", "kind": "Mystery", "metadata": {"name": "one"}}
+    assert list(check.faults([unknown])) == [
+        "Mystery one: Kubernetes has no such kind, and deploy/k8s/crds.py has no model of it"
+    ]
+
+
+def test_a_laptop_without_tools_hears_what_was_not_checked(tmp_path: Path):
+    code = "import sys; sys.path.insert(0, '.'); from deploy.k8s import check; sys.exit(check.main())"
+    lonely = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "UV_OFFLINE": "1", "UV_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=BASE.parents[2], env=lonely, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "SKIPPED: the manifests were not checked: kubectl" in done.stderr

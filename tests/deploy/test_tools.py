@@ -1,0 +1,54 @@
+"""Programs are found, fetched once, or said to be missing."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deploy.tools import Tool, ToolMissing, resolve
+
+SCRIPT = "#!/bin/sh\n"
+
+
+def _program(path: Path, text: str = SCRIPT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def bin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The first folder of the PATH."""
+    found = tmp_path / "bin"
+    found.mkdir()
+    monkeypatch.setenv("PATH", str(found), prepend=os.pathsep)
+    return found
+
+
+def test_a_program_on_the_path_is_taken_as_it_is(bin_folder: Path, tmp_path: Path) -> None:
+    there = _program(bin_folder / "a-checker")
+    assert resolve("a-checker", Tool(), tmp_path / "kept") == there
+
+
+def test_a_program_is_unpacked_from_its_package_once(bin_folder: Path, tmp_path: Path) -> None:
+    _program(bin_folder / "apt-get", f'{SCRIPT}echo "$@" >> {tmp_path}/asked; touch checkers_1.deb\n')
+    _program(bin_folder / "dpkg", f"{SCRIPT}mkdir -p $3/usr/bin && echo unpacked > $3/usr/bin/a-checker\n")
+    for _ in range(2):
+        found = resolve("a-checker", Tool(apt="checkers"), tmp_path / "kept")
+        assert found.read_text() == "unpacked\n"
+    assert (tmp_path / "asked").read_text() == "download checkers\n"
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"a-checker", ".lock"}
+
+
+def test_where_no_package_is_to_be_had_go_builds_it(bin_folder: Path, tmp_path: Path) -> None:
+    _program(bin_folder / "apt-get", f"{SCRIPT}exit 100\n")
+    _program(bin_folder / "go", f'{SCRIPT}echo "$@" > $GOBIN/a-checker\n')
+    found = resolve("a-checker", Tool(apt="checkers", go="example.org/a-checker@v1"), tmp_path / "kept")
+    assert found.read_text() == "install example.org/a-checker@v1\n"
+
+
+def test_what_cannot_be_had_is_said_with_what_was_tried(bin_folder: Path, tmp_path: Path) -> None:
+    _program(bin_folder / "apt-get", f'{SCRIPT}echo "E: Unable to locate package checkers" >&2; exit 100\n')
+    with pytest.raises(ToolMissing, match=r"a-checker .*checkers: E: Unable to locate package checkers"):
+        resolve("a-checker", Tool(apt="checkers"), tmp_path / "kept")
