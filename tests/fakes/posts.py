@@ -70,6 +70,10 @@ class Posts:
         content = b"" if answer.body is None else json.dumps(answer.body).encode()
         raw = [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
         await send({"type": "http.response.start", "status": answer.status, "headers": raw})
-        while answer.endless:
-            await send({"type": "http.response.body", "body": b"x" * 4096, "more_body": True})
+        if answer.endless:
+            gone = asyncio.create_task(receive())  # what comes after a body: that the other side went
+            while not gone.done():
+                await send({"type": "http.response.body", "body": b"x" * 4096, "more_body": True})
+                await asyncio.sleep(0)
+            return
         await send({"type": "http.response.body", "body": content})

@@ -29,6 +29,7 @@ def serving(app: Any, name: str, ws: Any = "none") -> Generator[str]:
         server.force_exit = True
         server.should_exit = True
         thread.join(10)
+        assert not thread.is_alive(), f"{name} does not end, and would take every later test's time"
 
 
 class _Server(uvicorn.Server):
