@@ -3,9 +3,14 @@
 import asyncio
 import heapq
 import itertools
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+ROUND_S: Final = 0.002
+"""A longer round of the event loop is a slow one; measured, the least at which others were not held up."""
+LEAST: Final = 4.0
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -114,3 +119,31 @@ class Places:
                 turn.set_result(None)
                 return
         self._free += 1
+
+
+class Patience:
+    """How many of those who can wait are served at once: as many as the event loop keeps time with, `most` at most.
+
+    What is slow for want of an answer from outside leaves the loop free, and more are let in; what fills the loop
+    makes everybody else wait at each of their steps.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = float(most)
+        self._least = min(self._most, LEAST)
+        self._places = self._least
+        self._clock = clock
+
+    @property
+    def places(self) -> int:
+        """So many at once, for now."""
+        return int(self._places)
+
+    async def look(self) -> None:
+        """Take one round of the loop: after a slow one a quarter fewer are let in, after others slowly more."""
+        began = self._clock()
+        await asyncio.sleep(0)
+        if self._clock() - began > ROUND_S:
+            self._places = max(self._least, self._places * 0.75)
+        else:
+            self._places = min(self._most, self._places + 1 / self._places)

@@ -52,7 +52,7 @@ class Policy:
     ahead: int = 0
     together: int = 1
     lease_s: float = 30.0
-    poll_s: float = 2.0
+    poll_s: float = 5.0  # how often a worker looks that nobody wakes: for what other processes left
     linger_s: float = 0.05  # how long a busy worker waits for more rows to claim at once
     base_s: float = 1.0
     cap_s: float = 300.0

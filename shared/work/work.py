@@ -62,7 +62,7 @@ class Work:
     `prepare` made of it: all reading belongs there, for it runs before `started`, and what it raises is no doubt about
     the effect. `settled` runs in the transaction that records the ends of up to `policy.together` rows and returns the
     events that tell of them (`one_by_one` makes it of what takes one). Of rows that are prepared, the lowest `rank` is
-    performed first.
+    performed first; those above 0 can wait (`pace.Patience`), and `order` claims them last.
     `look_up` answers whether an uncertain effect has happened. `pauses` is the column that names who is left alone when
     an effect ends with Busy, where that is not the lane alone: several lanes may lead to one destination. A row carries
     its token: whoever may have stalled over its lease checks that it is still there before it changes anything else.

@@ -20,13 +20,15 @@ from shared.errors import OpenbellError, Permanent, Transient
 from shared.messaging.door import Door
 from shared.work import table
 from shared.work.metrics import AGE, IN_FLIGHT, LOST, RETRIED, SETTLED, TOOK, UNKNOWN, WAITED
-from shared.work.pace import Places, Together
+from shared.work.pace import Patience, Places, Together
 from shared.work.rules import Busy, Decision, OutcomeUnknown, decide, explain
 from shared.work.work import Performed, Settled, Work
 
 log = logging.getLogger(__name__)
 
 BUSY_S = 0.1
+AGAIN_S = 2.0
+"""After so long a database that does not answer is asked again."""
 START_AT_ONCE = 256
 LOOK_PAST = 100
 """So many rows more than are wanted are looked at in one claim, for those whose lane is taken by one before them."""
@@ -42,8 +44,8 @@ class _Ended:
     performed: Performed
 
 
-def choose(rows: Sequence[Row], free: int) -> list[Row]:
-    """Take the first `free` rows, at most one of each lane."""
+def choose(rows: Sequence[Row], free: int, can_wait: Callable[[Row], bool], free_to_wait: int) -> list[Row]:
+    """Take the first `free` rows, at most one of each lane, and of those that can wait at most so many."""
     chosen: list[Row] = []
     lanes: set[str] = set()
     for row in rows:
@@ -52,6 +54,10 @@ def choose(rows: Sequence[Row], free: int) -> list[Row]:
             break
         if lane is not None and lane in lanes:
             continue
+        if can_wait(row):
+            if free_to_wait <= 0:
+                break
+            free_to_wait -= 1
         if lane is not None:
             lanes.add(lane)
         chosen.append(row)
@@ -85,6 +91,8 @@ class Worker:
         self._stopping = False
         self._trouble = ""
         self._places = Places(work.policy.concurrency)
+        self._patience = Patience(work.policy.concurrency + work.policy.ahead)
+        self._waiting = 0
         self._start: Together[tuple[UUID, UUID], bool] = Together(self._start_rows, most=START_AT_ONCE)
         at_once = work.policy.concurrency if work.policy.together == 1 else 1
         self._settle: Together[_Ended, None] = Together(self._settle_rows, most=work.policy.together, at_once=at_once)
@@ -133,7 +141,7 @@ class Worker:
                         raise
                     self._trouble = explain(error)
                     log.warning("work.database", extra={"kind": self._work.kind, "error": explain(error)})
-                    await asyncio.sleep(self._policy.poll_s)
+                    await asyncio.sleep(AGAIN_S)
                     continue
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):  # wait_for loses a cancellation that meets a wake-up
@@ -181,11 +189,12 @@ class Worker:
         async with self._door.transaction() as tx:
             await tx.execute(self._serialise)  # lanes stay single across replicas
             candidates = await tx.fetch(self._claimable, now=now, kind=self._work.kind, candidates=limit)
-            ids = [row["id"] for row in choose(candidates, free)]
+            chosen = choose(candidates, free, self._can_wait, self._patience.places - self._waiting)
+            ids = [row["id"] for row in chosen]
             until = now + timedelta(seconds=self._policy.lease_s)
             claimed = await tx.fetch(self._claim_rows, token=token, until=until, ids=ids) if ids else []
         rows = sorted(claimed, key=lambda row: ids.index(row["id"]))
-        return rows, token, bool(rows) and len(candidates) == limit
+        return rows, token, bool(rows) and len(candidates) == limit and self._patience.places > self._waiting
 
     async def _look(self, now: datetime) -> tuple[bool, float]:
         """Return whether a row is due, and in how many seconds the next one will be, or its lane is free again."""
@@ -198,12 +207,17 @@ class Worker:
     def _launch(self, row: Row, token: UUID) -> None:
         task = asyncio.create_task(self._traced(row, token), name=f"{self.name} {row['id']}")
         self._flights[row["id"]] = (token, task)
-        task.add_done_callback(lambda done: self._landed(row["id"], done))
+        self._waiting += self._can_wait(row)
+        task.add_done_callback(lambda done: self._landed(row, done))
 
-    def _landed(self, row_id: UUID, task: asyncio.Task[None]) -> None:
-        del self._flights[row_id]
+    def _can_wait(self, row: Row) -> bool:
+        return self._work.rank(row) > 0
+
+    def _landed(self, row: Row, task: asyncio.Task[None]) -> None:
+        del self._flights[row["id"]]
+        self._waiting -= self._can_wait(row)
         if not task.cancelled() and task.exception() is not None:
-            log.error("work.broken", exc_info=task.exception(), extra={"kind": self._work.kind, "id": str(row_id)})
+            log.error("work.broken", exc_info=task.exception(), extra={"kind": self._work.kind, "id": str(row["id"])})
         self._wake.set()
 
     async def _traced(self, row: Row, token: UUID) -> None:
@@ -224,6 +238,8 @@ class Worker:
         if error is None and not known:
             await self._places.take(self._work.rank(row))
             try:
+                if self._can_wait(row):
+                    await self._patience.look()
                 if self._stopping:
                     return await self._release(row, token)
                 if not await self._start((row["id"], token)):
@@ -269,7 +285,7 @@ class Worker:
                 await self._door.publish(lambda tx: self._record(ends, tx))
             except Exception as problem:  # noqa: BLE001 - it is raised to whoever asked for the record
                 if is_rerun(problem) and self._clock() < give_up_at:
-                    await asyncio.sleep(self._policy.poll_s)
+                    await asyncio.sleep(AGAIN_S)
                     continue
                 if len(ends) == 1:
                     return [problem]

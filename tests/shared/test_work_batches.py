@@ -12,7 +12,7 @@ from sqlalchemy import text
 from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.work import Performed, Policy, Settled, Worker
-from shared.work.pace import Places, Together
+from shared.work.pace import LEAST, ROUND_S, Patience, Places, Together
 from tests.shared.test_work import Bench, bench
 
 __all__ = ["bench"]
@@ -105,6 +105,29 @@ async def test_a_place_of_one_that_stopped_waiting_is_not_lost() -> None:
     waiting[0].cancel()  # its turn has just come
     await asyncio.gather(*waiting, return_exceptions=True)
     assert not waiting[1].cancelled()
+
+
+async def test_those_who_can_wait_are_let_in_while_the_loop_keeps_time_and_give_way_when_it_does_not() -> None:
+    now, round_s = 0.0, 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += round_s
+        return now
+
+    patience = Patience(10, clock)
+    seen = [patience.places]
+    for _ in range(60):
+        await patience.look()
+        seen.append(patience.places)
+    assert (seen[0], seen[-1]) == (LEAST, 10)
+    assert seen == sorted(seen)
+    round_s = 2 * ROUND_S
+    await patience.look()
+    assert patience.places == 7
+    for _ in range(9):
+        await patience.look()
+    assert patience.places == LEAST
 
 
 def worker(bench: Bench, policy: Policy = MANY, **changed: object) -> Worker:
@@ -225,3 +248,32 @@ async def test_of_two_waits_in_one_batch_that_bind_the_same_the_longer_holds(
     async with bench.database.read() as tx:
         kept = await tx.fetch(text("select lane, until from work_pauses"))
     assert [(row["lane"], row["until"]) for row in kept] == [("one", now + timedelta(seconds=7))]
+
+
+async def test_of_those_who_can_wait_no_more_are_claimed_than_are_let_in_and_others_all(bench: Bench) -> None:
+    finish = asyncio.Event()
+
+    async def effect(row: Row) -> Performed:
+        del row
+        await finish.wait()
+        return Performed()
+
+    bench.effect = effect
+    await bench.add(*(f"patient{number}" for number in range(9)), *(f"urgent{number}" for number in range(9)))
+    rank = {"order": "lane like 'patient%', due_at, id", "rank": lambda row: int(row["lane"].startswith("patient"))}
+    one = worker(bench, replace(MANY, concurrency=20), **rank)
+    await one.turn()
+    await bench.until(lambda: len(bench.performed) == 9 + LEAST)
+    await one.turn()
+    async with bench.database.read() as tx:
+        left = await tx.fetch(text("select lane from chores where status = 'pending'"))
+    assert len(left) == 9 - LEAST
+    assert all(row["lane"].startswith("patient") for row in left)
+    finish.set()
+    await one.idle()
+    while left:
+        await one.turn()
+        await one.idle()
+        async with bench.database.read() as tx:
+            left = await tx.fetch(text("select lane from chores where status = 'pending'"))
+    assert len(bench.settled) == 18

@@ -55,7 +55,7 @@ class Options:
     best_few: int = 5
     notify_step: float = 10.0
     fan_out_above: int = 1_000
-    fan_out_users: int = 1_000
+    fan_out_users: int = 250
     offered: tuple[Channel, ...] = ("discord",)
     discord_base: str | None = None
     outward_base: str | None = None
