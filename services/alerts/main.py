@@ -38,6 +38,7 @@ from services.alerts.routes import templates as template_routes
 from services.alerts.routes import trials as trial_routes
 from services.alerts.service import Alerts, Channels, Engagement, Notices, Options, Preferences, Router, Rules, Silences
 from services.alerts.service.digests import Digests
+from services.alerts.service.escalating import Escalating
 from services.alerts.service.gathering import Gathering
 from services.alerts.service.layout import Layout
 from services.alerts.service.mail import Mail, WebhookKeys
@@ -52,6 +53,7 @@ from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.deliveries import DeliveryStore
 from services.alerts.store.digests import DigestStore
 from services.alerts.store.engagement import EngagementStore
+from services.alerts.store.escalations import EscalationStore
 from services.alerts.store.fanouts import FanOutStore
 from services.alerts.store.gathered import GatheredStore
 from services.alerts.store.kept import KeptEvents
@@ -179,7 +181,7 @@ def build(env: Environment) -> Service:
     told = Notices(notices, preferences, router=router, clock=service.clock)
     rules = Rules(RuleStore(), kept, told, max_rules=settings.max_rules, clock=service.clock, new_id=new_id)
     digests, gathering, making = _digests(settings, service, notices, router, wake=wake, draw=env.random.random)
-    workers.append(making)
+    workers += [making, _escalating(service, router, draw=env.random.random)]
     for consumer in consumers.tables(alerts, told, rules, pictures=pictures, digests=digests, gathering=gathering):
         service.consume(consumer)
     retention = Retention(
@@ -270,6 +272,15 @@ def _digests(
     making = Worker(digests.work(), door, service.clock, draw=draw)
     service.work(making)
     return digests, Gathering(gathered, service.clock), making
+
+
+def _escalating(service: Service, router: Router, *, draw: Callable[[], float]) -> Worker:
+    """Return the worker that hands on what nobody acknowledges."""
+    forget = partial(EscalationStore().forget, service.door.transaction)
+    service.schedule(Job("escalations-retention", "45 5 * * *", forget))
+    worker = Worker(Escalating(router).work(), service.door, service.clock, draw=draw)
+    service.work(worker)
+    return worker
 
 
 def _pictures(settings: AlertsSettings, service: Service) -> Pictures:

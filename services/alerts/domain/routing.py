@@ -117,6 +117,8 @@ class Wishes:
     """Those that are running."""
     turns: Sequence[str] = ()
     """Channels that take turns: the next one is told what the one before could not be."""
+    escalations: Mapping[str, int] = field(default_factory=dict[str, int])
+    """In how many minutes the next in turn is told what nobody acknowledged, by kind or ANY."""
 
     @property
     def hold_back(self) -> bool:
@@ -160,6 +162,13 @@ def in_turn(turns: Sequence[str], channels: Collection[str], failed: str | None 
     if failed is not None:
         behind = behind[behind.index(failed) + 1 :] if failed in behind else []
     return [channel for channel in behind if channel in channels]
+
+
+def escalates_after(escalations: Mapping[str, int], ring: Ring) -> int | None:
+    """Return the minutes after which the next in turn is told what nobody acknowledged; None when it stays."""
+    if ring.kind == TEST or ring.digest:
+        return None
+    return escalations.get(ring.kind, escalations.get(ANY))
 
 
 def unwanted(ring: Ring, channel: str, wishes: Wishes, now: datetime) -> Decision | None:

@@ -64,6 +64,15 @@ class CapBody(BaseModel):
     per_hour: int = Field(ge=1, le=10_000)
 
 
+class EscalationBody(BaseModel):
+    """What of a kind nobody acknowledges in time goes to the channel whose turn is next."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Kind = ANY
+    after_minutes: int = Field(ge=1, le=1440)
+
+
 class QuietBody(BaseModel):
     """From when until when nothing goes out but what is critical; 22:00 to 07:00 spans midnight."""
 
@@ -95,6 +104,21 @@ class PreferencesBody(BaseModel):
         description="Channels that take turns: one is told only what those before it could not take",
     )
 
+    escalations: list[EscalationBody] = Field(
+        default_factory=list[EscalationBody],
+        max_length=MAX_CAPS,
+        description="In how many minutes the next in turn is told what you did not acknowledge, by kind",
+    )
+
+    @model_validator(mode="after")
+    def _escalations(self) -> Self:
+        kinds = [one.kind for one in self.escalations]
+        if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
+            raise ValueError(f"there is more than one escalation for {twice}")
+        if kinds and not self.turns:
+            raise ValueError("say in turns which channel is told next: escalations go from one to the other")
+        return self
+
     @model_validator(mode="after")
     def _once(self) -> Self:
         for what, said in (("choice", self.choices), ("cap", self.caps)):
@@ -124,6 +148,13 @@ class CapView(msgspec.Struct, frozen=True):
     per_hour: int
 
 
+class EscalationView(msgspec.Struct, frozen=True):
+    """An escalation."""
+
+    kind: str
+    after_minutes: int
+
+
 class QuietView(msgspec.Struct, frozen=True):
     """Quiet hours, HH:MM."""
 
@@ -141,6 +172,7 @@ class PreferencesView(msgspec.Struct, frozen=True):
     choices: list[ChoiceView]
     caps: list[CapView]
     turns: list[str]
+    escalations: list[EscalationView]
     updated_at: datetime | None
 
 
@@ -148,7 +180,7 @@ class LoggedDelivery(msgspec.Struct, frozen=True):
     """One delivery of an alert or a notice. `reason` says why it waits, or why it did not arrive.
 
     `template` is what laid out the message that was taken; `delivered_at`, `opened_at` and `clicked_at` are what a mail
-    provider told of it; `because` says which channel did not take it before.
+    provider told of it; `because` says which channel did not take it before, or on which nobody acknowledged it.
     """
 
     id: UUID
@@ -225,6 +257,7 @@ def _said(data: PreferencesBody) -> Said:
         choices={(one.kind, one.channel): one.choice for one in data.choices},
         caps=tuple(Cap(one.kind, one.channel, one.per_hour) for one in data.caps),
         turns=tuple(data.turns),
+        escalations={one.kind: one.after_minutes for one in data.escalations},
     )
     return Said(wishes, data.timezone, data.locale)
 
@@ -234,7 +267,7 @@ async def _shown(user_id: UUID, store: PreferenceStore, door: Door) -> Preferenc
         row = await store.get(tx, user_id)
         usual = await store.users_timezone(tx, user_id) or "UTC"
     if row is None:
-        return PreferencesView(usual, False, None, None, [], [], [], None)
+        return PreferencesView(usual, False, None, None, [], [], [], [], None)
     quiet = row["quiet_start"] and QuietView(f"{row['quiet_start']:%H:%M}", f"{row['quiet_end']:%H:%M}")
     return PreferencesView(
         timezone=row["timezone"] or usual,
@@ -244,6 +277,7 @@ async def _shown(user_id: UUID, store: PreferenceStore, door: Door) -> Preferenc
         choices=[ChoiceView(**one) for one in row["choices"]],
         caps=[CapView(**one) for one in row["caps"]],
         turns=row["turns"],
+        escalations=[EscalationView(**one) for one in row["escalations"]],
         updated_at=row["updated_at"],
     )
 

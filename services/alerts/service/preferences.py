@@ -52,6 +52,9 @@ class Preferences:
             ],
             "caps": [{"kind": one.kind, "channel": one.channel, "per_hour": one.per_hour} for one in wishes.caps],
             "turns": list(wishes.turns),
+            "escalations": [
+                {"kind": kind, "after_minutes": minutes} for kind, minutes in sorted(wishes.escalations.items())
+            ],
         }
         await self._store.put(tx, user_id, fields, now)
         if self._said is not None:

@@ -6,15 +6,16 @@ once, is a row too, with its reason: the log answers why.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid5
 
 from services.alerts.domain.matching import Change
-from services.alerts.domain.routing import ACTIVITY, Ring, Used, Wishes, in_turn, plan, unwanted
+from services.alerts.domain.routing import ACTIVITY, Ring, Used, Wishes, escalates_after, in_turn, plan, unwanted
 from services.alerts.domain.states import end_of
 from services.alerts.store.deliveries import Audience, DeliveryStore
+from services.alerts.store.escalations import EscalationStore
 from services.alerts.store.preferences import choices_of
 from services.alerts.store.silences import silences_of
 from shared.contracts.alerts import Channel, DeliverySettled
@@ -38,7 +39,8 @@ class NoticeRing:
 class _Call:
     """What rings, whose it is, and what its delivery rows say of it; `seed` and `name` make their ids.
 
-    With a channel that has `failed` it is told by those whose turn comes after.
+    With a channel that it is handed on `after` it is told by those whose turn comes then, `because` of what. What is
+    `escalated` stops when its user acknowledges it.
     """
 
     user_id: UUID
@@ -46,8 +48,9 @@ class _Call:
     seed: UUID
     name: str
     row: dict[str, Any]
-    failed: str | None = None
+    after: str | None = None
     because: str | None = None
+    escalated: bool = False
 
 
 LOST: Final = frozenset({"failed", "unknown"})
@@ -59,6 +62,7 @@ class Router:
 
     def __init__(self, store: DeliveryStore, offered: Sequence[Channel], *, wake: Callable[[], None]) -> None:
         self._store = store
+        self._escalations = EscalationStore()
         self._offered = tuple(offered)
         self._wake = wake
 
@@ -106,8 +110,28 @@ class Router:
         lost = [end for end in ends if end.status in LOST and not isinstance(end.error, Withdrawn)]
         if not lost:
             return []
-        now, rings = lost[0].at, await self._store.rang(tx, [end.row for end in lost])
-        calls = [_after(end, rings[end.row["id"]]) for end in lost if end.row["id"] in rings]
+        rings = await self._store.rang(tx, [end.row for end in lost])
+        calls = [
+            _after(end.row, rings[end.row["id"]], f"{end.row['channel']} did not take it: {end.detail}")
+            for end in lost
+            if end.row["id"] in rings
+        ]
+        return await self._tell_on(calls, lost[0].at, tx)
+
+    async def escalate(self, steps: Sequence[Row], now: datetime, tx: Tx) -> list[Event]:
+        """Let what its user has not acknowledged in time be told by the channel whose turn is next.
+
+        What has rung again since escalates by that ring.
+        """
+        rings = await self._escalations.open(tx, steps)
+        calls = [
+            replace(_after(step, rings[step["id"]], _unacknowledged(step)), escalated=True)
+            for step in steps
+            if step["id"] in rings
+        ]
+        return await self._tell_on(calls, now, tx)
+
+    async def _tell_on(self, calls: Sequence[_Call], now: datetime, tx: Tx) -> list[Event]:
         rows = await self._planned(calls, now, tx)
         of_alerts, of_notices = _split(rows)
         added = await self._store.add_of_alerts(tx, of_alerts, now)
@@ -138,10 +162,14 @@ class Router:
         capped = [user_id for user_id, one in audience.items() if one.wishes.caps]
         used = await self._store.used(tx, capped, now) if capped else {}
         rows: list[dict[str, Any]] = []
+        steps: list[dict[str, Any]] = []
         for call in calls:
             if (user := audience.get(call.user_id)) is None:
                 continue
-            rows += _told(call, user, used[call.user_id] if user.wishes.caps else Counter(), now)
+            told = _told(call, user, used[call.user_id] if user.wishes.caps else Counter(), now)
+            rows += told
+            steps += _next_step(call, told, user)
+        await self._escalations.add(tx, steps, now)
         return rows
 
 
@@ -150,9 +178,9 @@ def _told(call: _Call, user: Audience, used: Used, now: datetime) -> list[dict[s
     targets: dict[str, list[Row]] = defaultdict(list)
     for target in user.targets:
         targets[target["channel"]].append(target)
-    at_once = [] if call.failed else [channel for channel in targets if channel not in user.wishes.turns]
+    at_once = [] if call.after else [channel for channel in targets if channel not in user.wishes.turns]
     rows = [_planned(call, target, user.wishes, used, now) for channel in at_once for target in targets[channel]]
-    for channel in in_turn(user.wishes.turns, targets, call.failed):
+    for channel in in_turn(user.wishes.turns, targets, call.after):
         tried = [_planned(call, target, user.wishes, used, now) for target in targets[channel]]
         rows += tried
         if any(row["status"] != "suppressed" for row in tried):
@@ -172,17 +200,44 @@ def _planned(call: _Call, target: Row, wishes: Wishes, used: Used, now: datetime
         "planned_at": decision.due_at if decision.due_at > now else None,
         "reason": decision.reason,
         "because": call.because,
+        "escalated": call.escalated,
         "settled_at": None if decision.status == "pending" else now,
         **call.row,
     }
 
 
-def _after(end: Settled, ring: Ring) -> _Call:
-    row, because = end.row, f"{end.row['channel']} did not take it: {end.detail}"
-    if "alert_id" in row:
-        about = {name: row[name] for name in ("session", "alert_id", "ring", "bulk")}
-        return _Call(row["user_id"], ring, row["alert_id"], str(row["ring"]), about, row["channel"], because)
-    return _Call(row["user_id"], ring, row["notice_id"], "1", {"notice_id": row["notice_id"]}, row["channel"], because)
+def _next_step(call: _Call, told: Sequence[dict[str, Any]], user: Audience) -> list[dict[str, Any]]:
+    """Return when the next in turn is told, if its user does not acknowledge before what goes out now."""
+    minutes = escalates_after(user.wishes.escalations, call.ring)
+    goes = [row for row in told if row["status"] == "pending" and row["channel"] in user.wishes.turns]
+    if minutes is None or not goes:
+        return []
+    channel: str = goes[0]["channel"]  # of those that take turns, one goes out
+    if not in_turn(user.wishes.turns, {target["channel"] for target in user.targets}, channel):
+        return []
+    step: dict[str, Any] = {
+        "id": uuid5(call.seed, f"escalation/{channel}/{call.name}"),
+        "user_id": call.user_id,
+        "channel": channel,
+        "after_minutes": minutes,
+        "due_at": goes[0]["due_at"] + timedelta(minutes=minutes),
+    }
+    about = ("alert_id", "session", "ring", "notice_id")
+    return [step | {name: call.row.get(name) for name in about}]
+
+
+def _after(row: Row, ring: Ring, because: str) -> _Call:
+    """Return the same call as a delivery or an escalation was of, for the channels after its own."""
+    common: dict[str, Any] = {"after": row["channel"], "because": because, "escalated": row.get("escalated", False)}
+    if row.get("alert_id") is not None:
+        about = {name: row[name] for name in ("session", "alert_id", "ring")} | {"bulk": row.get("bulk", False)}
+        return _Call(row["user_id"], ring, row["alert_id"], str(row["ring"]), about, **common)
+    return _Call(row["user_id"], ring, row["notice_id"], "1", {"notice_id": row["notice_id"]}, **common)
+
+
+def _unacknowledged(step: Row) -> str:
+    minutes = "1 minute" if step["after_minutes"] == 1 else f"{step['after_minutes']} minutes"
+    return f"not acknowledged on {step['channel']} within {minutes}"
 
 
 def _split(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -191,7 +246,12 @@ def _split(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[d
 
 
 def still_wanted(found: Row, kind: str, now: datetime) -> None:
-    """Raise Withdrawn for a delivery that its user has switched off or silenced since it was planned."""
+    """Raise Withdrawn for a delivery that its user has switched off or silenced since it was planned.
+
+    An escalation that they have acknowledged is one, too.
+    """
+    if found["escalated"] and found["acknowledged_at"] is not None:
+        raise Withdrawn("you acknowledged it before")
     wishes = Wishes(choices=choices_of(found["choices"]), silences=silences_of(found["silences"]))
     held = unwanted(Ring(kind, found["symbol"], found["rule_id"]), found["channel"], wishes, now)
     if held is not None:

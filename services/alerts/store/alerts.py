@@ -57,7 +57,8 @@ _SAVE_ALERTS = text("""
         acknowledged_at = case when excluded.notifications > a.notifications then null else a.acknowledged_at end,
         notifications = excluded.notifications""")
 _DELIVERIES = text(f"""
-    select d.id, d.uncertain, d.user_id, d.channel, d.alert_id, c.target, c.enabled, p.choices, {RUNNING} as silences,
+    select d.id, d.uncertain, d.user_id, d.channel, d.alert_id, d.escalated, a.acknowledged_at,
+        c.target, c.enabled, p.choices, {RUNNING} as silences,
         exists (select from deliveries l where l.alert_id = d.alert_id and l.session = d.session
             and l.channel = d.channel and l.lane = d.lane and l.ring > d.ring
             and l.status not in ('suppressed', 'digested')) as superseded,

@@ -21,7 +21,7 @@ from shared.db import Row, Tx
 _AUDIENCE: Final = text("""
     select c.user_id, c.channel, c.lane, p.user_id is not null as wishes,
         coalesce(p.timezone, u.timezone) as timezone, p.quiet_start, p.quiet_end, p.choices, p.caps, p.turns,
-        s.silences
+        p.escalations, s.silences
     from channels c
     left join preferences p on p.user_id = c.user_id
     left join users u on u.user_id = p.user_id
@@ -48,28 +48,29 @@ _USED: Final = text(f"""
     ) told where planned >= :hour group by 1, 2, 3, 4""")  # noqa: S608 - our own word
 _ADD_OF_ALERTS: Final = text("""
     insert into deliveries (id, session, alert_id, user_id, channel, lane, ring, bulk, status, due_at, planned_at,
-        last_error, because, created_at, settled_at)
+        last_error, because, escalated, created_at, settled_at)
     select r.id, r.session, r.alert_id, r.user_id, r.channel, r.lane, r.ring, r.bulk, r.status, r.due_at, r.planned_at,
-        r.reason, r.because, cast(:now as timestamptz), r.settled_at
+        r.reason, r.because, r.escalated, cast(:now as timestamptz), r.settled_at
     from unnest(cast(:id as uuid[]), cast(:session as date[]), cast(:alert_id as uuid[]), cast(:user_id as uuid[]),
             cast(:channel as text[]), cast(:lane as text[]), cast(:ring as int[]), cast(:bulk as boolean[]),
             cast(:status as text[]), cast(:due_at as timestamptz[]), cast(:planned_at as timestamptz[]),
-            cast(:reason as text[]), cast(:because as text[]), cast(:settled_at as timestamptz[]))
+            cast(:reason as text[]), cast(:because as text[]), cast(:escalated as boolean[]),
+            cast(:settled_at as timestamptz[]))
         as r (id, session, alert_id, user_id, channel, lane, ring, bulk, status, due_at, planned_at, reason,
-            because, settled_at)
+            because, escalated, settled_at)
     on conflict (id, session) do nothing""")
 _OF_ALERTS: Final = (
     *("id", "session", "alert_id", "user_id", "channel", "lane", "ring", "bulk"),
-    *("status", "due_at", "planned_at", "reason", "because", "settled_at"),
+    *("status", "due_at", "planned_at", "reason", "because", "escalated", "settled_at"),
 )
 _ADD_OF_NOTICES: Final = text("""
     insert into notice_deliveries (id, notice_id, user_id, channel, lane, status, due_at, planned_at,
-        last_error, because, created_at, settled_at)
+        last_error, because, escalated, created_at, settled_at)
     select r.id, r.notice_id, r.user_id, r.channel, r.lane, r.status, r.due_at, r.planned_at, r.reason, r.because,
-        cast(:now as timestamptz), r.settled_at
+        coalesce(r.escalated, false), cast(:now as timestamptz), r.settled_at
     from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, notice_id uuid, user_id uuid, channel text,
         lane text, status text, due_at timestamptz, planned_at timestamptz, reason text, because text,
-        settled_at timestamptz)
+        escalated boolean, settled_at timestamptz)
     on conflict (id) do nothing""")
 _LOG: Final = text(f"""
     select * from (

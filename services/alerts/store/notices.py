@@ -17,7 +17,7 @@ _ADD: Final = text("""
 _KNOWN: Final = text("select notice_id from notices where notice_id = any(cast(:notices as uuid[]))")
 _DELIVERY: Final = text(f"""
     select d.id, d.uncertain, d.user_id, d.channel, d.lane, d.notice_id, n.kind, n.title, n.lines, n.at,
-        n.symbol, n.rule_id, p.choices, {RUNNING} as silences,
+        n.symbol, n.rule_id, d.escalated, n.acknowledged_at, p.choices, {RUNNING} as silences,
         (select g.sections from digests g where g.id = d.notice_id) as sections,
         c.target, c.enabled, coalesce(p.timezone, u.timezone) as timezone, p.locale
     from notice_deliveries d join notices n using (notice_id)

@@ -16,11 +16,14 @@ from shared.db import Row, Tx
 _GET: Final = text("select * from preferences where user_id = :user_id")
 _USERS_TIMEZONE: Final = text("select timezone from users where user_id = :user_id")
 _PUT: Final = text("""
-    insert into preferences (user_id, timezone, locale, quiet_start, quiet_end, choices, caps, turns, updated_at)
-    values (:user_id, :timezone, :locale, :quiet_start, :quiet_end, :choices, :caps, :turns, :now)
+    insert into preferences (user_id, timezone, locale, quiet_start, quiet_end, choices, caps, turns, escalations,
+        updated_at)
+    values (:user_id, :timezone, :locale, :quiet_start, :quiet_end, :choices, :caps, :turns, :escalations,
+        :now)
     on conflict (user_id) do update set timezone = excluded.timezone, locale = excluded.locale,
         quiet_start = excluded.quiet_start, quiet_end = excluded.quiet_end, choices = excluded.choices,
-        caps = excluded.caps, turns = excluded.turns, updated_at = excluded.updated_at""")
+        caps = excluded.caps, turns = excluded.turns, escalations = excluded.escalations,
+        updated_at = excluded.updated_at""")
 
 _WORDS: Final = text("""
     select one.user_id, coalesce(p.timezone, u.timezone) as timezone, p.locale
@@ -92,4 +95,5 @@ def wishes_of(row: Row) -> Wishes:
         choices=choices_of(row["choices"]),
         caps=tuple(Cap(one["kind"], one["channel"], one["per_hour"]) for one in row["caps"]),
         turns=tuple(row["turns"]),
+        escalations={one["kind"]: one["after_minutes"] for one in row["escalations"]},
     )
