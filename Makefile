@@ -41,7 +41,7 @@ run: $(STAMP) ## Start Postgres, Kafka and all services here (PROCS=1: a process
 # A process for each core, each with a Postgres and a Kafka of its own; a cluster of yours is not shared between them.
 JOBS ?= $(if $(OPENBELL_KAFKA_BOOTSTRAP),0,auto)
 test: $(STAMP) ## Run all tests and print their coverage (KAFKA=apache|embedded, JOBS=0, ARGS=...)
-	$(PYTHON) -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile --cov --cov-report=term:skip-covered $(ARGS)
+	$(PYTHON) -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered $(ARGS)
 
 check: $(STAMP) ## Lint, format, types and import contracts, as CI does
 	$(PYTHON) -m ruff check

@@ -200,7 +200,12 @@ def _with_database(url: str, name: str) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs Kafka: the rest is the same whichever Kafka there is (`-m kafka`)."""
+    """Mark what needs Kafka: the rest is the same whichever Kafka there is (`-m kafka`).
+
+    Files that are slow begin: on several cores nobody waits at the end for one that began last.
+    """
     for item in items:
         if "kafka" in getattr(item, "fixturenames", ()):
             item.add_marker("kafka")
+    slow = {item.path for item in items if any(item.get_closest_marker(name) for name in ("slow", "chaos"))}
+    items.sort(key=lambda item: item.path not in slow)
