@@ -170,6 +170,11 @@ def symbol_of(event: Event) -> str | None:
             return None
 
 
+def account_of(event: Event) -> UUID | None:
+    """Return the account at a venue that an event is about."""
+    return event.account_id if isinstance(event, Traded) else None
+
+
 def rule_notice(rule_name: str, event: Event, fields: Mapping[str, Any], words: Words = DEFAULT) -> Notice:
     """Return what a user's rule tells of an event: what everybody is told of it, else its fields."""
     if notice_of.dispatch(type(event)) is notice_of.dispatch(object):

@@ -1,7 +1,8 @@
 """Where and when something that rings is told. Pure: the time comes in, in UTC.
 
-A user's wishes decide for each channel, in this order: a silence, the choice for kind and channel, quiet hours, rate
-caps. Critical kinds pass quiet hours and caps; a silence and a choice hold for them as well, for the user made them.
+A user's wishes decide for each channel, in this order: a silence, an inhibition, the choice for kind and channel, quiet
+hours, rate caps. Critical kinds pass quiet hours and caps; a silence and a choice hold for them as well, for the user
+made them, and an inhibition that names them.
 
 What would surprise you: quiet hours are a stretch from the first moment at which the clock on the wall shows their
 start to the last at which it shows their end. An hour that a clock change repeats or leaves out makes them longer or
@@ -13,11 +14,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
-from typing import Final, Literal
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, Final, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 Choice = Literal["on", "off", "digest"]
+Equal = Literal["symbol", "account"]
 Status = Literal["pending", "suppressed", "digested"]
 
 ANY: Final = "*"
@@ -47,6 +50,7 @@ class Ring:
     kind: str
     symbol: str | None = None
     rule_id: UUID | None = None
+    account: UUID | None = None
 
     @property
     def critical(self) -> bool:
@@ -106,6 +110,61 @@ class Silence:
 
 
 @dataclass(frozen=True, slots=True)
+class Firing:
+    """What was last told of a kind about a symbol and an account, and nobody has acknowledged."""
+
+    kind: str
+    symbol: str | None
+    account: UUID | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Inhibition:
+    """While `source` fires, for `minutes` from when it rang, `target` is not told where `equal` is known and the same.
+
+    A target of ANY is every other kind that is not critical.
+    """
+
+    source: str
+    target: str
+    equal: tuple[Equal, ...]
+    minutes: int
+
+    def aims_at(self, kind: str) -> bool:
+        """Whether it may hold a kind back. Digests tell what was held back, and tests are asked for."""
+        if kind in DIGESTS or kind in {TEST, self.source}:
+            return False
+        return self.target == kind or (self.target == ANY and kind not in CRITICAL)
+
+    def holds(self, firing: Firing, ring: Ring, now: datetime) -> bool:
+        """Whether what fires holds back what rings."""
+        return (
+            firing.kind == self.source
+            and self.aims_at(ring.kind)
+            and now < firing.at + timedelta(minutes=self.minutes)
+            and all(_same(getattr(firing, name), getattr(ring, name)) for name in self.equal)
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is not None and one == other
+
+
+def circle(inhibitions: Sequence[Inhibition]) -> list[str]:
+    """Return kinds that would hold each other back, so that none of them is told; none where there are none."""
+    sources = {one.source for one in inhibitions}
+    graph: dict[str, set[str]] = {source: set() for source in sources}
+    for one in inhibitions:
+        graph[one.source] |= {kind for kind in sources if one.aims_at(kind)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return sorted(set(error.args[1]))
+    return []
+
+
+@dataclass(frozen=True, slots=True)
 class Wishes:
     """What one user wants. Nothing said: everything, everywhere, at once."""
 
@@ -115,6 +174,9 @@ class Wishes:
     caps: Sequence[Cap] = ()
     silences: Sequence[Silence] = ()
     """Those that are running."""
+    inhibitions: Sequence[Inhibition] = ()
+    firing: Sequence[Firing] = ()
+    """What they may be held against."""
     turns: Sequence[str] = ()
     """Channels that take turns: the next one is told what the one before could not be."""
     escalations: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -178,12 +240,22 @@ def unwanted(ring: Ring, channel: str, wishes: Wishes, now: datetime) -> Decisio
     for silence in wishes.silences:
         if silence.covers(ring):
             return Decision("suppressed", now, f"silenced until {silence.ends_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
+    for inhibition in wishes.inhibitions:
+        for firing in wishes.firing:
+            if inhibition.holds(firing, ring, now):
+                return Decision("suppressed", now, _inhibited(inhibition, firing))
     choice = choice_of(wishes.choices, ring.kind, channel)
     if choice == "off":
         return Decision("suppressed", now, "switched off in your preferences")
     if choice == "digest" and not ring.digest:
         return Decision("digested", now, "your preferences say: in the digest")
     return None
+
+
+def _inhibited(by: Inhibition, firing: Firing) -> str:
+    about = "".join(f", same {name}" for name in by.equal)
+    until = (firing.at + timedelta(minutes=by.minutes)).astimezone(UTC)
+    return f"held back by {by.source}{about}, until you acknowledge it or {until:%Y-%m-%d %H:%M} UTC"
 
 
 def choice_of(choices: Mapping[tuple[str, str], Choice], kind: str, channel: str) -> Choice:

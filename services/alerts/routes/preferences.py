@@ -11,7 +11,18 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody, QueryParameter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from services.alerts.domain.routing import ANY, Cap, Choice, Quiet, Wishes
+from services.alerts.domain.routing import (
+    ANY,
+    DIGESTS,
+    TEST,
+    Cap,
+    Choice,
+    Equal,
+    Inhibition,
+    Quiet,
+    Wishes,
+    circle,
+)
 from services.alerts.domain.states import state_of
 from services.alerts.service import Actor, Preferences, Said
 from services.alerts.store.deliveries import DeliveryStore
@@ -73,6 +84,29 @@ class EscalationBody(BaseModel):
     after_minutes: int = Field(ge=1, le=1440)
 
 
+class InhibitionBody(BaseModel):
+    """While the source fires, the target is not told where `equal` is the same; `*` is all that is not critical."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: Kind
+    target: Kind
+    equal: list[Equal] = Field(default_factory=list[Equal], max_length=len(get_args(Equal)))
+    minutes: int = Field(ge=1, le=1440)
+
+    @model_validator(mode="after")
+    def _aimed(self) -> Self:
+        if self.source == ANY:
+            raise ValueError("name the one kind that holds back others: the source is no *")
+        if self.source == self.target:
+            raise ValueError(f"{self.source} does not hold itself back: to hear less of it, set a cap or switch it off")
+        if unheld := {self.source, self.target} & (DIGESTS | {TEST}):
+            raise ValueError(f"{', '.join(sorted(unheld))} neither holds anything back nor is held back")
+        if len(set(self.equal)) < len(self.equal):
+            raise ValueError("name each field of equal once")
+        return self
+
+
 class QuietBody(BaseModel):
     """From when until when nothing goes out but what is critical; 22:00 to 07:00 spans midnight."""
 
@@ -109,6 +143,21 @@ class PreferencesBody(BaseModel):
         max_length=MAX_CAPS,
         description="In how many minutes the next in turn is told what you did not acknowledge, by kind",
     )
+
+    inhibitions: list[InhibitionBody] = Field(
+        default_factory=list[InhibitionBody],
+        max_length=MAX_CAPS,
+        description="What is not told while something of another kind fires",
+    )
+
+    @model_validator(mode="after")
+    def _inhibitions(self) -> Self:
+        pairs = [(one.source, one.target) for one in self.inhibitions]
+        if twice := next((pair for pair in pairs if pairs.count(pair) > 1), None):
+            raise ValueError(f"there is more than one inhibition of {twice[1]} by {twice[0]}")
+        if kinds := circle(_inhibitions_of(self)):
+            raise ValueError(f"these would hold each other back, and none would be told: {', '.join(kinds)}")
+        return self
 
     @model_validator(mode="after")
     def _escalations(self) -> Self:
@@ -148,6 +197,15 @@ class CapView(msgspec.Struct, frozen=True):
     per_hour: int
 
 
+class InhibitionView(msgspec.Struct, frozen=True):
+    """An inhibition."""
+
+    source: str
+    target: str
+    equal: list[str]
+    minutes: int
+
+
 class EscalationView(msgspec.Struct, frozen=True):
     """An escalation."""
 
@@ -171,6 +229,7 @@ class PreferencesView(msgspec.Struct, frozen=True):
     quiet_hours: QuietView | None
     choices: list[ChoiceView]
     caps: list[CapView]
+    inhibitions: list[InhibitionView]
     turns: list[str]
     escalations: list[EscalationView]
     updated_at: datetime | None
@@ -250,12 +309,17 @@ def handlers(
     return [show, replace, log]
 
 
+def _inhibitions_of(data: PreferencesBody) -> tuple[Inhibition, ...]:
+    return tuple(Inhibition(one.source, one.target, tuple(one.equal), one.minutes) for one in data.inhibitions)
+
+
 def _said(data: PreferencesBody) -> Said:
     quiet = data.quiet_hours
     wishes = Wishes(
         quiet=quiet and Quiet(quiet.start, quiet.end),
         choices={(one.kind, one.channel): one.choice for one in data.choices},
         caps=tuple(Cap(one.kind, one.channel, one.per_hour) for one in data.caps),
+        inhibitions=_inhibitions_of(data),
         turns=tuple(data.turns),
         escalations={one.kind: one.after_minutes for one in data.escalations},
     )
@@ -267,7 +331,7 @@ async def _shown(user_id: UUID, store: PreferenceStore, door: Door) -> Preferenc
         row = await store.get(tx, user_id)
         usual = await store.users_timezone(tx, user_id) or "UTC"
     if row is None:
-        return PreferencesView(usual, False, None, None, [], [], [], [], None)
+        return PreferencesView(usual, False, None, None, [], [], [], [], [], None)
     quiet = row["quiet_start"] and QuietView(f"{row['quiet_start']:%H:%M}", f"{row['quiet_end']:%H:%M}")
     return PreferencesView(
         timezone=row["timezone"] or usual,
@@ -276,6 +340,7 @@ async def _shown(user_id: UUID, store: PreferenceStore, door: Door) -> Preferenc
         quiet_hours=quiet,
         choices=[ChoiceView(**one) for one in row["choices"]],
         caps=[CapView(**one) for one in row["caps"]],
+        inhibitions=[InhibitionView(**one) for one in row["inhibitions"]],
         turns=row["turns"],
         escalations=[EscalationView(**one) for one in row["escalations"]],
         updated_at=row["updated_at"],

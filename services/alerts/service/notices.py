@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
-from services.alerts.domain.notices import Saying, Told, id_of, notice_of, symbol_of
+from services.alerts.domain.notices import Saying, Told, account_of, id_of, notice_of, symbol_of
 from services.alerts.domain.words import Words
 from services.alerts.service.routing import NoticeRing, Router
 from services.alerts.store.notices import NoticeStore
@@ -53,13 +53,17 @@ class Notices:
                 "at": saying.cause.time,
                 "rule_id": saying.rule_id,
                 "symbol": symbol_of(saying.cause),
+                "account_id": account_of(saying.cause),
             }
             for saying in told.values()
         ]
         now = self._clock()
         new = [told[row["notice_id"]] for row in await self._store.add(tx, notices, now)]
         ringing = [
-            NoticeRing(saying.notice_id, saying.user_id, saying.notice.kind, symbol_of(saying.cause), saying.rule_id)
+            NoticeRing(
+                *(saying.notice_id, saying.user_id, saying.notice.kind, symbol_of(saying.cause), saying.rule_id),
+                account_of(saying.cause),
+            )
             for saying in new
         ]
         await self._router.ring_notices(ringing, now, tx)

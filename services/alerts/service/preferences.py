@@ -51,6 +51,10 @@ class Preferences:
                 for (kind, channel), choice in sorted(wishes.choices.items())
             ],
             "caps": [{"kind": one.kind, "channel": one.channel, "per_hour": one.per_hour} for one in wishes.caps],
+            "inhibitions": [
+                {"source": one.source, "target": one.target, "equal": list(one.equal), "minutes": one.minutes}
+                for one in wishes.inhibitions
+            ],
             "turns": list(wishes.turns),
             "escalations": [
                 {"kind": kind, "after_minutes": minutes} for kind, minutes in sorted(wishes.escalations.items())

@@ -16,6 +16,7 @@ from services.alerts.domain.routing import ACTIVITY, Ring, Used, Wishes, escalat
 from services.alerts.domain.states import end_of
 from services.alerts.store.deliveries import Audience, DeliveryStore
 from services.alerts.store.escalations import EscalationStore
+from services.alerts.store.inhibitions import firing_of, inhibitions_of
 from services.alerts.store.preferences import choices_of
 from services.alerts.store.silences import silences_of
 from shared.contracts.alerts import Channel, DeliverySettled
@@ -33,6 +34,7 @@ class NoticeRing:
     kind: str
     symbol: str | None = None
     rule_id: UUID | None = None
+    account: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class Router:
         calls = [
             _Call(
                 one.user_id,
-                Ring(one.kind, one.symbol, one.rule_id),
+                Ring(one.kind, one.symbol, one.rule_id, one.account),
                 one.notice_id,
                 "1",
                 {"notice_id": one.notice_id},
@@ -246,14 +248,19 @@ def _split(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[d
 
 
 def still_wanted(found: Row, kind: str, now: datetime) -> None:
-    """Raise Withdrawn for a delivery that its user has switched off or silenced since it was planned.
+    """Raise Withdrawn for a delivery that its user has switched off, silenced or inhibited since it was planned.
 
     An escalation that they have acknowledged is one, too.
     """
     if found["escalated"] and found["acknowledged_at"] is not None:
         raise Withdrawn("you acknowledged it before")
-    wishes = Wishes(choices=choices_of(found["choices"]), silences=silences_of(found["silences"]))
-    held = unwanted(Ring(kind, found["symbol"], found["rule_id"]), found["channel"], wishes, now)
+    wishes = Wishes(
+        choices=choices_of(found["choices"]),
+        silences=silences_of(found["silences"]),
+        inhibitions=inhibitions_of(found["inhibitions"]),
+        firing=firing_of(found["firing"]),
+    )
+    held = unwanted(Ring(kind, found["symbol"], found["rule_id"], found["account_id"]), found["channel"], wishes, now)
     if held is not None:
         raise Withdrawn(held.reason or "", end="digested" if held.status == "digested" else "suppressed")
 

@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from services.alerts.domain.matching import Change, Known, Line, Stock, Summary, watchlist_rule_id
 from services.alerts.domain.text import title
+from services.alerts.store.inhibitions import FIRING
 from services.alerts.store.silences import RUNNING
 from shared import retention
 from shared.db import Row, Tx
@@ -59,6 +60,7 @@ _SAVE_ALERTS = text("""
 _DELIVERIES = text(f"""
     select d.id, d.uncertain, d.user_id, d.channel, d.alert_id, d.escalated, a.acknowledged_at,
         c.target, c.enabled, p.choices, {RUNNING} as silences,
+        p.inhibitions, {FIRING} as firing, cast(null as uuid) as account_id,
         exists (select from deliveries l where l.alert_id = d.alert_id and l.session = d.session
             and l.channel = d.channel and l.lane = d.lane and l.ring > d.ring
             and l.status not in ('suppressed', 'digested')) as superseded,

@@ -13,15 +13,17 @@ from uuid import UUID
 from sqlalchemy import text
 
 from services.alerts.domain.routing import ACTIVITY, TEST, Ring, Used, Wishes, hour_of
+from services.alerts.store.inhibitions import FIRING, firing_of
 from services.alerts.store.preferences import wishes_of
 from services.alerts.store.silences import silences_of
 from shared.contracts.alerts import Channel
 from shared.db import Row, Tx
 
-_AUDIENCE: Final = text("""
+_AUDIENCE: Final = text(f"""
     select c.user_id, c.channel, c.lane, p.user_id is not null as wishes,
         coalesce(p.timezone, u.timezone) as timezone, p.quiet_start, p.quiet_end, p.choices, p.caps, p.turns,
-        p.escalations, s.silences
+        p.escalations, p.inhibitions, s.silences,
+        {FIRING} as firing
     from channels c
     left join preferences p on p.user_id = c.user_id
     left join users u on u.user_id = p.user_id
@@ -30,7 +32,7 @@ _AUDIENCE: Final = text("""
         where user_id = any(cast(:user_ids as uuid[])) and starts_at <= :now and ends_at > :now group by user_id
     ) s on s.user_id = c.user_id
     where c.user_id = any(cast(:user_ids as uuid[])) and c.enabled and c.channel = any(cast(:offered as text[]))
-    order by c.user_id, c.channel, c.lane""")
+    order by c.user_id, c.channel, c.lane""")  # noqa: S608 - our own words
 _LOCK: Final = text("""
     select user_id from preferences where user_id = any(cast(:user_ids as uuid[])) order by user_id for update""")
 _USED: Final = text(f"""
@@ -92,14 +94,20 @@ _LOG: Final = text(f"""
     ) told order by created_at desc, id desc limit :limit""")  # noqa: S608 - our own word
 
 _RANG: Final = text(f"""
-    select d.id, '{ACTIVITY}' as kind, a.symbol, a.rule_id from deliveries d join alerts a using (alert_id, session)
+    select d.id, '{ACTIVITY}' as kind, a.symbol, a.rule_id, cast(null as uuid) as account_id
+    from deliveries d join alerts a using (alert_id, session)
     where d.id = any(cast(:ids as uuid[])) and d.session = any(cast(:sessions as date[])) and d.ring = a.notifications
     union all
-    select d.id, n.kind, n.symbol, n.rule_id from notice_deliveries d join notices n using (notice_id)
+    select d.id, n.kind, n.symbol, n.rule_id, n.account_id from notice_deliveries d join notices n using (notice_id)
     where d.id = any(cast(:ids as uuid[])) and n.kind <> '{TEST}'""")  # noqa: S608 - our own words
 
 _LONGEST_WAIT: Final = timedelta(hours=27)
 """From a delivery's making to its time: quiet hours are shorter than a day, a changed clock included."""
+
+
+def ring_of(row: Row) -> Ring:
+    """Return what rang, of a row that says so."""
+    return Ring(row["kind"], row["symbol"], row["rule_id"], row["account_id"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +132,8 @@ class DeliveryStore:
                 wishes = wishes_of(row) if row["wishes"] else Wishes()
                 if row["silences"] is not None:
                     wishes = replace(wishes, silences=silences_of(row["silences"]))
+                if row["firing"] is not None:
+                    wishes = replace(wishes, firing=firing_of(row["firing"]))
                 found[user_id] = Audience(wishes, [])
             found[user_id].targets.append(row)
         return found
@@ -151,7 +161,7 @@ class DeliveryStore:
         """Return what deliveries were of, by delivery: no tests, and nothing that has rung again since."""
         sessions = [row["session"] for row in failed if "session" in row]
         rows = await tx.fetch(_RANG, ids=[row["id"] for row in failed], sessions=sessions)
-        return {row["id"]: Ring(row["kind"], row["symbol"], row["rule_id"]) for row in rows}
+        return {row["id"]: ring_of(row) for row in rows}
 
     async def log(self, tx: Tx, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Row]:
         """Return a user's deliveries of alerts and notices, newest first."""

@@ -7,17 +7,20 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from services.alerts.store.inhibitions import FIRING
 from services.alerts.store.silences import RUNNING
 from shared import retention
 from shared.db import Row, Tx
 
 _ADD: Final = text("""
-    insert into notices (notice_id, user_id, kind, title, lines, at, created_at, rule_id, symbol)
-    values (:notice_id, :user_id, :kind, :title, cast(:lines as text[]), :at, :now, :rule_id, :symbol)""")
+    insert into notices (notice_id, user_id, kind, title, lines, at, created_at, rule_id, symbol, account_id)
+    values (:notice_id, :user_id, :kind, :title, cast(:lines as text[]), :at, :now, :rule_id, :symbol,
+        :account_id)""")
 _KNOWN: Final = text("select notice_id from notices where notice_id = any(cast(:notices as uuid[]))")
 _DELIVERY: Final = text(f"""
     select d.id, d.uncertain, d.user_id, d.channel, d.lane, d.notice_id, n.kind, n.title, n.lines, n.at,
         n.symbol, n.rule_id, d.escalated, n.acknowledged_at, p.choices, {RUNNING} as silences,
+        n.account_id, p.inhibitions, {FIRING} as firing,
         (select g.sections from digests g where g.id = d.notice_id) as sections,
         c.target, c.enabled, coalesce(p.timezone, u.timezone) as timezone, p.locale
     from notice_deliveries d join notices n using (notice_id)
@@ -54,7 +57,7 @@ class NoticeStore:
             first.setdefault(notice["notice_id"], notice)
         known = {row["notice_id"] for row in await tx.fetch(_KNOWN, notices=list(first))}
         new = [notice for notice_id, notice in first.items() if notice_id not in known]
-        await tx.execute_many(_ADD, [{"symbol": None, **notice, "now": now} for notice in new])
+        await tx.execute_many(_ADD, [{"symbol": None, "account_id": None, **notice, "now": now} for notice in new])
         return new
 
     async def lately(self, tx: Tx, user_id: UUID, kind: str, since: datetime) -> list[datetime]:

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from services.alerts.domain.periods import zone_of
 from services.alerts.domain.routing import Cap, Choice, Quiet, Wishes
 from services.alerts.domain.words import LOCALE, TIMEZONE, Words
+from services.alerts.store.inhibitions import inhibitions_of
 from shared.contracts.alerts import Channel
 from shared.db import Row, Tx
 
@@ -17,13 +18,13 @@ _GET: Final = text("select * from preferences where user_id = :user_id")
 _USERS_TIMEZONE: Final = text("select timezone from users where user_id = :user_id")
 _PUT: Final = text("""
     insert into preferences (user_id, timezone, locale, quiet_start, quiet_end, choices, caps, turns, escalations,
-        updated_at)
+        inhibitions, updated_at)
     values (:user_id, :timezone, :locale, :quiet_start, :quiet_end, :choices, :caps, :turns, :escalations,
-        :now)
+        :inhibitions, :now)
     on conflict (user_id) do update set timezone = excluded.timezone, locale = excluded.locale,
         quiet_start = excluded.quiet_start, quiet_end = excluded.quiet_end, choices = excluded.choices,
         caps = excluded.caps, turns = excluded.turns, escalations = excluded.escalations,
-        updated_at = excluded.updated_at""")
+        inhibitions = excluded.inhibitions, updated_at = excluded.updated_at""")
 
 _WORDS: Final = text("""
     select one.user_id, coalesce(p.timezone, u.timezone) as timezone, p.locale
@@ -94,6 +95,7 @@ def wishes_of(row: Row) -> Wishes:
         quiet=quiet,
         choices=choices_of(row["choices"]),
         caps=tuple(Cap(one["kind"], one["channel"], one["per_hour"]) for one in row["caps"]),
+        inhibitions=inhibitions_of(row["inhibitions"]),
         turns=tuple(row["turns"]),
         escalations={one["kind"]: one["after_minutes"] for one in row["escalations"]},
     )
