@@ -1,7 +1,6 @@
 """Crypto exchanges through ccxt, spot only: a venue for each of them, `ccxt-kraken`, `ccxt-binance` and so on.
 
-Everything that is told comes from REST. The stream asks what has changed, again and again, and at once when the
-exchange's WebSocket says that something has: a frame that is lost costs time, never a fill.
+Everything that is told comes from REST, the stream's news (ccxt_stream.py) as well.
 
 An account's money is in one currency (`currency`), and only pairs quoted in it are traded: a cross such as ETH/BTC
 would move a second position that no order of ours names.
@@ -9,18 +8,18 @@ would move a second position that no order of ours names.
 What would surprise you: ccxt (90 MB, some seconds) is imported when an account is opened or capabilities are asked for.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, localcontext
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, Final
 from uuid import UUID, uuid5
 
 from services.broker.adapters import ccxt_exchanges as exchanges
 from services.broker.adapters.ccxt_line import Line
+from services.broker.adapters.ccxt_stream import Stream
 from services.broker.adapters.ccxt_wire import (
     Declined,
     Form,
@@ -110,11 +109,10 @@ class CcxtVenue:
         self.exchange = exchange
         self._account = account
         self._line = Line(exchange, currency)
-        self._poll_s = poll_s
+        self._stream = Stream(exchange, self._orders, poll_s)
         self._form: Form = exchanges.FORMS.get(exchange.id, "canonical")
         self._working: dict[str, str] = {}  # orders that worked when they were last told of: their symbols by venue id
         self._symbols: set[str] = set()  # what was traded or held, for exchanges that answer by symbol only
-        self._wakes: set[asyncio.Event] = set()
 
     # What is asked of the exchange
 
@@ -160,7 +158,7 @@ class CcxtVenue:
         if raw.get("id") is None:  # of an answer that is none, ccxt makes an order in which nothing is
             raise exchanges.in_doubt(self.exchange)
         self._note(raw, market["symbol"])
-        self._wake()
+        self._stream.wake()
         return answered(raw, market)
 
     async def cancel(self, order: Order) -> Report | None:
@@ -173,7 +171,7 @@ class CcxtVenue:
         except (Declined, Missing) as error:
             found = await self.look_up(order)
             return replace(found, kind="cancel_rejected", reason=str(error)) if found.kind == "accepted" else found
-        self._wake()
+        self._stream.wake()
         return None
 
     async def replace(self, order: Order, by: Order) -> Report | None:
@@ -233,58 +231,16 @@ class CcxtVenue:
         free, total = number(of.get("free")) or Decimal(0), number(of.get("total")) or Decimal(0)
         return Balance(total, free, self._line.currency)
 
-    @asynccontextmanager
-    async def stream(self) -> AsyncGenerator[AsyncIterator[Update]]:
+    def stream(self) -> AbstractAsyncContextManager[AsyncIterator[Update]]:
         """Listen. What is as it was when the block began is not told."""
-        begin = datetime.now(UTC)
-        told = {one.order_id: _mark(one.report) for one in (await self.changes(begin)).orders}
-        wake = asyncio.Event()
-        self._wakes.add(wake)
-        watching = asyncio.create_task(self._watch(wake))
-        try:
-            yield self._updates(begin, told, wake)
-        finally:
-            self._wakes.discard(wake)
-            watching.cancel()
-            await asyncio.wait([watching])
+        return self._stream.open()
 
     async def close(self) -> None:
         """Close the connections; another question opens new ones."""
         await self.exchange.close()
 
-    # The stream
-
-    async def _updates(self, begin: datetime, told: dict[UUID, Any], wake: asyncio.Event) -> AsyncIterator[Update]:
-        while True:
-            wake.clear()
-            asked = datetime.now(UTC)
-            changed = [replace(one, report=replace(one.report, looked_up=False)) for one in await self._orders(begin)]
-            fresh = [one for one in changed if told.get(one.order_id) != _mark(one.report)]
-            told, begin = {one.order_id: _mark(one.report) for one in changed}, asked
-            for one in fresh:
-                yield one
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_s):
-                    await wake.wait()
-
     async def _orders(self, since: datetime) -> Sequence[Update]:
         return (await self.changes(since)).orders
-
-    async def _watch(self, wake: asyncio.Event) -> None:
-        """Ask again at once when the exchange's WebSocket tells of an order; without it, only the clock does."""
-        while exchanges.watches(self.exchange):
-            try:
-                with localcontext():  # ccxt sets the rounding of whatever context it finds
-                    await self.exchange.watch_orders()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the truth comes by asking
-                if exchanges.never_watches(error):
-                    return
-                await asyncio.sleep(self._poll_s)
-            wake.set()
-
-    def _wake(self) -> None:
-        for one in self._wakes:
-            one.set()
 
     # Orders
 
@@ -400,11 +356,6 @@ class CcxtVenue:
             for coin, fee in fees_of(trade).items()
             if coin not in {market["base"], market["quote"]} and at is not None
         ]
-
-
-def _mark(of: Report) -> tuple[Any, ...]:
-    """Return what tells one report of an order from the next."""
-    return (of.kind, frozenset(one.id for one in of.executions), tuple(one.quantity for one in of.cumulative))
 
 
 def _age(order_id: UUID) -> datetime:
