@@ -10,13 +10,14 @@ from datetime import date, datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Final, Literal, Protocol, TypeVar
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import msgspec
 
 from services.alerts.domain.expressions import Expression
 from services.alerts.domain.fields import Record
 from services.alerts.domain.kinds import ACTIVITY, KINDS
+from shared.contracts.base import derived_id
 from shared.contracts.detector import ActivityDetected, Side
 
 _ALERTS: Final = UUID("6f0cf9a4-52c7-5a53-9c3e-0a4d1c1f7a11")
@@ -144,12 +145,12 @@ class Change:
 def alert_id(rule: Rule, stock: Stock) -> UUID:
     """Return the one id of (user, rule, symbol, session)."""
     symbol, session = stock
-    return uuid5(_ALERTS, f"{rule.user_id}/{rule.rule_id}/{symbol}/{session.isoformat()}")
+    return derived_id(_ALERTS, f"{rule.user_id}/{rule.rule_id}/{symbol}/{session.isoformat()}")
 
 
 def watchlist_rule_id(user_id: UUID) -> UUID:
     """Return the id of the rule that every user has: the symbols on the watchlist."""
-    return uuid5(user_id, "alerts/rule/watchlist")
+    return derived_id(user_id, "alerts/rule/watchlist")
 
 
 def sightings(event: ActivityDetected) -> list[Line]:

@@ -6,10 +6,10 @@ from datetime import date, datetime
 from decimal import Decimal
 from functools import singledispatch
 from typing import Any, Final, cast, get_args
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from services.alerts.domain.words import DEFAULT, Words
-from shared.contracts.base import Event
+from shared.contracts.base import Event, derived_id
 from shared.contracts.broker import OrderFilled, OrderFlagged, OrderRejected, PositionsDrifted
 from shared.contracts.payment import (
     CardExpiring,
@@ -155,7 +155,7 @@ def _(event: PositionsDrifted, words: Words = DEFAULT) -> Notice:
 def id_of(event: Told) -> UUID:
     """Return a notice's id. By leg, an order's parts share one, and the fills of a whole order."""
     if isinstance(event, OrderFilled):
-        return uuid5(event.order_id, f"{'whole' if event.whole else 'part'}/{event.symbol}")
+        return derived_id(event.order_id, f"{'whole' if event.whole else 'part'}/{event.symbol}")
     return event.id
 
 

@@ -11,8 +11,10 @@ time: half a period lies between two digests at least.
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Final, Literal
-from uuid import UUID, uuid5
+from uuid import UUID
 from zoneinfo import ZoneInfo
+
+from shared.contracts.base import derived_id
 
 Frequency = Literal["daily", "weekly"]
 
@@ -46,7 +48,7 @@ class Period:
 
 def digest_id(user_id: UUID, plan: Plan, period: Period) -> UUID:
     """Return the one id of (user, kind, period)."""
-    return uuid5(user_id, f"digest/{plan.frequency}/{period.until.astimezone(UTC).isoformat()}")
+    return derived_id(user_id, f"digest/{plan.frequency}/{period.until.astimezone(UTC).isoformat()}")
 
 
 def zone_of(name: str | None) -> str:

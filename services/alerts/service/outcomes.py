@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from typing import Any
-from uuid import uuid5
 
 from services.alerts.domain.states import end_of
 from shared.contracts.alerts import DeliverySettled, NoticeDeliverySettled
-from shared.contracts.base import Event
+from shared.contracts.base import Event, derived_id
 from shared.db import Row
 from shared.work import Settled
 
@@ -33,7 +32,7 @@ def of_notice_delivery(row: Row, settled: Settled) -> NoticeDeliverySettled:
 
 def _outcome(row: Row, settled: Settled) -> dict[str, Any]:
     return {
-        "id": uuid5(row["id"], "settled"),
+        "id": derived_id(row["id"], "settled"),
         "time": settled.at,
         "delivery_id": row["id"],
         "user_id": row["user_id"],

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from services.alerts.domain.matching import Change
 from services.alerts.domain.routing import ACTIVITY, Ring, Used, Wishes, escalates_after, in_turn, plan, unwanted
@@ -20,7 +20,7 @@ from services.alerts.store.inhibitions import firing_of, inhibitions_of
 from services.alerts.store.preferences import choices_of
 from services.alerts.store.silences import silences_of
 from shared.contracts.alerts import Channel, DeliverySettled
-from shared.contracts.base import Event
+from shared.contracts.base import Event, derived_id
 from shared.db import Row, Tx
 from shared.work import Settled, Withdrawn
 
@@ -143,7 +143,7 @@ class Router:
 
     async def ring_target(self, notice_id: UUID, target: Row, now: datetime, tx: Tx) -> UUID:
         """Write a delivery of a notice to one target, now and whatever its user wishes; return its id."""
-        delivery_id = uuid5(notice_id, f"delivery/{target['lane']}/1")
+        delivery_id = derived_id(notice_id, f"delivery/{target['lane']}/1")
         row = {
             "id": delivery_id,
             "notice_id": notice_id,
@@ -193,7 +193,7 @@ def _told(call: _Call, user: Audience, used: Used, now: datetime) -> list[dict[s
 def _planned(call: _Call, target: Row, wishes: Wishes, used: Used, now: datetime) -> dict[str, Any]:
     decision = plan(call.ring, target["channel"], wishes, used, now)
     return {
-        "id": uuid5(call.seed, f"delivery/{target['lane']}/{call.name}"),
+        "id": derived_id(call.seed, f"delivery/{target['lane']}/{call.name}"),
         "user_id": call.user_id,
         "channel": target["channel"],
         "lane": target["lane"],
@@ -218,7 +218,7 @@ def _next_step(call: _Call, told: Sequence[dict[str, Any]], user: Audience) -> l
     if not in_turn(user.wishes.turns, {target["channel"] for target in user.targets}, channel):
         return []
     step: dict[str, Any] = {
-        "id": uuid5(call.seed, f"escalation/{channel}/{call.name}"),
+        "id": derived_id(call.seed, f"escalation/{channel}/{call.name}"),
         "user_id": call.user_id,
         "channel": channel,
         "after_minutes": minutes,
@@ -267,7 +267,7 @@ def still_wanted(found: Row, kind: str, now: datetime) -> None:
 
 def _settled(row: dict[str, Any], at: datetime) -> DeliverySettled:
     return DeliverySettled(
-        id=uuid5(row["id"], "settled"),
+        id=derived_id(row["id"], "settled"),
         time=at,
         delivery_id=row["id"],
         alert_id=row["alert_id"],

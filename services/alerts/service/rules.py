@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import msgspec
 
@@ -29,7 +29,7 @@ from services.alerts.store.rules import PAGE as RULES_AT_ONCE
 from services.alerts.store.rules import RuleStore
 from shared.clock import Clock, NewId
 from shared.contracts.api import ActionAudited
-from shared.contracts.base import Event
+from shared.contracts.base import Event, derived_id
 from shared.db import Row, Tx
 from shared.errors import Conflict, Invalid, NotFound
 from shared.messaging.door import Done
@@ -246,7 +246,7 @@ def _held(kind: Kind, rule: Row, records: Sequence[tuple[_Heard, Record]]) -> It
 def _saying(rule: Row, one: _Heard, record: Record, words: Words) -> Saying:
     notice = rule_notice(rule["name"], one.event, record, words)
     rule_id: UUID = rule["rule_id"]
-    return Saying(uuid5(one.event.id, f"rule/{rule_id}"), rule["user_id"], notice, one.event, rule_id)
+    return Saying(derived_id(one.event.id, f"rule/{rule_id}"), rule["user_id"], notice, one.event, rule_id)
 
 
 def _newest_few(examples: list[Example], another: Example) -> list[Example]:
