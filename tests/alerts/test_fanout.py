@@ -171,8 +171,7 @@ async def test_what_few_look_at_is_delivered_before_what_many_do(fan: Fan) -> No
     fan.bench.clock.advance(1)
     await fan.bench.tell(activity(symbol="TSLA"))
     for _ in range(13):  # of a fan-out's, few at once
-        await fan.bench.workers[0].turn()
-        await fan.bench.workers[0].idle()
+        await fan.bench.deliver()
     assert len(fan.bench.discord.sent) == len(await fan.bench.rows("deliveries")) == 14
     assert f"{WEBHOOK}alone" in {message.target for message in fan.bench.discord.sent[:8]}  # eight at once
 
