@@ -50,7 +50,8 @@ class Quotes:
         told: list[Told] = []
         for symbol, one in sorted(newest.items()):
             quote = Told(symbol, Decimal(repr(one.bid)), Decimal(repr(one.ask)), one.as_of)
-            if await self._store.quote(tx, symbol, quote.bid, quote.ask, quote.at, one.simulated):
+            close = Decimal(repr(one.close)) if one.close and math.isfinite(one.close) else None
+            if await self._store.quote(tx, symbol, quote.bid, quote.ask, quote.at, one.simulated, close=close):
                 told.append(quote)
         for hear in self._hear:
             await hear(tx, told)

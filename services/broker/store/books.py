@@ -35,14 +35,16 @@ _SAVE: Final = text("""
     where p.account_id = :account_id and p.symbol = r.symbol returning p.symbol, p.version""")
 _ALL: Final = text("select * from positions where account_id = :account_id order by symbol")
 _QUOTE: Final = text("""
-    insert into quotes as known (symbol, bid, ask, at, simulated, underlying)
-    values (:symbol, :bid, :ask, :at, :simulated, cast(:underlying as text))
+    insert into quotes as known (symbol, bid, ask, at, simulated, underlying, close)
+    values (:symbol, :bid, :ask, :at, :simulated, cast(:underlying as text), cast(:close as numeric))
     on conflict (symbol) do update set bid = excluded.bid, ask = excluded.ask, at = excluded.at,
-        simulated = excluded.simulated
+        simulated = excluded.simulated, close = excluded.close
     where known.at < excluded.at""")
 _QUOTES: Final = text("select * from quotes where symbol = any(:symbols)")
 
-_CLOSING: Final = text("select symbol, (bid + ask) / 2 as price from quotes where at >= :since and bid > 0")
+_CLOSING: Final = text("""
+    select symbol, coalesce(close, (bid + ask) / 2) as price from quotes
+    where at >= :since and (close is not null or bid > 0)""")
 
 
 Followed = tuple[Position, tuple[datetime, str] | None]
@@ -123,15 +125,19 @@ class BookStore:
         at: datetime,
         simulated: object,
         underlying: str | None = None,
+        close: object = None,
     ) -> bool:
-        """Keep a quote that is newer than the one before; an option's follows the chains of `underlying`."""
+        """Keep a quote that is newer than the one before; an option's follows the chains of `underlying`.
+
+        `close` is the regular session's price, in which nothing moves any more after hours.
+        """
         given = {"symbol": symbol, "bid": bid, "ask": ask, "at": at, "simulated": simulated, "underlying": underlying}
-        return bool(await tx.execute(_QUOTE, **given))
+        return bool(await tx.execute(_QUOTE, **given, close=close))
 
     async def quotes(self, tx: Tx, symbols: Collection[str]) -> Mapping[str, Row]:
         """Return the last quotes."""
         return {row["symbol"]: row for row in await tx.fetch(_QUOTES, symbols=list(symbols))}
 
     async def closing(self, tx: Tx, since: datetime) -> Mapping[str, Decimal]:
-        """Return the middle of each last quote that is not older."""
+        """Return the session's price of each last quote that is not older; where it has none, the middle."""
         return {row["symbol"]: row["price"] for row in await tx.fetch(_CLOSING, since=since)}

@@ -73,7 +73,7 @@ class Ticking:
 
 
 def expiries(paper: Paper, calendar: Calendar, books: BookStore, door: Door) -> Job:
-    """Return the job that settles expired options by the underlyings' last quotes, each half hour after a close."""
+    """Return the job that settles expired options by their underlyings' closes, each half hour after one."""
 
     async def expire(at: datetime) -> None:
         session = (await calendar()).at(at)
