@@ -176,7 +176,8 @@ class PaperAdapter:
         """Write back what the desk changed, and wake who listens once it is committed."""
         await self.tables.save(tx, desk, now)
         if desk.frames:
-            tx.after_commit(self.feed.wake)
+            accounts = {frame.account_id for frame in desk.frames}
+            tx.after_commit(lambda: self.feed.wake(accounts))
 
     # Orders
 

@@ -1,17 +1,17 @@
 """Tells what happens in paper accounts to whoever listens in this process, from the frames in Postgres.
 
-One task reads the new frames of all accounts that somebody listens to: at once after a commit of this process, and
-every `poll_s` for those of other replicas. Frames are numbered by account under the account's lock, so that reading on
-from a number misses none.
+One task reads the new frames of accounts that somebody listens to: an account's at once after a commit of this process,
+and all of them every `poll_s`, for those of other replicas. Frames are numbered by account under the account's lock, so
+that reading on from a number misses none.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from services.broker.adapters.paper.tables import PaperTables
+from services.broker.adapters.paper.tables import FRAMES_MOST, PaperTables
 from services.broker.ports import Update
 from shared.db import Database
 from shared.errors import Transient
@@ -39,10 +39,12 @@ class Feed:
         self._poll_s = poll_s
         self._listeners: list[_Listener] = []
         self._woken = asyncio.Event()
+        self._told: set[UUID] = set()  # accounts of which this process has committed something
         self._reading: asyncio.Task[None] | None = None
 
-    def wake(self) -> None:
-        """Read now: something was committed."""
+    def wake(self, accounts: Collection[UUID]) -> None:
+        """Read now what is new of accounts: something was committed."""
+        self._told.update(accounts)
         self._woken.set()
 
     @asynccontextmanager
@@ -75,21 +77,30 @@ class Feed:
 
     async def _read(self) -> None:
         try:
-            while True:
-                self._woken.clear()
-                await self._pass_on()
-                try:
-                    async with asyncio.timeout(self._poll_s):
-                        await self._woken.wait()
-                except TimeoutError:
-                    continue
+            await self._read_on()
         except Exception as error:  # noqa: BLE001 - whatever it is, who listens is told
             lost = StreamLost()
             lost.__cause__ = error
             self._lose(lost)
 
-    async def _pass_on(self) -> None:
-        listeners = list(self._listeners)
+    async def _read_on(self) -> None:
+        """Read what this process commits at once, and every `poll_s` whatever there is."""
+        loop = asyncio.get_running_loop()
+        all_at = 0.0
+        while True:
+            self._woken.clear()
+            told, self._told = self._told, set()
+            if loop.time() >= all_at:
+                all_at = loop.time() + self._poll_s
+                told = {one.account_id for one in self._listeners}
+            await self._pass_on([one for one in self._listeners if one.account_id in told])
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(all_at):
+                    await self._woken.wait()
+
+    async def _pass_on(self, listeners: list[_Listener]) -> None:
+        if not listeners:
+            return
         async with self._database.read() as tx:
             found = await self._tables.frames(tx, [(one.account_id, one.last) for one in listeners])
         for place, number, order_id, report in found:
@@ -97,8 +108,8 @@ class Feed:
             if number > listener.last:
                 listener.last = number
                 listener.queue.put_nowait(Update(order_id, report))
-        if found:
-            self._woken.set()  # there may be more
+        if len(found) == FRAMES_MOST:
+            self.wake({one.account_id for one in listeners})
 
     def _lose(self, lost: Transient) -> None:
         for listener in self._listeners:

@@ -96,11 +96,13 @@ _CHANGED: Final = text("""
 _FACTS: Final = text("select * from paper_facts where account_id = :account_id and at >= :since order by at, id")
 _HELD: Final = text("select * from paper_holdings where account_id = :account_id and quantity <> 0 order by symbol")
 _PURSE: Final = text("select * from paper_accounts where id = :id")
-_NEW_FRAMES: Final = text("""
+FRAMES_MOST: Final = 5000
+"""So many frames are read at once."""
+_NEW_FRAMES: Final = text(f"""
     select s.place, f.* from unnest(cast(:ids as uuid[]), cast(:lasts as bigint[]))
             with ordinality as s (account_id, last, place)
         join paper_frames f on f.account_id = s.account_id and f.number > s.last
-    order by f.account_id, f.number limit 5000""")
+    order by f.account_id, f.number limit {FRAMES_MOST}""")  # noqa: S608 - our own number
 _FORGET: Final = slice_of("paper_frames", "at < :before")
 
 
