@@ -1,7 +1,8 @@
 """alerts: turns activity into alerts for the users whose watchlist or rule matches, and tells them.
 
 Owns     schema `alerts`: users and watchlists as the gateway tells them, rules, channels and the mails that
-         confirm them, contracts and quotes of the session, events of 30 days, alerts, notices, deliveries of both
+         confirm them, contracts and quotes of the session, events of 30 days, alerts, notices, deliveries of both,
+         what of them waits in groups or for somebody to acknowledge it
 Reads    detector.activity (ActivityDetected), api.users (UserSignedUp, UserSettingsChanged),
          api.watchlists (StockAdded, StockSettingsChanged, StockRemoved), payment.payments (PaymentReceived,
          PaymentFailed, PaymentRefunded, PaymentDisputed, TrialEnding, CardExpiring, RenewalDue),

@@ -37,6 +37,7 @@ from services.alerts.routes import silences as silence_routes
 from services.alerts.routes import templates as template_routes
 from services.alerts.routes import trials as trial_routes
 from services.alerts.service import Alerts, Channels, Engagement, Notices, Options, Preferences, Router, Rules, Silences
+from services.alerts.service.bundling import Bundling
 from services.alerts.service.digests import Digests
 from services.alerts.service.escalating import Escalating
 from services.alerts.service.gathering import Gathering
@@ -56,6 +57,7 @@ from services.alerts.store.engagement import EngagementStore
 from services.alerts.store.escalations import EscalationStore
 from services.alerts.store.fanouts import FanOutStore
 from services.alerts.store.gathered import GatheredStore
+from services.alerts.store.groups import GroupStore
 from services.alerts.store.kept import KeptEvents
 from services.alerts.store.mail import MailStore
 from services.alerts.store.notices import NoticeStore
@@ -181,7 +183,7 @@ def build(env: Environment) -> Service:
     told = Notices(notices, preferences, router=router, clock=service.clock)
     rules = Rules(RuleStore(), kept, told, max_rules=settings.max_rules, clock=service.clock, new_id=new_id)
     digests, gathering, making = _digests(settings, service, notices, router, wake=wake, draw=env.random.random)
-    workers += [making, _escalating(service, router, draw=env.random.random)]
+    workers += [making, *_later(service, router, notices, draw=env.random.random)]
     for consumer in consumers.tables(alerts, told, rules, pictures=pictures, digests=digests, gathering=gathering):
         service.consume(consumer)
     retention = Retention(
@@ -274,13 +276,16 @@ def _digests(
     return digests, Gathering(gathered, service.clock), making
 
 
-def _escalating(service: Service, router: Router, *, draw: Callable[[], float]) -> Worker:
-    """Return the worker that hands on what nobody acknowledges."""
-    forget = partial(EscalationStore().forget, service.door.transaction)
-    service.schedule(Job("escalations-retention", "45 5 * * *", forget))
-    worker = Worker(Escalating(router).work(), service.door, service.clock, draw=draw)
-    service.work(worker)
-    return worker
+def _later(service: Service, router: Router, notices: NoticeStore, *, draw: Callable[[], float]) -> tuple[Worker, ...]:
+    """Return the workers that tell groups, and hand on what nobody acknowledges."""
+    door = service.door
+    service.schedule(Job("escalations-retention", "45 5 * * *", partial(EscalationStore().forget, door.transaction)))
+    service.schedule(Job("groups-retention", "50 5 * * *", partial(GroupStore().forget, door.transaction)))
+    works = (Bundling(router, notices).work(), Escalating(router).work())
+    workers = tuple(Worker(work, door, service.clock, draw=draw) for work in works)
+    for worker in workers:
+        service.work(worker)
+    return workers
 
 
 def _pictures(settings: AlertsSettings, service: Service) -> Pictures:

@@ -17,6 +17,7 @@ from services.alerts.domain.links import Link, Links
 from services.alerts.domain.text import Message
 from services.alerts.ports import Sent
 from services.alerts.service import Actor, Alerts, Channels, Engagement, NewRule, Notices, Options, Router, Rules
+from services.alerts.service.bundling import Bundling
 from services.alerts.service.escalating import Escalating
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
@@ -147,7 +148,8 @@ class Bench:
             NoticeDelivery("email", self.email, self.notices, self.store, self.door, **common),
             NoticeDelivery("webhook", self.webhook, self.notices, self.store, self.door, **common),
         ]
-        works = [Escalating(self.router).work(), *(one.work(8) for one in deliveries), *(one.work() for one in notices)]
+        later = Bundling(self.router, self.notices).work(), Escalating(self.router).work()
+        works = [*later, *(one.work(8) for one in deliveries), *(one.work() for one in notices)]
         self.workers = [Worker(work, self.door, clock, draw=lambda: 0.5) for work in works]
 
     def offer(self, options: Options, clock: Clock | None = None, wake: Callable[[], None] | None = None) -> None:

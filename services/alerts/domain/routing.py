@@ -237,6 +237,18 @@ def unwanted(ring: Ring, channel: str, wishes: Wishes, now: datetime) -> Decisio
     """Return why its user does not want it on a channel, now; None when they do. Asked again when it goes out."""
     if ring.kind == TEST:
         return None
+    if (held := hushed(ring, wishes, now)) is not None:
+        return held
+    choice = choice_of(wishes.choices, ring.kind, channel)
+    if choice == "off":
+        return Decision("suppressed", now, "switched off in your preferences")
+    if choice == "digest" and not ring.digest:
+        return Decision("digested", now, "your preferences say: in the digest")
+    return None
+
+
+def hushed(ring: Ring, wishes: Wishes, now: datetime) -> Decision | None:
+    """Return why its user does not want it on any channel, now: a silence or an inhibition."""
     for silence in wishes.silences:
         if silence.covers(ring):
             return Decision("suppressed", now, f"silenced until {silence.ends_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
@@ -244,11 +256,6 @@ def unwanted(ring: Ring, channel: str, wishes: Wishes, now: datetime) -> Decisio
         for firing in wishes.firing:
             if inhibition.holds(firing, ring, now):
                 return Decision("suppressed", now, _inhibited(inhibition, firing))
-    choice = choice_of(wishes.choices, ring.kind, channel)
-    if choice == "off":
-        return Decision("suppressed", now, "switched off in your preferences")
-    if choice == "digest" and not ring.digest:
-        return Decision("digested", now, "your preferences say: in the digest")
     return None
 
 

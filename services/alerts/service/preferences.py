@@ -1,9 +1,10 @@
 """What users say about where and when they want to be told."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from services.alerts.domain.grouping import Grouping
 from services.alerts.domain.routing import Wishes
 from services.alerts.service.audit import Actor, audited
 from services.alerts.store.preferences import PreferenceStore
@@ -19,6 +20,7 @@ class Said:
     wishes: Wishes
     timezone: str | None = None
     locale: str | None = None
+    groupings: Sequence[Grouping] = ()
 
 
 class Preferences:
@@ -54,6 +56,16 @@ class Preferences:
             "inhibitions": [
                 {"source": one.source, "target": one.target, "equal": list(one.equal), "minutes": one.minutes}
                 for one in wishes.inhibitions
+            ],
+            "groupings": [
+                {
+                    "kind": one.kind,
+                    "by": one.by,
+                    "wait_s": one.wait_s,
+                    "interval_s": one.interval_s,
+                    "repeat_s": one.repeat_s,
+                }
+                for one in said.groupings
             ],
             "turns": list(wishes.turns),
             "escalations": [

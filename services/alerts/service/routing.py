@@ -11,11 +11,23 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
+from services.alerts.domain.grouping import grouping_of
 from services.alerts.domain.matching import Change
-from services.alerts.domain.routing import ACTIVITY, Ring, Used, Wishes, escalates_after, in_turn, plan, unwanted
+from services.alerts.domain.routing import (
+    ACTIVITY,
+    Decision,
+    Ring,
+    Used,
+    Wishes,
+    escalates_after,
+    in_turn,
+    plan,
+    unwanted,
+)
 from services.alerts.domain.states import end_of
-from services.alerts.store.deliveries import Audience, DeliveryStore
+from services.alerts.store.deliveries import Audience, DeliveryStore, ring_of
 from services.alerts.store.escalations import EscalationStore
+from services.alerts.store.groups import GroupStore, Joining
 from services.alerts.store.inhibitions import firing_of, inhibitions_of
 from services.alerts.store.preferences import choices_of
 from services.alerts.store.silences import silences_of
@@ -42,7 +54,7 @@ class _Call:
     """What rings, whose it is, and what its delivery rows say of it; `seed` and `name` make their ids.
 
     With a channel that it is handed on `after` it is told by those whose turn comes then, `because` of what. What is
-    `escalated` stops when its user acknowledges it.
+    `escalated` stops when its user acknowledges it. What rings `alone` joins no group.
     """
 
     user_id: UUID
@@ -53,6 +65,7 @@ class _Call:
     after: str | None = None
     because: str | None = None
     escalated: bool = False
+    alone: bool = False
 
 
 LOST: Final = frozenset({"failed", "unknown"})
@@ -64,7 +77,7 @@ class Router:
 
     def __init__(self, store: DeliveryStore, offered: Sequence[Channel], *, wake: Callable[[], None]) -> None:
         self._store = store
-        self._escalations = EscalationStore()
+        self._escalations, self._groups = EscalationStore(), GroupStore()
         self._offered = tuple(offered)
         self._wake = wake
 
@@ -89,8 +102,8 @@ class Router:
         causes = {change.alert_id: change.cause for change in ringing}
         return [_settled(row, causes[row["alert_id"]].time) for row in rows if row["settled_at"] is not None]
 
-    async def ring_notices(self, ringing: Sequence[NoticeRing], now: datetime, tx: Tx) -> None:
-        """Write a delivery for each target of each notice's user."""
+    async def ring_notices(self, ringing: Sequence[NoticeRing], now: datetime, tx: Tx, *, alone: bool = False) -> None:
+        """Write a delivery for each target of each notice's user; what is not `alone` may join a group."""
         calls = [
             _Call(
                 one.user_id,
@@ -98,6 +111,7 @@ class Router:
                 one.notice_id,
                 "1",
                 {"notice_id": one.notice_id},
+                alone=alone,
             )
             for one in ringing
         ]
@@ -141,6 +155,32 @@ class Router:
             tx.after_commit(self._wake)
         return [_settled(row, now) for row in of_alerts if row["settled_at"] is not None]
 
+    async def audience_of(self, user_id: UUID, now: datetime, tx: Tx) -> Audience | None:
+        """Return what a user wants and where; None for one without a target."""
+        return (await self._store.audience(tx, [user_id], self._offered, now)).get(user_id)
+
+    async def ring_item(self, item: Row, now: datetime, tx: Tx) -> list[Event]:
+        """Tell one that waited in a group by itself."""
+        return await self._tell_on([_of_item(item)], now, tx)
+
+    async def withhold(self, held: Sequence[tuple[Row, str]], now: datetime, tx: Tx) -> list[Event]:
+        """Write why those of one user that waited in a group are not told by themselves, where they would have been."""
+        user = await self.audience_of(held[0][0]["user_id"], now, tx) if held else None
+        if user is None:
+            return []
+        channels = {target["channel"] for target in user.targets}
+        told = (channels - set(user.wishes.turns)) | set(in_turn(user.wishes.turns, channels)[:1])
+        rows = [
+            _row(_of_item(item), target, Decision("suppressed", now, reason), now)
+            for item, reason in held
+            for target in user.targets
+            if target["channel"] in told
+        ]
+        of_alerts, of_notices = _split(rows)
+        await self._store.add_of_alerts(tx, of_alerts, now)
+        await self._store.add_of_notices(tx, of_notices, now)
+        return [_settled(row, now) for row in of_alerts]
+
     async def ring_target(self, notice_id: UUID, target: Row, now: datetime, tx: Tx) -> UUID:
         """Write a delivery of a notice to one target, now and whatever its user wishes; return its id."""
         delivery_id = derived_id(notice_id, f"delivery/{target['lane']}/1")
@@ -161,17 +201,23 @@ class Router:
         if not calls:
             return []
         audience = await self._store.audience(tx, sorted({call.user_id for call in calls}), self._offered, now)
-        capped = [user_id for user_id, one in audience.items() if one.wishes.caps]
+        heard = [(call, audience[call.user_id]) for call in calls if call.user_id in audience]
+        joining = [joins for call, user in heard if (joins := _joins(call, user)) is not None]
+        await self._groups.join(
+            tx, joining, now
+        )  # before the lock below: a group's message takes the two in this order
+        heard = [(call, user) for call, user in heard if _joins(call, user) is None]
+        capped = sorted({call.user_id for call, user in heard if user.wishes.caps})
         used = await self._store.used(tx, capped, now) if capped else {}
         rows: list[dict[str, Any]] = []
         steps: list[dict[str, Any]] = []
-        for call in calls:
-            if (user := audience.get(call.user_id)) is None:
-                continue
+        for call, user in heard:
             told = _told(call, user, used[call.user_id] if user.wishes.caps else Counter(), now)
             rows += told
             steps += _next_step(call, told, user)
         await self._escalations.add(tx, steps, now)
+        if joining or steps:
+            tx.after_commit(self._wake)
         return rows
 
 
@@ -191,7 +237,10 @@ def _told(call: _Call, user: Audience, used: Used, now: datetime) -> list[dict[s
 
 
 def _planned(call: _Call, target: Row, wishes: Wishes, used: Used, now: datetime) -> dict[str, Any]:
-    decision = plan(call.ring, target["channel"], wishes, used, now)
+    return _row(call, target, plan(call.ring, target["channel"], wishes, used, now), now)
+
+
+def _row(call: _Call, target: Row, decision: Decision, now: datetime) -> dict[str, Any]:
     return {
         "id": derived_id(call.seed, f"delivery/{target['lane']}/{call.name}"),
         "user_id": call.user_id,
@@ -206,6 +255,24 @@ def _planned(call: _Call, target: Row, wishes: Wishes, used: Used, now: datetime
         "settled_at": None if decision.status == "pending" else now,
         **call.row,
     }
+
+
+def _joins(call: _Call, user: Audience) -> Joining | None:
+    """Return the group that what rings is told with; None when it is told by itself."""
+    grouping = None if call.alone or call.after else grouping_of(user.groupings, call.ring)
+    if grouping is None:
+        return None
+    item = {"subject_id": call.row.get("alert_id") or call.row["notice_id"], **call.row}
+    return Joining(call.user_id, call.ring.kind, grouping, grouping.key(call.ring), item)
+
+
+def _of_item(item: Row) -> _Call:
+    common: dict[str, Any] = {"alone": True}
+    if item["alert_id"] is not None:
+        about = {name: item[name] for name in ("session", "alert_id", "ring", "bulk")}
+        return _Call(item["user_id"], ring_of(item), item["alert_id"], str(item["ring"]), about, **common)
+    about = {"notice_id": item["notice_id"]}
+    return _Call(item["user_id"], ring_of(item), item["notice_id"], "1", about, **common)
 
 
 def _next_step(call: _Call, told: Sequence[dict[str, Any]], user: Audience) -> list[dict[str, Any]]:

@@ -12,9 +12,10 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from services.alerts.domain.grouping import Grouping
 from services.alerts.domain.routing import ACTIVITY, TEST, Ring, Used, Wishes, hour_of
 from services.alerts.store.inhibitions import FIRING, firing_of
-from services.alerts.store.preferences import wishes_of
+from services.alerts.store.preferences import groupings_of, wishes_of
 from services.alerts.store.silences import silences_of
 from shared.contracts.alerts import Channel
 from shared.db import Row, Tx
@@ -22,7 +23,7 @@ from shared.db import Row, Tx
 _AUDIENCE: Final = text(f"""
     select c.user_id, c.channel, c.lane, p.user_id is not null as wishes,
         coalesce(p.timezone, u.timezone) as timezone, p.quiet_start, p.quiet_end, p.choices, p.caps, p.turns,
-        p.escalations, p.inhibitions, s.silences,
+        p.escalations, p.inhibitions, p.groupings, s.silences,
         {FIRING} as firing
     from channels c
     left join preferences p on p.user_id = c.user_id
@@ -116,6 +117,7 @@ class Audience:
 
     wishes: Wishes
     targets: list[Row]
+    groupings: Sequence[Grouping] = ()
 
 
 class DeliveryStore:
@@ -134,7 +136,7 @@ class DeliveryStore:
                     wishes = replace(wishes, silences=silences_of(row["silences"]))
                 if row["firing"] is not None:
                     wishes = replace(wishes, firing=firing_of(row["firing"]))
-                found[user_id] = Audience(wishes, [])
+                found[user_id] = Audience(wishes, [], groupings_of(row["groupings"]))
             found[user_id].targets.append(row)
         return found
 

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from services.alerts.domain.grouping import Grouping
 from services.alerts.domain.periods import zone_of
 from services.alerts.domain.routing import Cap, Choice, Quiet, Wishes
 from services.alerts.domain.words import LOCALE, TIMEZONE, Words
@@ -18,13 +19,14 @@ _GET: Final = text("select * from preferences where user_id = :user_id")
 _USERS_TIMEZONE: Final = text("select timezone from users where user_id = :user_id")
 _PUT: Final = text("""
     insert into preferences (user_id, timezone, locale, quiet_start, quiet_end, choices, caps, turns, escalations,
-        inhibitions, updated_at)
+        inhibitions, groupings, updated_at)
     values (:user_id, :timezone, :locale, :quiet_start, :quiet_end, :choices, :caps, :turns, :escalations,
-        :inhibitions, :now)
+        :inhibitions, :groupings, :now)
     on conflict (user_id) do update set timezone = excluded.timezone, locale = excluded.locale,
         quiet_start = excluded.quiet_start, quiet_end = excluded.quiet_end, choices = excluded.choices,
         caps = excluded.caps, turns = excluded.turns, escalations = excluded.escalations,
-        inhibitions = excluded.inhibitions, updated_at = excluded.updated_at""")
+        inhibitions = excluded.inhibitions, groupings = excluded.groupings,
+        updated_at = excluded.updated_at""")
 
 _WORDS: Final = text("""
     select one.user_id, coalesce(p.timezone, u.timezone) as timezone, p.locale
@@ -85,6 +87,13 @@ def words_of(row: Row) -> Words:
 def choices_of(said: Sequence[dict[str, Any]] | None) -> dict[tuple[str, str], Choice]:
     """Return the choices of a row of preferences, by kind and channel."""
     return {(one["kind"], one["channel"]): one["choice"] for one in said or ()}
+
+
+def groupings_of(said: Sequence[dict[str, Any]] | None) -> tuple[Grouping, ...]:
+    """Return the groupings of a row of preferences."""
+    return tuple(
+        Grouping(one["kind"], one["by"], one["wait_s"], one["interval_s"], one["repeat_s"]) for one in said or ()
+    )
 
 
 def wishes_of(row: Row) -> Wishes:
