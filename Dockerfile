@@ -22,27 +22,30 @@ ARG SOURCE_DATE_EPOCH=0
 COPY --from=wheels /wheels /wheels
 # The versions are those of the wheels, which are those of the lock. Then away with 60 MB that nothing of ours uses: faker,
 # with which Litestar would invent example values, and what a debugger would read of some libraries in C.
+# What lies below a folder of /layers becomes a layer. A folder that is copied with the one above it keeps its time, and one
+# that the base image has does not: hence /venv, and nothing below /opt.
 # hadolint ignore=DL3008,DL3013
 RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends binutils >/dev/null \
     && rm -rf /var/lib/apt/lists/* \
-    && python -m venv --without-pip /opt/openbell \
-    && pip --python /opt/openbell/bin/python install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
+    && python -m venv --without-pip /venv \
+    && pip --python /venv/bin/python install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
         --no-index --find-links /wheels "openbell[${SERVICE:-services}]" \
-    && rm -rf /opt/openbell/lib/python*/site-packages/faker \
+    && rm -rf /venv/lib/python*/site-packages/faker \
     && for one in asyncpg greenlet multidict sqlalchemy uvloop yaml; do \
-        find /opt/openbell -path "*/${one}/*.so" -exec strip --strip-debug {} + ; done
-WORKDIR /app
-COPY services services
-COPY shared shared
+        find /venv -path "*/${one}/*.so" -exec strip --strip-debug {} + ; done \
+    && mkdir -p /layers/venv /layers/app/app && mv /venv /layers/venv && ln -s /layers/venv/venv /venv && ln -s /layers/app/app /app
+COPY services /layers/app/app/services
+COPY shared /layers/app/app/shared
+WORKDIR /layers/app/app
 ENV PYTHONDONTWRITEBYTECODE=1 HOME=/app
 # The sessions of the exchange are worked out here, for there is nowhere to keep them later. Some libraries ship files
 # that are no Python (ccxt), which nobody imports: only what is ours has to compile.
-RUN /opt/openbell/bin/python -c "import asyncio, importlib.util as installed; \
+RUN /venv/bin/python -c "import asyncio, importlib.util as installed; \
 from shared.xnys import load_sessions; \
 installed.find_spec('exchange_calendars') and asyncio.run(load_sessions())" \
-    && { /opt/openbell/bin/python -m compileall -qq --invalidation-mode unchecked-hash /opt/openbell/lib || : ; } \
-    && /opt/openbell/bin/python -m compileall -q --invalidation-mode unchecked-hash /app \
-    && find /opt/openbell /app -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
+    && { /venv/bin/python -m compileall -qq --invalidation-mode unchecked-hash /venv/lib || : ; } \
+    && /venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /app \
+    && find /layers -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 
 # hadolint ignore=DL3006
 FROM ${PYTHON_IMAGE} AS image
@@ -51,10 +54,10 @@ ARG REVISION=unknown
 LABEL org.opencontainers.image.title="openbell" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"
-COPY --from=installed /opt/openbell /opt/openbell
-COPY --from=installed /app /app
+COPY --from=installed /layers/venv /
+COPY --from=installed /layers/app /
 WORKDIR /app
-ENV PATH="/opt/openbell/bin:${PATH}" \
+ENV PATH="/venv/bin:${PATH}" \
     PYTHONPATH=/app \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -11,7 +11,7 @@ export OPENBELL_KAFKA := $(or $(KAFKA),$(OPENBELL_KAFKA))
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt bench chaos simulate manifests image test-image up down sbom migrate backup restore asyncapi openapi replay lock clean
+.PHONY: help install run test check fmt bench chaos simulate manifests image test-image test-compose up down sbom migrate backup restore asyncapi openapi replay lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 13
@@ -73,12 +73,18 @@ TAG ?= $(shell git rev-parse --short=12 HEAD)
 manifests: $(STAMP) ## Write what follows from deploy/services.py into deploy/k8s/base
 	$(PYTHON) -m deploy.k8s
 
-image: ## Build the image of all services, openbell:TAG (SERVICE=api: openbell-api:TAG, only that one)
+image: ## Build the image of all services, openbell:TAG (SERVICE=api: openbell-api:TAG; PYTHON_IMAGE: on another base)
 	DOCKER_BUILDKIT=1 docker build --tag openbell$(if $(SERVICE),-$(SERVICE)):$(TAG) --build-arg SERVICE=$(SERVICE) \
-	  --build-arg REVISION=$$(git rev-parse HEAD) --build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(ARGS) .
+	  --build-arg REVISION=$$(git rev-parse HEAD) --build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+	  $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) $(ARGS) .
 
-test-image: image ## Run every service from the image until somebody is alerted (slow; needs Docker on Linux)
+# Where no registry gives the base image, one in its place is made (tests/deploy/stand_ins).
+test-image: $(STAMP) ## Run every service from the image until somebody is alerted (slow; needs Docker on Linux)
+	$(MAKE) image PYTHON_IMAGE=$$($(PYTHON) -m tests.deploy.stand_ins python)
 	$(PYTHON) -m tests.deploy.containers openbell:$(TAG)
+
+test-compose: $(STAMP) ## Bring the core of docker-compose.yml up until somebody is alerted, and take it down (slow; needs Docker)
+	$(PYTHON) -m tests.deploy.compose
 
 PROFILES ?= core
 up: $(STAMP) ## Start it all in containers (PROFILES="core observability dev")

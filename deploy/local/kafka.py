@@ -87,14 +87,14 @@ def resolve(data_dir: Path, choice: str | None = None) -> RunningKafka:
     if choice != "embedded":
         try:
             return _start_apache(data_dir.resolve() / "apache")
-        except _Unavailable as reason:
+        except Unavailable as reason:
             if choice == "apache":
                 raise ServerError(f"Apache Kafka cannot run here: {reason}") from None
             why_not = f" because {reason}"
     return _start_embedded(data_dir.resolve() / "embedded", why_not or " by choice")
 
 
-class _Unavailable(Exception):
+class Unavailable(Exception):
     """This kind of Kafka cannot be had on this machine; the next one is tried."""
 
 
@@ -103,13 +103,13 @@ class _Unavailable(Exception):
 
 def _start_apache(folder: Path) -> RunningKafka:
     java = _java()
-    jars = _jars()
+    found = jars()
     lock = processes.claim(folder)
     try:
         broker_port, controller_port = processes.keep_ports(folder, 2)
         (folder / "server.properties").write_text(_properties(folder / "data", broker_port, controller_port))
         (folder / "log4j2.properties").write_text(_LOGGING)
-        run = [*_jvm(java, folder), "-cp", f"{jars}/*"]
+        run = [*_jvm(java, folder), "-cp", f"{found}/*"]
         if not (folder / "data" / "meta.properties").exists():
             _format(run, folder)
         server = processes.start(
@@ -130,11 +130,11 @@ def _java() -> str:
     home = os.environ.get("JAVA_HOME")
     java = shutil.which(str(Path(home, "bin", "java"))) if home else shutil.which("java")
     if java is None:
-        raise _Unavailable(f"there is no Java (it needs {_NEEDS_JAVA} or newer)")
+        raise Unavailable(f"there is no Java (it needs {_NEEDS_JAVA} or newer)")
     said = subprocess.run([java, "-version"], check=False, capture_output=True, text=True)  # noqa: S603 - our own command
     found = re.search(r'version "(\d+)', said.stderr + said.stdout)
     if found is None or int(found[1]) < _NEEDS_JAVA:
-        raise _Unavailable(f"Java is {found[1] if found else 'unknown'}, it needs {_NEEDS_JAVA} or newer")
+        raise Unavailable(f"Java is {found[1] if found else 'unknown'}, it needs {_NEEDS_JAVA} or newer")
     return java
 
 
@@ -204,25 +204,25 @@ rootLogger.appenderRef.out.ref=out
 # Apache Kafka: its jars
 
 
-def _jars() -> Path:
-    """The folder of pinned jars, fetched at the first call."""
+def jars() -> Path:
+    """Return the folder of pinned jars, fetched at the first call. Raises Unavailable."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jars = cache / "openbell" / "kafka" / KAFKA_VERSION
-    if jars.is_dir():
-        return jars
+    kept = cache / "openbell" / "kafka" / KAFKA_VERSION
+    if kept.is_dir():
+        return kept
     maven = shutil.which("mvn")
     if maven is None:
-        raise _Unavailable("its jars are not here yet and there is no Maven (mvn) to fetch them")
-    jars.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=jars.parent) as work:
+        raise Unavailable("its jars are not here yet and there is no Maven (mvn) to fetch them")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as work:
         (Path(work) / "pom.xml").write_text(_POM)
         _fetch(maven, Path(work))
         try:
-            (Path(work) / "jars").rename(jars)
+            (Path(work) / "jars").rename(kept)
         except OSError:  # another process was faster
-            if not jars.is_dir():
+            if not kept.is_dir():
                 raise
-    return jars
+    return kept
 
 
 def _fetch(maven: str, work: Path) -> None:
@@ -247,9 +247,9 @@ def _fetch(maven: str, work: Path) -> None:
         while maven_run.poll() is None:
             time.sleep(0.2)
             if time.monotonic() - said.last > _FETCH_SILENCE_S:
-                raise _Unavailable(f"Maven heard nothing for {_FETCH_SILENCE_S} s while fetching its jars")
+                raise Unavailable(f"Maven heard nothing for {_FETCH_SILENCE_S} s while fetching its jars")
             if time.monotonic() - begun > _FETCH_TIMEOUT_S:
-                raise _Unavailable(f"fetching its jars took more than {_FETCH_TIMEOUT_S} s")
+                raise Unavailable(f"fetching its jars took more than {_FETCH_TIMEOUT_S} s")
     finally:
         if maven_run.poll() is None:
             os.killpg(maven_run.pid, signal.SIGKILL)
@@ -257,7 +257,7 @@ def _fetch(maven: str, work: Path) -> None:
         said.join()
         print(file=sys.stderr)
     if maven_run.returncode:
-        raise _Unavailable(f"Maven could not fetch its jars ({said.error()})")
+        raise Unavailable(f"Maven could not fetch its jars ({said.error()})")
 
 
 class _Listener(threading.Thread):

@@ -53,6 +53,6 @@ def test_a_ledger_loses_doubles_and_reorders_nothing_while_everything_is_killed(
 
 def _has_jars() -> bool:
     try:
-        return local_kafka._jars().is_dir()
-    except local_kafka._Unavailable:
+        return local_kafka.jars().is_dir()
+    except local_kafka.Unavailable:
         return False

@@ -9,7 +9,6 @@ share the machine's network.
 
 import json
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,20 +22,13 @@ import httpx
 from deploy.docker import secrets
 from deploy.local import stack
 from deploy.services import GATEWAY, PORT, SERVICES
+from tests.deploy.stand_ins import docker
 
 WAIT_S: Final = 180
 READ_BY: Final = {
     GATEWAY.name: "OPENBELL_API_KEY_SECRET",
     "broker": "OPENBELL_BROKER_CREDENTIAL_KEYS",
 }
-
-
-def docker(*arguments: str) -> str:
-    """Run the engine's command; return what it said. Raises RuntimeError."""
-    done = subprocess.run(["docker", *arguments], check=False, capture_output=True, text=True)  # noqa: S607 - whichever it is
-    if done.returncode:
-        raise RuntimeError(f"docker {' '.join(arguments)}\n{done.stdout}{done.stderr}")
-    return done.stdout.strip()
 
 
 def _options(folder: Path, name: str, files: list[str], environment: dict[str, str]) -> list[str]:
@@ -74,9 +66,9 @@ def _ports() -> dict[str, int]:
     return {**found, GATEWAY.name: PORT}  # where the image's own health check asks
 
 
-def first_light() -> str:
-    """Sign up, watch the simulator's stocks, and wait until an alert is there; return its title."""
-    with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=10, trust_env=False) as http:
+def first_light(port: int = PORT) -> str:
+    """Sign up at the gateway, watch the simulator's stocks, and wait until an alert is there; return its title."""
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as http:
         body = http.post("/api/users", json={"email": "trader@example.com"}).raise_for_status().json()
         user, http.headers["authorization"] = body["user"]["id"], f"Bearer {body['api_key']}"
         watched = {"investing_style": "trader", "tickers": ["AAPL", "GOOG", "IBM", "MSFT"]}

@@ -39,8 +39,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[KafkaAd
     """A Kafka as Strimzi sets it up: (where its administrator connects, where users do, without a user)."""
     folder = tmp_path_factory.mktemp("guarded")
     try:
-        java, jars = kafka._java(), kafka._jars()
-    except kafka._Unavailable as why:
+        java, jars = kafka._java(), kafka.jars()
+    except kafka.Unavailable as why:
         pytest.skip(f"Apache Kafka cannot run here: {why}")
     lock = processes.claim(folder)
     inside, controller, outside = processes.keep_ports(folder, 3)

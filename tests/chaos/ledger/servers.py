@@ -138,7 +138,7 @@ class Kafka:
             kafka._properties(self.folder / "data", self._inside, self._controller) + self._listeners()
         )
         (self.folder / "log4j2.properties").write_text(kafka._LOGGING)
-        run = [*kafka._jvm(kafka._java(), self.folder), "-cp", f"{kafka._jars()}/*"]
+        run = [*kafka._jvm(kafka._java(), self.folder), "-cp", f"{kafka.jars()}/*"]
         if not (self.folder / "data" / "meta.properties").exists():
             kafka._format(run, self.folder)
         command = [*run, "kafka.Kafka", str(properties)]
