@@ -1,4 +1,4 @@
-"""Programs that check what is deployed and that pip does not bring: promtool, kustomize, checkov.
+"""What checks what is deployed and pip does not bring: promtool, kustomize, checkov, operators' definitions.
 
     path = find("promtool")            # raises ToolMissing, which says what was tried
 
@@ -12,6 +12,7 @@ had says so and goes on: a laptop without a network is no fault of the code.
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -41,6 +42,33 @@ class Tool:
     go: str | None = None
     called: str | None = None  # in the package, where that is another name
     locked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GoModule:
+    """Files that are published as a Go module: its path, version and `h1:` sum."""
+
+    path: str
+    version: str
+    checksum: str
+
+    def folder(self) -> Path:
+        """Return the folder of its files; fetches it where it is not there.
+
+        Raises ToolMissing when it cannot be had, ValueError when its sum is another.
+        """
+        name = f"{self.path}@{self.version}"
+        with tempfile.TemporaryDirectory() as scratch:  # not here: a go.mod above would be read
+            try:
+                said = _run("go", "mod", "download", "-json", name, cwd=scratch)
+            except subprocess.CalledProcessError as error:  # it tells in its answer why
+                raise ToolMissing(f"{name} cannot be had: {json.loads(error.stdout or '{}').get('Error')}") from error
+            except (OSError, subprocess.SubprocessError) as error:
+                raise ToolMissing(f"{name} cannot be had: {_why(error)}") from error
+        fetched = json.loads(said)
+        if fetched["Sum"] != self.checksum:
+            raise ValueError(f"{name} has the sum {fetched['Sum']}, and {self.checksum} is pinned")
+        return Path(fetched["Dir"])
 
 
 TOOLS: Final[Mapping[str, Tool]] = {
@@ -124,10 +152,10 @@ def _by_go(module: str, program: str, kept: Path) -> None:
         (Path(scratch) / program).rename(kept)
 
 
-def _run(*command: str, cwd: str, **environment: str) -> None:
-    subprocess.run(  # noqa: S603 - the commands are those above
+def _run(*command: str, cwd: str, **environment: str) -> bytes:
+    return subprocess.run(  # noqa: S603 - the commands are those above
         command, cwd=cwd, env=os.environ | environment, check=True, capture_output=True, timeout=FETCH_S
-    )
+    ).stdout
 
 
 def _why(error: Exception) -> str:

@@ -3,13 +3,14 @@
 import copy
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploy.k8s import check
+from deploy.k8s import check, published
 from deploy.k8s.__main__ import BASE, files
 from deploy.k8s.service import DRAIN_S
 from deploy.services import SERVICES, Lag, consumers, topics
@@ -162,6 +163,42 @@ def test_a_field_that_no_schema_knows_is_refused(kind: str, path: tuple[str, ...
     (fault, *_) = check.faults([resource])
     assert "replicaz" in fault
     assert kind in fault
+
+
+def _published() -> Mapping[tuple[str, str], dict[str, Any]]:
+    try:
+        return published.schemas()
+    except ToolMissing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.parametrize("overlay", check.OVERLAYS)
+def test_every_overlay_is_as_operators_publish_their_kinds(overlay: str):
+    known = _published()
+    held = [one for one in _built(overlay) if (one["apiVersion"], one["kind"]) in known]
+    assert {one["kind"] for one in held} >= {"Cluster", "ScaledObject", "TriggerAuthentication", "Gateway", "HTTPRoute"}
+    assert [fault for one in held for fault in published.faults(one, known)] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "wrong"),
+    [
+        ("Cluster", ("spec", "postgresql"), {"replicaz": 3}),
+        ("Cluster", ("spec",), {"instances": "three"}),
+        ("ScaledObject", ("spec", "scaleTargetRef"), {"replicaz": 3}),
+        ("ScaledObject", ("spec", "triggers", 0), {"metadata": {"lagThreshold": 100}}),
+        ("HTTPRoute", ("spec", "rules", 0), {"replicaz": 3}),
+    ],
+)
+def test_what_an_operator_does_not_publish_is_refused(kind: str, path: tuple[str | int, ...], wrong: dict[str, Any]):
+    known = _published()
+    resource = copy.deepcopy(next(iter(_all(kind).values())))
+    inside: Any = resource
+    for step in path:
+        inside = inside[step]
+    inside.update(wrong)
+    (fault, *_) = published.faults(resource, known)
+    assert fault.startswith(".".join(map(str, path)))
 
 
 def test_a_kind_that_nobody_knows_is_refused():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.tools import Tool, ToolMissing, resolve
+from deploy.tools import GoModule, Tool, ToolMissing, resolve
 
 SCRIPT = "#!/bin/sh\n"
 
@@ -52,3 +52,16 @@ def test_what_cannot_be_had_is_said_with_what_was_tried(bin_folder: Path, tmp_pa
     _program(bin_folder / "apt-get", f'{SCRIPT}echo "E: Unable to locate package checkers" >&2; exit 100\n')
     with pytest.raises(ToolMissing, match=r"a-checker .*checkers: E: Unable to locate package checkers"):
         resolve("a-checker", Tool(apt="checkers"), tmp_path / "kept")
+
+
+def test_a_module_is_what_was_pinned_or_is_refused(bin_folder: Path) -> None:
+    _program(bin_folder / "go", f'{SCRIPT}echo \'{{"Dir": "/kept/a-module", "Sum": "h1:right"}}\'\n')
+    assert GoModule("example.org/a-module", "v1", "h1:right").folder() == Path("/kept/a-module")
+    with pytest.raises(ValueError, match="has the sum h1:right, and h1:other is pinned"):
+        GoModule("example.org/a-module", "v1", "h1:other").folder()
+
+
+def test_a_module_that_nobody_gives_is_missing_with_the_reason(bin_folder: Path) -> None:
+    _program(bin_folder / "go", f'{SCRIPT}echo \'{{"Error": "no such host"}}\'; exit 1\n')
+    with pytest.raises(ToolMissing, match=r"example\.org/a-module@v1 cannot be had: no such host"):
+        GoModule("example.org/a-module", "v1", "h1:any").folder()

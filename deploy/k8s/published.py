@@ -1,0 +1,74 @@
+"""The definitions that operators publish of their custom resources, and what ours have that these do not allow.
+
+They come by Go, which CloudNativePG, KEDA and the Gateway API publish them with, pinned by version and by hash. Those
+of Strimzi, the Barman plugin, External Secrets and the Prometheus operator cannot be had that way: crds.py alone speaks
+for them.
+
+What would surprise you: a cluster drops a field that a definition does not name, and says nothing. Here it is refused.
+Rules in CEL (`x-kubernetes-validations`) are for a cluster to judge.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, Final
+
+import yaml
+from jsonschema import Draft4Validator
+
+from deploy.tools import GoModule
+
+MODULES: Final[Mapping[GoModule, tuple[str, ...]]] = {
+    GoModule(
+        "github.com/cloudnative-pg/cloudnative-pg", "v1.28.0", "h1:vkv0a0ewDSfJOPJrsyUr4uczsxheReAWf/k171V0Dm0="
+    ): (
+        "config/crd/bases/postgresql.cnpg.io_clusters.yaml",
+        "config/crd/bases/postgresql.cnpg.io_scheduledbackups.yaml",
+    ),
+    GoModule("github.com/kedacore/keda/v2", "v2.18.3", "h1:PY3o80tzBAzCffS8J6eBZctT4B+g/r26zErNSMleC50="): (
+        "config/crd/bases/keda.sh_scaledobjects.yaml",
+        "config/crd/bases/keda.sh_triggerauthentications.yaml",
+    ),
+    GoModule("sigs.k8s.io/gateway-api", "v1.6.3", "h1:lKpJa5bGlraC/QeACvCpsHLdmO6y0iKfzVl6gzaFEYc="): (
+        "config/crd/standard/gateway.networking.k8s.io_gateways.yaml",
+        "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml",
+    ),
+}
+
+Schema = dict[str, Any]
+
+
+@cache
+def schemas() -> Mapping[tuple[str, str], Schema]:
+    """Return the schema of each kind, by API version and kind.
+
+    Raises ToolMissing where the modules cannot be had, ValueError when one is not what was pinned.
+    """
+    found: dict[tuple[str, str], Schema] = {}
+    for module, files in MODULES.items():
+        where = module.folder()
+        for file in files:
+            definition = yaml.load((where / file).read_bytes(), Loader=yaml.CSafeLoader)["spec"]
+            for version in definition["versions"]:
+                name = (f"{definition['group']}/{version['name']}", definition["names"]["kind"])
+                found[name] = closed(version["schema"]["openAPIV3Schema"])
+    return found
+
+
+def closed(schema: Schema) -> Schema:
+    """Return a schema that refuses the fields that it does not name, as deep as it names any."""
+    made = dict(schema)
+    if "properties" in schema:
+        made["properties"] = {name: closed(one) for name, one in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            made.setdefault("additionalProperties", False)
+    for key in ("items", "additionalProperties"):
+        if isinstance(made.get(key), dict):
+            made[key] = closed(made[key])
+    return made
+
+
+def faults(resource: Schema, known: Mapping[tuple[str, str], Schema]) -> Iterator[str]:
+    """Yield what the definition of its kind has against a resource; nothing where none is known."""
+    schema = known.get((resource["apiVersion"], resource["kind"]))
+    for error in Draft4Validator(schema).iter_errors(resource) if schema else ():
+        yield f"{'.'.join(map(str, error.path))}: {error.message}"
