@@ -7,5 +7,5 @@ RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends netcat-
 COPY jars /opt/kafka/libs
 COPY kafka.sh /usr/local/bin/kafka.sh
 RUN useradd --uid 1000 appuser && install -d -o appuser /var/lib/kafka/data && chmod 755 /usr/local/bin/kafka.sh
-USER appuser
+USER 1000
 ENTRYPOINT ["/usr/local/bin/kafka.sh"]
