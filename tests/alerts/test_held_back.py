@@ -2,6 +2,7 @@
 
 import pytest
 
+from services.alerts.service.sections.held_back import MOST
 from services.alerts.store.digests import DigestStore
 from tests.alerts.conftest import Bench, activity
 from tests.alerts.test_digests import Desk
@@ -43,3 +44,15 @@ async def test_a_digest_that_is_made_again_says_what_it_said(desk: Desk) -> None
         assert await DigestStore().sections(tx, digest["id"]) == digest["sections"]
     assert await desk.lines(user) == before
     assert len(await bench.rows("notice_deliveries")) == 1
+
+
+async def test_all_that_was_held_back_is_named_and_of_very_much_how_much_more_there_is(desk: Desk) -> None:
+    bench = desk.bench
+    user = await bench.user()
+    await bench.channel(user)
+    await bench.handle(bench.telling.tell, [receipt(user, plan=f"plan {number}") for number in range(MOST + 3)])
+    await bench.execute("update notice_deliveries set status = 'digested'")
+    await desk.choose(user)
+    await desk.next(user)
+    (lines,) = await desk.lines(user)
+    assert (len(lines), lines[-1]) == (1 + MOST + 1, "and 3 more")

@@ -42,9 +42,9 @@ class Kind:
     render: Callable[[Sequence[Row], Words], Section]
 
 
-def cut(lines: Sequence[str], total: int) -> tuple[str, ...]:
+def cut(lines: Sequence[str], total: int, most: int = MOST) -> tuple[str, ...]:
     """Return the first lines, and how many more there are in all."""
-    shown = tuple(lines[:MOST])
+    shown = tuple(lines[:most])
     return (*shown, f"and {total - len(shown)} more") if total > len(shown) else shown
 
 

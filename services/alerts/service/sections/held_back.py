@@ -14,6 +14,8 @@ from services.alerts.service.sections.base import Asked, Section, cut
 from shared.db import Row, Tx
 
 AT_MOST: Final = timedelta(days=31)
+MOST: Final = 100
+"""Lines: this is where its user wants to read them. Channels that take less cut for themselves."""
 
 _TELL: Final = text("""
     with alerted as (
@@ -49,4 +51,4 @@ async def collect(tx: Tx, asked: Asked) -> Sequence[Row]:
 def render(found: Sequence[Row], words: Words) -> Section:
     """Return one line for each, in the order of time."""
     lines = [f"{row['title']} ({words.clock(row['at'])})" for row in found]
-    return Section("Held back for this digest", cut(lines, len(lines)), any(row["simulated"] for row in found))
+    return Section("Held back for this digest", cut(lines, len(lines), MOST), any(row["simulated"] for row in found))
