@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -92,6 +92,19 @@ def folder() -> Path:
 def find(name: str) -> Path:
     """Return the program; fetches it where it is not there. Raises ToolMissing."""
     return resolve(name, TOOLS[name], folder())
+
+
+def verdict(what: str, well: str, problems: Iterable[str]) -> int:
+    """Tell what is wrong, or that it is well; return the exit code. Where a tool is missing, `what` was not checked."""
+    try:
+        found = list(problems)
+    except ToolMissing as missing:
+        sys.stderr.write(f"SKIPPED: {what} not checked: {missing}\n")
+        return 0
+    sys.stderr.writelines(f"{problem.rstrip()}\n" for problem in found)
+    if not found:
+        sys.stdout.write(f"{well}\n")
+    return 1 if found else 0
 
 
 def resolve(name: str, tool: Tool, into: Path) -> Path:

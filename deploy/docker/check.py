@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from deploy.tools import ToolMissing, find
+from deploy.tools import find, verdict
 
 ROOT: Final = Path(__file__).parents[2]
 COMPOSE: Final = "docker-compose.yml"
@@ -45,15 +45,7 @@ def problems() -> Iterator[str]:
 
 def main() -> int:
     """Tell what is wrong; return the exit code."""
-    try:
-        found = list(problems())
-    except ToolMissing as missing:
-        sys.stderr.write(f"SKIPPED: docker-compose.yml was not checked: {missing}\n")
-        return 0
-    sys.stderr.writelines(found)
-    if not found:
-        sys.stdout.write("Docker: Dockerfile and docker-compose.yml are well.\n")
-    return 1 if found else 0
+    return verdict("docker-compose.yml was", "Docker: Dockerfile and docker-compose.yml are well.", problems())
 
 
 if __name__ == "__main__":

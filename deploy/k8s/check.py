@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from deploy.k8s import published
 from deploy.k8s.crds import MODELS
 from deploy.k8s.crds_edge import EDGE
-from deploy.tools import ToolMissing, find
+from deploy.tools import ToolMissing, find, verdict
 
 HERE: Final = Path(__file__).parent
 OVERLAYS: Final = tuple(sorted(path.name for path in (HERE / "overlays").iterdir()))
@@ -100,15 +100,9 @@ def problems() -> Iterator[str]:
 
 def main() -> int:
     """Tell what is wrong; return the exit code."""
-    try:
-        found = list(problems())
-    except ToolMissing as missing:
-        sys.stderr.write(f"SKIPPED: the manifests were not checked: {missing}\n")
-        return 0
-    sys.stderr.writelines(f"{problem}\n" for problem in found)
-    if not found:
-        sys.stdout.write(f"Kubernetes: the overlays {', '.join(OVERLAYS)} are as the schemas say.\n")
-    return 1 if found else 0
+    return verdict(
+        "the manifests were", f"Kubernetes: the overlays {', '.join(OVERLAYS)} are as the schemas say.", problems()
+    )
 
 
 if __name__ == "__main__":
