@@ -201,12 +201,17 @@ class Router:
         if not calls:
             return []
         audience = await self._store.audience(tx, sorted({call.user_id for call in calls}), self._offered, now)
-        heard = [(call, audience[call.user_id]) for call in calls if call.user_id in audience]
-        joining = [joins for call, user in heard if (joins := _joins(call, user)) is not None]
-        await self._groups.join(
-            tx, joining, now
-        )  # before the lock below: a group's message takes the two in this order
-        heard = [(call, user) for call, user in heard if _joins(call, user) is None]
+        heard: list[tuple[_Call, Audience]] = []
+        joining: list[Joining] = []
+        for call in calls:
+            if (user := audience.get(call.user_id)) is None:
+                continue
+            if (joins := _joins(call, user)) is not None:
+                joining.append(joins)
+            else:
+                heard.append((call, user))
+        # Before the lock below: a group's message takes the two in this order.
+        await self._groups.join(tx, joining, now)
         capped = sorted({call.user_id for call, user in heard if user.wishes.caps})
         used = await self._store.used(tx, capped, now) if capped else {}
         rows: list[dict[str, Any]] = []
