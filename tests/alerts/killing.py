@@ -27,10 +27,10 @@ from shared.messaging.record import headers_of
 from tests.alerts.conftest import activity, contract
 from tests.conftest import eventually
 from tests.fakes.discord import FakeDiscord
-from tests.fakes.smtp import FakeSmtp
+from tests.fakes.smtp import FakeSmtp, Mail
 
 REPOSITORY = Path(__file__).parents[2]
-SUBJECT = re.compile(r"\b[KN]\d{5}\b")
+SUBJECT = re.compile(r"(?<![A-Z0-9])[KN]\d{5}\b")
 PACE_S = 0.1
 BEHIND = 60
 """So many messages may be on their way before the stream waits for them."""
@@ -160,8 +160,8 @@ class Stage:
         assert answer.is_success, answer.text
         return answer.json() if answer.content.startswith(b"{") else None
 
-    async def join(self) -> None:
-        """Add a user who hears of everything on every channel."""
+    async def join(self, *, grouped: bool = False) -> None:
+        """Add a user who hears of everything on every channel, `grouped` in messages of several."""
         who = Person(uuid4(), self.discord.webhook(), f"{uuid4().hex}@example.org")
         await self.ask(who.id, "POST", f"/api/alerts/{who.id}/rules", {"name": "all", "symbols": [], "min_score": 50})
         await self.ask(who.id, "PUT", f"/api/alerts/{who.id}/channels/discord", {"target": who.webhook})
@@ -175,6 +175,9 @@ class Stage:
         assert body is not None
         token = body.get_content().partition("token=")[2].split()[0]
         await self.ask(who.id, "POST", f"/links/confirm-email?token={token}")
+        if grouped:
+            together = {"kind": "*", "by": "kind", "wait_s": 1, "interval_s": 10}
+            await self.ask(who.id, "PUT", f"/api/alerts/{who.id}/preferences", {"groupings": [together]})
         self.people.append(who)
 
     # The stream
@@ -224,11 +227,10 @@ class Stage:
         mails = {who.email: str(who.id) for who in self.people}
         found: Counter[Told] = Counter()
         for post in list(self.discord.posts):
-            if (subject := SUBJECT.search(str(post.payload))) and post.url in hooks:
-                found[hooks[post.url], "discord", subject[0]] += 1
+            if post.url in hooks:
+                found.update((hooks[post.url], "discord", one) for one in subjects_of(str(post.payload)))
         for mail in list(self.smtp.mails):
-            if subject := SUBJECT.search(str(mail.message["Subject"])):
-                found[mails[mail.recipients[0]], "email", subject[0]] += 1
+            found.update((mails[mail.recipients[0]], "email", one) for one in subjects_of(words_of(mail)))
         return found
 
     # A life and its end
@@ -249,16 +251,17 @@ class Stage:
     async def note_the_dead(self) -> None:
         """Note what was in flight, and let the time pass that a dead worker's lease takes."""
         rows = await self.admin.fetch(
-            """select d.user_id, d.channel, a.title from alerts.deliveries d join alerts.alerts a
+            """select d.user_id, d.channel, a.title as words from alerts.deliveries d join alerts.alerts a
                 using (alert_id, session) where d.status = 'started'
             union all
-            select d.user_id, d.channel, n.title from alerts.notice_deliveries d join alerts.notices n
+            select d.user_id, d.channel, n.title || array_to_string(n.lines, ' ')
+                from alerts.notice_deliveries d join alerts.notices n
                 using (notice_id) where d.status = 'started'"""
         )
         for row in rows:
-            if subject := SUBJECT.search(row["title"]):
-                self.unknown[str(row["user_id"]), row["channel"], subject[0]] += 1
-        for table in ("deliveries", "notice_deliveries"):
+            place = str(row["user_id"]), row["channel"]
+            self.unknown.update((*place, one) for one in subjects_of(row["words"]))
+        for table in ("deliveries", "notice_deliveries", "bundles"):
             await self.admin.execute(
                 f"""update alerts.{table} set lease_until = now() - interval '1 second'
                 where status in ('claimed', 'started')"""
@@ -267,14 +270,27 @@ class Stage:
     async def settled(self) -> bool:
         """Whether all that was told has arrived, and every row says so."""
         left = await self.admin.fetchval(
-            """select (select count(*) from alerts.deliveries where status <> 'done')
-            + (select count(*) from alerts.notice_deliveries where status <> 'done')"""
+            """select (select count(*) from alerts.deliveries where status not in ('done', 'suppressed'))
+            + (select count(*) from alerts.notice_deliveries where status not in ('done', 'suppressed'))
+            + (select count(*) from alerts.bundles where status <> 'done')"""
         )
         return left == 0 and set(self.told) == set(self.arrived())
 
     def doubled(self) -> Counter[Told]:
         """What came more than once."""
         return Counter({one: times for one, times in self.arrived().items() if times > 1})
+
+
+def subjects_of(words: str) -> set[str]:
+    """Return what a message is about."""
+    return set(SUBJECT.findall(words))
+
+
+def words_of(mail: Mail) -> str:
+    """Return a mail's subject and its text."""
+    body = mail.message.get_body(("plain",))
+    assert body is not None
+    return f"{mail.message['Subject']} {body.get_content()}"
 
 
 def environment_of(settings: Any, address: KafkaAddress, port: int, discord: SlowDiscord, smtp: SlowSmtp) -> Any:

@@ -25,7 +25,7 @@ from shared.contracts.topics import TOPICS
 from shared.identity import Signer, identity_secret
 from shared.messaging.kafka import KafkaAddress, ensure_topics
 from shared.settings import SharedSettings
-from tests.alerts.killing import SUBJECT, SlowDiscord, SlowSmtp, Stage, environment_of, nursery
+from tests.alerts.killing import SlowDiscord, SlowSmtp, Stage, environment_of, nursery, subjects_of, words_of
 from tests.conftest import eventually
 
 KILLS = int(os.environ.get("OPENBELL_ALERTS_KILLS", "4"))
@@ -68,13 +68,14 @@ async def ready(stage: Stage) -> bool:
 @pytest.mark.apache  # each life is a member that has to be noticed dead
 @pytest.mark.slow
 @pytest.mark.timeout(900 + 60 * KILLS)
+@pytest.mark.parametrize("grouped", [False, True], ids=["each", "grouped"])
 async def test_one_message_a_channel_through_kills_at_any_point(
-    stage: Stage, capsys: pytest.CaptureFixture[str]
+    stage: Stage, capsys: pytest.CaptureFixture[str], grouped: bool
 ) -> None:
     await stage.lives.begin()
     await eventually(lambda: ready(stage), 120)
     for _ in range(PEOPLE):
-        await stage.join()
+        await stage.join(grouped=grouped)
     await stage.lives.kill()
     stop, chance = asyncio.Event(), Random(KILLS)
     streaming = asyncio.create_task(stage.stream(stop))
@@ -105,8 +106,8 @@ def assert_repetitions_say_so(stage: Stage, doubled: Counter[tuple[str, str, str
     mails = {str(who.id): who.email for who in stage.people}
     ids: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for mail in stage.smtp.mails:
-        if subject := SUBJECT.search(str(mail.message["Subject"])):
-            ids[mail.recipients[0], subject[0]].add(str(mail.message["Message-ID"]))
+        for subject in subjects_of(words_of(mail)):
+            ids[mail.recipients[0], subject].add(str(mail.message["Message-ID"]))
     for user, channel, subject in doubled:
         if channel == "email":
             assert len(ids[mails[user], subject]) == 1
