@@ -16,13 +16,12 @@ from datetime import datetime
 from typing import Any, Final, Literal, cast
 from uuid import UUID
 
-from joserfc import jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import OctKey
 
 from shared.clock import Clock
 from shared.errors import Forbidden, Unauthenticated
 from shared.settings import SharedSettings
+from shared.signing import SigningKeys, secrets_of
 
 HEADER: Final = "x-openbell-identity"
 LIFETIME_S: Final = 60
@@ -87,15 +86,21 @@ def is_loopback(host: str) -> bool:
 
 
 def identity_secret(settings: SharedSettings) -> str:
-    """Return the secret that gateway and services share; raises UnsafeSecret."""
-    return safe_secret("OPENBELL_IDENTITY_SECRET", settings.identity_secret.get_secret_value(), settings)
+    """Return the secrets that gateway and services share, the one that signs first, as the setting has them.
+
+    Raises UnsafeSecret when one of them is unsafe.
+    """
+    value = settings.identity_secret.get_secret_value()
+    for secret in secrets_of(value) or [""]:
+        safe_secret("OPENBELL_IDENTITY_SECRET", secret, settings)
+    return value
 
 
 class Signer:
     """The gateway's side: one token for each request forwarded."""
 
     def __init__(self, secret: str, clock: Clock) -> None:
-        self._key = OctKey.import_key(secret)
+        self._keys = SigningKeys(secret)
         self._clock = clock
 
     def sign(self, identity: Identity, *, audience: str, request_id: str) -> str:
@@ -110,14 +115,14 @@ class Signer:
             "iat": issued,
             "exp": issued + LIFETIME_S,
         }
-        return jwt.encode({"alg": "HS256"}, claims, self._key)
+        return self._keys.sign(claims)
 
 
 class Verifier:
     """A service's side. A token that was good is remembered by its hash until it expires."""
 
     def __init__(self, secret: str, audience: str, clock: Clock) -> None:
-        self._key = OctKey.import_key(secret)
+        self._keys = SigningKeys(secret)
         self._audience = audience
         self._clock = clock
         self._known: dict[bytes, tuple[Identity, float]] = {}
@@ -138,7 +143,7 @@ class Verifier:
     def _read(self, token: str, now: datetime) -> tuple[Identity, float]:
         refused = Unauthenticated("the identity of this request is not one the gateway signed for this service")
         try:
-            claims: Mapping[str, Any] = jwt.decode(token, self._key, algorithms=["HS256"]).claims
+            claims: Mapping[str, Any] = self._keys.claims(token)
         except (JoseError, ValueError) as error:
             raise refused from error
         issued, expires = claims.get("iat"), claims.get("exp")

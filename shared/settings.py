@@ -22,7 +22,9 @@ LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
 class Settings(BaseSettings):
-    """What all settings are read from."""
+    """What all settings are read from. What is wrong with one is told without showing it: it may be a secret."""
+
+    model_config = SettingsConfigDict(hide_input_in_errors=True)
 
     @classmethod
     def settings_customise_sources(
@@ -60,7 +62,7 @@ class SharedSettings(Settings):
     kafka_small_topics: bool = False
     """Cap every topic at 2 MB; only for the embedded broker, which rewrites its one data file at each flush."""
     identity_secret: SecretStr = SecretStr("development-only-identity-secret-0000")
-    """Signs the short-lived identity that the gateway hands to services (at least 32 characters)."""
+    """Comma-separated, at least 32 characters each: the first signs the identity that the gateway hands to services."""
     http_host: str = "127.0.0.1"
     http_port: int = 0
     operator_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = LOOPBACK

@@ -74,6 +74,7 @@ from shared.identity import identity_secret
 from shared.outward import Outward
 from shared.schedule import Job
 from shared.service import Environment, Service
+from shared.signing import secrets_of
 from shared.work import Worker
 
 SHOWING: Final = frozenset[Channel]({"discord", "email"})
@@ -355,7 +356,7 @@ def _webhook_keys(settings: AlertsSettings) -> WebhookKeys:
     sendgrid, resend = settings.sendgrid_webhook_key, settings.resend_webhook_secret
     return WebhookKeys(
         public_key(sendgrid) if sendgrid is not None else None,
-        secret_key(resend.get_secret_value()) if resend is not None else None,
+        tuple(map(secret_key, secrets_of(resend.get_secret_value()))) if resend is not None else (),
     )
 
 

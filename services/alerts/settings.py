@@ -48,7 +48,7 @@ class AlertsSettings(Settings):
     sendgrid_webhook_key: str | None = None
     """The verification key of its signed event webhook; without it none is taken at /alerts/webhooks/sendgrid."""
     resend_webhook_secret: SecretStr | None = None
-    """The signing secret of its webhook (whsec_...); without it none is taken at /alerts/webhooks/resend."""
+    """The signing secrets of its webhook (whsec_...,whsec_...): all count, without one no webhook is taken."""
     resend_base: str = "https://api.resend.com"
 
     vapid_private_key: SecretStr | None = None

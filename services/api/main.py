@@ -160,7 +160,7 @@ def _tokens(settings: ApiSettings, http: httpx.AsyncClient, env: Environment) ->
     return IssuedTokens(
         issuer=settings.jwt_issuer,
         audience=settings.jwt_audience,
-        secret=settings.jwt_secret.get_secret_value() if settings.jwt_secret else None,
+        secrets=[one.get_secret_value() for one in (settings.jwt_secret, settings.jwt_secret_before) if one],
         published=PublishedKeys(http, settings.jwks_url, env.clock) if settings.jwks_url else None,
         clock=env.clock,
     )

@@ -19,6 +19,8 @@ class ApiSettings(Settings):
     """API keys are derived from it. Keys made before it changed keep working; lost answers cannot be shown again."""
     jwt_secret: SecretStr | None = None
     """Accept HS256 tokens of somebody else (for example Supabase) signed with this."""
+    jwt_secret_before: SecretStr | None = None
+    """And with this: the one before, while the issuer changes over."""
     jwks_url: str | None = None
     """Accept RS256, ES256 or EdDSA tokens whose keys are published here."""
     jwt_issuer: str | None = None
@@ -58,8 +60,10 @@ class ApiSettings(Settings):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if (self.jwt_secret or self.jwks_url) and not (self.jwt_issuer and self.jwt_audience):
+        if (self.jwt_secret or self.jwt_secret_before or self.jwks_url) and not (self.jwt_issuer and self.jwt_audience):
             raise ValueError("OPENBELL_API_JWT_ISSUER and _JWT_AUDIENCE are required to accept JWTs")
-        if self.jwt_secret and len(self.jwt_secret.get_secret_value().encode()) < MIN_HS256_BYTES:
-            raise ValueError(f"OPENBELL_API_JWT_SECRET needs at least {MIN_HS256_BYTES} bytes")
+        for name in ("jwt_secret", "jwt_secret_before"):
+            secret: SecretStr | None = getattr(self, name)
+            if secret and len(secret.get_secret_value().encode()) < MIN_HS256_BYTES:
+                raise ValueError(f"OPENBELL_API_{name.upper()} needs at least {MIN_HS256_BYTES} bytes")
         return self

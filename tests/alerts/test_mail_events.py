@@ -62,7 +62,7 @@ class Provider:
     def __init__(self, bench: Bench) -> None:
         self.links = UnsubscribeLinks("x" * 32, "https://openbell.example/")
         self.store = MailStore()
-        keys = WebhookKeys(public_key(PUBLIC), secret_key(f"whsec_{SECRET}"))
+        keys = WebhookKeys(public_key(PUBLIC), (secret_key("whsec_b2xk"), secret_key(f"whsec_{SECRET}")))
         self.mail = Mail(self.store, PreferenceStore(), keys, self.links, bench.door, clock=bench.clock, new_id=new_id)
 
     async def sendgrid(self, *events: dict[str, Any]) -> int:

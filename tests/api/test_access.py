@@ -207,11 +207,20 @@ class Issuer:
         return httpx.Response(500) if self.down else httpx.Response(200, json={"keys": self.keys})
 
 
+async def test_the_secret_before_is_accepted_while_an_issuer_changes_over(gateway: Gateway, clock):
+    old, new, other = ("o" * 32, "n" * 32, "x" * 32)
+    tokens = IssuedTokens(issuer=ISSUER, audience=AUDIENCE, secrets=[new, old], published=None, clock=clock)
+    for secret in (old, new):
+        assert (await tokens.verify(token(gateway, "s", key=OctKey.import_key(secret)))).name == "s"
+    with pytest.raises(Unauthenticated):
+        await tokens.verify(token(gateway, "s", key=OctKey.import_key(other)))
+
+
 async def test_published_keys_rotate_and_never_serve_as_a_secret(join, clock, gateway: Gateway):
     issuer = Issuer()
     client = httpx.AsyncClient(transport=httpx.MockTransport(issuer))
     published = PublishedKeys(client, "https://issuer.example/jwks", clock)
-    tokens = IssuedTokens(issuer=ISSUER, audience=AUDIENCE, secret=None, published=published, clock=clock)
+    tokens = IssuedTokens(issuer=ISSUER, audience=AUDIENCE, published=published, clock=clock)
     rsa, ec = RSAKey.generate_key(2048, {"kid": "one"}), ECKey.generate_key("P-256", {"kid": "two"})
 
     def signed(key: RSAKey | ECKey, alg: str) -> str:

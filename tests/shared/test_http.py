@@ -1,6 +1,7 @@
 """The app that every service serves: errors, request ids, callers, identity, what must not come in, metrics."""
 
 import asyncio
+import itertools
 import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
@@ -16,13 +17,13 @@ from joserfc.jwk import OctKey
 from litestar import get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 from prometheus_client import REGISTRY
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from shared.clock import new_id
-from shared.errors import Conflict, Forbidden, Invalid, RateLimited, Transient
+from shared.errors import Conflict, Forbidden, Invalid, RateLimited, Transient, Unauthenticated
 from shared.http import Caller, Who, build_app, routes
 from shared.http.callers import UndeclaredRoute
-from shared.identity import Identity, Signer, UnsafeSecret, own
+from shared.identity import Identity, Signer, UnsafeSecret, Verifier, identity_secret, own
 from shared.settings import SharedSettings
 
 SECRET = "development-only-identity-secret-0000"
@@ -295,6 +296,33 @@ async def test_requests_are_counted_by_route_and_never_by_address(client: httpx.
     scraped = (await client.get("/metrics")).text
     assert "openbell_http_request_duration_seconds_bucket" in scraped
     assert "/nowhere/else" not in scraped
+
+
+async def test_a_signing_secret_is_changed_while_both_are_accepted_and_the_first_signs(service: FakeService):
+    user, old, new = Identity(new_id(), "user"), "o" * 32, "n" * 32
+
+    def signed(setting: str) -> str:
+        return Signer(setting, service.clock).sign(user, audience="demo", request_id="r")
+
+    def accepted(setting: str, token: str) -> bool:
+        try:
+            return Verifier(setting, "demo", service.clock).verify(token) == user
+        except Unauthenticated:
+            return False
+
+    steps = [old, f"{old},{new}", f" {new}, {old} ,", new]  # docs/secrets.md
+    for before, after in itertools.pairwise(steps):
+        assert accepted(after, signed(before))
+        assert accepted(before, signed(after))
+    assert not accepted(new, signed(old))
+    assert not accepted(new, signed(steps[1])), "the first one signs"
+
+
+@pytest.mark.parametrize("setting", [f"{'n' * 32},short", f"short,{'n' * 32}", " , "])
+def test_each_of_several_secrets_has_to_be_safe(setting: str):
+    settings = SharedSettings(environment="production", identity_secret=SecretStr(setting))
+    with pytest.raises(UnsafeSecret, match="OPENBELL_IDENTITY_SECRET"):
+        identity_secret(settings)
 
 
 async def test_a_service_believes_only_what_the_gateway_signed_for_it(client: httpx.AsyncClient, service: FakeService):

@@ -4,19 +4,16 @@ What would surprise you: a link names whom and what it is about and no address. 
 when it is followed, so a link can lead nowhere else. It never ends, for it opens nothing: the page asks who looks.
 """
 
-import hashlib
-import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from joserfc import jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import OctKey
 
 from services.alerts.domain.links import LinkRefused
+from shared.signing import SigningKeys
 
 _AUDIENCE: Final = "alerts/click"
 _PAGE: Final = re.compile(r"/([A-Za-z0-9_-]+/)*([A-Za-z0-9_-]*|\{id\})")
@@ -40,7 +37,7 @@ class Clicks:
     def __init__(self, secret: str, public_url: str, page: str | None) -> None:
         if page is not None and _PAGE.fullmatch(page) is None:
             raise ValueError(f"OPENBELL_ALERTS_OPEN_PAGE is a path such as /app/alerts/{{id}}, not {page}")
-        self._key = OctKey.import_key(hmac.digest(secret.encode(), _AUDIENCE.encode(), hashlib.sha256))
+        self._keys = SigningKeys(secret, _AUDIENCE)
         self._base = public_url.rstrip("/")
         self._page = page
 
@@ -49,12 +46,12 @@ class Clicks:
         if self._page is None:
             return None
         claims = {"aud": _AUDIENCE, "sub": str(user_id), "id": str(subject_id)}
-        return f"{self._base}/links/click?token={jwt.encode({'alg': 'HS256'}, claims, self._key)}"
+        return f"{self._base}/links/click?token={self._keys.sign(claims)}"
 
     def read(self, token: str) -> Click:
         """Return what a token stands for; raises LinkRefused for one that is not ours."""
         try:
-            claims: Mapping[str, Any] = jwt.decode(token, self._key, algorithms=["HS256"]).claims
+            claims: Mapping[str, Any] = self._keys.claims(token)
             click = Click(UUID(str(claims["sub"])), UUID(str(claims["id"])))
         except (JoseError, ValueError, KeyError, TypeError) as error:
             raise LinkRefused from error

@@ -4,19 +4,16 @@ What would surprise you: a link names the user and the lane of the address (doma
 ends with the address and gives nothing away; and opening it again is no error.
 """
 
-import hashlib
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from joserfc import jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import OctKey
 
 from shared.errors import Forbidden
+from shared.signing import SigningKeys
 
 LIFETIME: Final = timedelta(hours=24)
 
@@ -41,18 +38,18 @@ class Links:
     """Signs and reads links with a key that is derived from a secret for nothing but this."""
 
     def __init__(self, secret: str) -> None:
-        self._key = OctKey.import_key(hmac.digest(secret.encode(), _AUDIENCE.encode(), hashlib.sha256))
+        self._keys = SigningKeys(secret, _AUDIENCE)
 
     def sign(self, link: Link, now: datetime) -> str:
         """Return the token, good for `LIFETIME`."""
         expires = int((now + LIFETIME).timestamp())
         claims = {"aud": _AUDIENCE, "sub": str(link.user_id), "lane": link.lane, "exp": expires}
-        return jwt.encode({"alg": "HS256"}, claims, self._key)
+        return self._keys.sign(claims)
 
     def read(self, token: str, now: datetime) -> Link:
         """Return what the token stands for; raises LinkRefused for one that is not ours or too old."""
         try:
-            claims: Mapping[str, Any] = jwt.decode(token, self._key, algorithms=["HS256"]).claims
+            claims: Mapping[str, Any] = self._keys.claims(token)
             link = Link(UUID(str(claims["sub"])), str(claims["lane"]))
             expires = float(claims["exp"])
         except (JoseError, ValueError, KeyError, TypeError) as error:

@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, cast
@@ -148,14 +148,21 @@ def check_sendgrid(
 
 
 def check_resend(
-    body: bytes, event_id: str | None, timestamp: str | None, signatures: str | None, *, key: bytes, now: datetime
+    body: bytes,
+    event_id: str | None,
+    timestamp: str | None,
+    signatures: str | None,
+    *,
+    keys: Collection[bytes],
+    now: datetime,
 ) -> None:
-    """Raise BadSignature or SignatureExpired unless Resend sent this."""
+    """Raise BadSignature or SignatureExpired unless Resend sent this and signed it with one of its keys."""
     if event_id is None or timestamp is None or signatures is None or not _SECONDS.fullmatch(timestamp):
         raise BadSignature
-    wanted = base64.b64encode(hmac.digest(key, f"{event_id}.{timestamp}.".encode() + body, "sha256"))
+    signed = f"{event_id}.{timestamp}.".encode() + body
+    wanted = [base64.b64encode(hmac.digest(key, signed, "sha256")) for key in keys]
     given = [part[3:].encode() for part in signatures.split(" ") if part.startswith("v1,")]
-    if not any(hmac.compare_digest(one, wanted) for one in given):
+    if not any(hmac.compare_digest(one, ours) for one in given for ours in wanted):
         raise BadSignature
     _check_age("resend", timestamp, now)
 

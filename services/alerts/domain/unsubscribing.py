@@ -6,20 +6,17 @@ What would surprise you: a link works without logging in and for long, because m
 can do one thing only: end mails to the address that it came to, of its own kind or all of them.
 """
 
-import hashlib
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from joserfc import jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import OctKey
 
 from services.alerts.domain.links import LinkRefused
 from services.alerts.domain.routing import ACTIVITY, DIGESTS
+from shared.signing import SigningKeys
 
 LIFETIME: Final = timedelta(days=90)
 UNSUBSCRIBED: Final = "unsubscribed by the link in a mail: set the channel again to get mail"
@@ -58,19 +55,19 @@ class UnsubscribeLinks:
     """Makes and reads links, with a key that is derived from a secret for nothing but this."""
 
     def __init__(self, secret: str, public_url: str) -> None:
-        self._key = OctKey.import_key(hmac.digest(secret.encode(), _AUDIENCE.encode(), hashlib.sha256))
+        self._keys = SigningKeys(secret, _AUDIENCE)
         self._base = f"{public_url.rstrip('/')}/links/unsubscribe?token="
 
     def link(self, about: Unsubscribe, now: datetime) -> str:
         """Return the address that a mail carries, good for `LIFETIME`."""
         expires = int((now + LIFETIME).timestamp())
         claims = {"aud": _AUDIENCE, "sub": str(about.user_id), "lane": about.lane, "kind": about.kind, "exp": expires}
-        return self._base + jwt.encode({"alg": "HS256"}, claims, self._key)
+        return self._base + self._keys.sign(claims)
 
     def read(self, token: str, now: datetime) -> Unsubscribe:
         """Return what a token stands for; raises LinkRefused for one that is not ours or too old."""
         try:
-            claims: Mapping[str, Any] = jwt.decode(token, self._key, algorithms=["HS256"]).claims
+            claims: Mapping[str, Any] = self._keys.claims(token)
             about = Unsubscribe(UUID(str(claims["sub"])), str(claims["lane"]), str(claims["kind"]))
             expires = float(claims["exp"])
         except (JoseError, ValueError, KeyError, TypeError) as error:

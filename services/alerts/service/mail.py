@@ -35,10 +35,10 @@ RECEIVED: Final = Counter(
 
 @dataclass(frozen=True, slots=True)
 class WebhookKeys:
-    """How webhooks are checked; None for a provider that sends none here."""
+    """How webhooks are checked, Resend's by any of its keys; none for a provider that sends none here."""
 
     sendgrid: EllipticCurvePublicKey | None = None
-    resend: bytes | None = None
+    resend: tuple[bytes, ...] = ()
 
 
 class Mail:
@@ -74,9 +74,9 @@ class Mail:
 
     async def resend(self, body: bytes, event_id: str | None, timestamp: str | None, signatures: str | None) -> int:
         """Take a webhook of Resend's; return how many events were new. Raises BadSignature and its kin."""
-        if self._keys.resend is None:
+        if not self._keys.resend:
             raise NotFound("Resend's webhooks are not set up here")
-        check_resend(body, event_id, timestamp, signatures, key=self._keys.resend, now=self._clock())
+        check_resend(body, event_id, timestamp, signatures, keys=self._keys.resend, now=self._clock())
         return await self._take(of_resend(body, event_id or ""))
 
     async def _take(self, events: Sequence[MailEvent]) -> int:

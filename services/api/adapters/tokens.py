@@ -8,7 +8,7 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 import httpx
@@ -19,6 +19,7 @@ from joserfc.jwk import KeySet, OctKey
 from services.api.ports import Subject
 from shared.clock import Clock
 from shared.errors import Transient, Unauthenticated
+from shared.signing import claims_by
 
 SKEW_S: Final = 30
 REFRESH_S: Final = 300.0
@@ -69,11 +70,17 @@ class IssuedTokens:
     """Verifies tokens of one issuer. A good one is remembered by its hash until it expires."""
 
     def __init__(
-        self, *, issuer: str, audience: str, secret: str | None, published: PublishedKeys | None, clock: Clock
+        self,
+        *,
+        issuer: str,
+        audience: str,
+        secrets: Sequence[str] = (),
+        published: PublishedKeys | None,
+        clock: Clock,
     ) -> None:
         self._issuer = issuer
         self._audience = audience
-        self._secret = OctKey.import_key(secret) if secret else None
+        self._secrets = [OctKey.import_key(secret) for secret in secrets]
         self._published = published
         self._clock = clock
         self._known: dict[bytes, Subject] = {}
@@ -94,8 +101,8 @@ class IssuedTokens:
         try:
             header = _header(token)
             algorithm = header.get("alg")
-            if algorithm == "HS256" and self._secret is not None:
-                return jwt.decode(token, self._secret, algorithms=["HS256"]).claims
+            if algorithm == "HS256" and self._secrets:
+                return claims_by(token, self._secrets)
             if algorithm in ASYMMETRIC and self._published is not None:
                 keys = await self._published.get(header.get("kid"))
                 return jwt.decode(token, keys, algorithms=list(ASYMMETRIC)).claims
