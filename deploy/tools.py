@@ -78,6 +78,7 @@ TOOLS: Final[Mapping[str, Tool]] = {
     "kubectl": Tool(locked=True),
     "checkov": Tool(locked=True),
     "cyclonedx-py": Tool(locked=True),
+    "actionlint": Tool(go="github.com/rhysd/actionlint/cmd/actionlint@v1.7.7"),
     # What `docker compose config` is made of, without the rest.
     "compose-go": Tool(go="github.com/compose-spec/compose-go/v2/cmd@v2.16.2", called="cmd"),
 }

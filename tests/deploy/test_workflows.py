@@ -1,0 +1,121 @@
+"""What GitHub runs: workflows that hold, and commands that run by hand; and a rollout, with a kubectl of our own."""
+
+import re
+import subprocess
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.k8s.rollout import RolloutFailed, roll_out
+from deploy.tools import ToolMissing, find
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+_TARGET = re.compile(r"\bmake ([a-z-]+)")
+
+_KUBECTL = """#!/bin/sh
+words="$*"
+echo "$words" >>"$0.calls"
+cat >>"$0.given"
+case "$words" in *"$(cat "$0.fails")"*) echo "it does not" >&2; exit 1;; esac
+"""
+
+
+def test_workflows_hold():
+    try:
+        lint = find("actionlint")
+    except ToolMissing as missing:
+        pytest.skip(str(missing))
+    done = subprocess.run([lint, "-shellcheck=", *WORKFLOWS], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_each_step_runs_what_runs_by_hand(file: Path):
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    jobs: dict[str, Any] = yaml.safe_load(file.read_text())["jobs"]
+    for job in jobs.values():
+        said = "\n".join(step.get("run", "") for step in job["steps"])
+        for target in job.get("strategy", {}).get("matrix", {}).get("target", []):
+            said += f"\nmake {target}"
+        found = _TARGET.findall(said)
+        assert found or ".ci/run" in said
+        assert set(found) <= set(targets)
+
+
+class Cluster:
+    """A kubectl that writes down what it is asked, and fails at what it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.program = folder / "kubectl"
+        self.program.write_text(_KUBECTL)
+        self.program.chmod(0o755)
+        self.fails("never")
+
+    def fails(self, at: str) -> None:
+        self.program.with_name("kubectl" + ".fails").write_text(at)
+
+    @property
+    def calls(self) -> list[str]:
+        return [
+            line.removeprefix("--namespace openbell ")
+            for line in self.program.with_name("kubectl" + ".calls").read_text().splitlines()
+        ]
+
+    @property
+    def given(self) -> str:
+        return self.program.with_name("kubectl" + ".given").read_text()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    find.cache_clear()
+    return Cluster(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _other_tests_find_theirs() -> Generator[None]:
+    yield
+    find.cache_clear()
+
+
+def _resources() -> list[dict[str, Any]]:
+    def running(kind: str, name: str) -> dict[str, Any]:
+        spec = {"template": {"spec": {"containers": [{"name": name, "image": "old"}]}}}
+        return {"kind": kind, "metadata": {"name": name}, "spec": spec}
+
+    return [running("Deployment", "api"), running("Deployment", "alerts"), running("Job", "migrations")]
+
+
+HEALTHY = ["rollout status deployment/api --timeout=600s", "rollout status deployment/alerts --timeout=600s"]
+
+
+def test_schemas_come_before_code(cluster: Cluster):
+    assert roll_out(_resources(), "place/openbell:2") == "2 services run place/openbell:2"
+    apply = "apply --server-side -f -"
+    wait = "wait job/migrations --for=condition=Complete --timeout=600s"
+    assert cluster.calls == ["delete job migrations --ignore-not-found", apply, wait, apply, *HEALTHY]
+    assert cluster.given.count("image: place/openbell:2") == 3
+    assert "old" not in cluster.given
+
+
+def test_nothing_is_touched_when_a_migration_fails(cluster: Cluster):
+    cluster.fails("wait job/migrations")
+    with pytest.raises(RolloutFailed, match="no service was touched"):
+        roll_out(_resources(), "place/openbell:2")
+    assert not [call for call in cluster.calls if "rollout" in call]
+    assert "kind: Deployment" not in cluster.given
+
+
+def test_all_services_go_back_when_one_is_not_healthy(cluster: Cluster):
+    cluster.fails("status deployment/alerts")
+    with pytest.raises(RolloutFailed, match="these did not go back: alerts"):
+        roll_out(_resources(), "place/openbell:2")
+    assert [call for call in cluster.calls if "undo" in call] == [
+        "rollout undo deployment/api",
+        "rollout undo deployment/alerts",
+    ]
