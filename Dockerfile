@@ -1,7 +1,7 @@
 # One image for all services; SERVICE chooses which one a container runs:
 #     docker build -t openbell .                               every service can run (large: market data, charts, chains)
 #     docker build -t openbell-api --build-arg SERVICE=api .   only this one, with only what it needs
-# `make image` sets SOURCE_DATE_EPOCH, so that two builds of one commit hold the same files, byte for byte.
+# Two builds of one commit have the same layers, byte for byte; SOURCE_DATE_EPOCH (`make image` sets it) dates the image.
 ARG PYTHON_IMAGE=python:3.13-slim-bookworm
 
 # hadolint ignore=DL3006
@@ -18,7 +18,6 @@ RUN pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-deps --no-
 # hadolint ignore=DL3006
 FROM ${PYTHON_IMAGE} AS installed
 ARG SERVICE=
-ARG SOURCE_DATE_EPOCH=0
 COPY --from=wheels /wheels /wheels
 # The versions are those of the wheels, which are those of the lock. Then away with 60 MB that nothing of ours uses: faker,
 # with which Litestar would invent example values, and what a debugger would read of some libraries in C.
@@ -39,13 +38,14 @@ COPY shared /layers/app/app/shared
 WORKDIR /layers/app/app
 ENV PYTHONDONTWRITEBYTECODE=1 HOME=/app
 # The sessions of the exchange are worked out here, for there is nowhere to keep them later. Some libraries ship files
-# that are no Python (ccxt), which nobody imports: only what is ours has to compile.
+# that are no Python (ccxt), which nobody imports: only what is ours has to compile. All files get one date, whatever the
+# commit: BuildKit's cache looks at what they hold and not at their dates, and would mix those of several builds.
 RUN /venv/bin/python -c "import asyncio, importlib.util as installed; \
 from shared.xnys import load_sessions; \
 installed.find_spec('exchange_calendars') and asyncio.run(load_sessions())" \
     && { /venv/bin/python -m compileall -qq --invalidation-mode unchecked-hash /venv/lib || : ; } \
     && /venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /app \
-    && find /layers -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
+    && find /layers -exec touch --no-dereference --date @0 {} +
 
 # hadolint ignore=DL3006
 FROM ${PYTHON_IMAGE} AS image
