@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given
@@ -15,13 +15,16 @@ from services.alerts.domain import text
 from services.alerts.domain.cutting import clip, fit, units
 from services.alerts.domain.markdown import escape, line
 from services.alerts.domain.matching import sightings
+from services.alerts.domain.routing import Wishes
 from services.alerts.domain.templates import SUBJECT_MAX, Source, TemplateRefused, render
 from services.alerts.domain.text import Message, context
 from services.alerts.domain.words import Words
+from services.alerts.service import Preferences
+from services.alerts.service.preferences import Said
 from services.alerts.store.preferences import PreferenceStore
 from services.alerts.templates import packaged, render_packaged
 from shared.db import Database
-from tests.alerts.conftest import NOW, Bench, activity, contract
+from tests.alerts.conftest import ACTOR, NOW, Bench, activity, contract
 from tests.conftest import ManualClock
 
 GERMAN = Words("de_DE", "Europe/Berlin")
@@ -183,20 +186,12 @@ def test_what_is_fitted_never_exceeds_what_is_allowed(whole: str, longest: int) 
 
 async def test_an_alerts_numbers_and_times_follow_what_its_user_chose(open_database: Callable[[str], Database]) -> None:
     bench = Bench(open_database("alerts"), ManualClock(NOW))
+    preferences = Preferences(PreferenceStore(), clock=bench.clock, new_id=uuid4)
     for zone, shown in (("Europe/Berlin", "16:30 CEST"), ("Asia/Tokyo", "23:30 JST")):
         user = await bench.user("AAPL")
         await bench.channel(user)
-        async with bench.database.transaction() as tx:
-            said = {
-                "timezone": zone,
-                "locale": "de-DE",
-                "quiet_start": None,
-                "turns": [],
-                "quiet_end": None,
-                "choices": [],
-                "caps": [],
-            }
-            await PreferenceStore().put(tx, user, said, NOW)
+        said = Said(Wishes(), zone, "de-DE")
+        await bench.door.run(lambda tx, user=user, said=said: preferences.put(ACTOR, user, said, tx))
         await bench.tell(activity(contract(premium=1_250_000, score=80.0 + len(zone))))
         await bench.deliver()
         sent = bench.discord.sent[-1]
