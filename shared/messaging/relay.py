@@ -115,15 +115,12 @@ class Relay:
         self._kafka = kafka
         self._channel = f"openbell_{service}_outbox"
         self._woken = asyncio.Event()
-        self._leading = False
-        self._carried_at = 0.0
-        self._carried_many = False
-        self._unsaid = False
+        self._leading = self._unsaid = False
+        self._carried_at = self._looked_at = self._asked_at = 0.0
+        self._pause_s = self.linger_s
         self._notifying: asyncio.Task[None] | None = None
         self._trouble: str | None = None
         self._absent: dict[str, float] = {}  # topics that Kafka does not have, until when they are left out
-        self._looked_at = 0.0
-        self._asked_at = 0.0
         self._about = {"service": service}
 
     def health(self) -> tuple[bool, str]:
@@ -194,8 +191,7 @@ class Relay:
     async def _turn(self, tx: Tx, producer: KafkaWriter) -> bool:
         """Carry a page, or wait for rows. True when the producer has had a record refused: its sequence has a hole."""
         if _now() - self._carried_at < self.busy_s:
-            # One page for several commits; a lone one goes at once.
-            await asyncio.sleep(self.linger_s if self._carried_many else self.linger_s / 4)
+            await asyncio.sleep(self._pause_s)  # one page for several commits; a lone one goes at once
         page = freed = None
         if self._woken.is_set():
             self._woken.clear()
@@ -203,7 +199,8 @@ class Relay:
         if page is not None and page.more:
             self._woken.set()
         elif page is not None:
-            self._carried_at, self._carried_many = _now(), len(page.done) >= self.many
+            self._carried_at = _now()
+            self._pause_s = self.linger_s if len(page.done) >= self.many else self.linger_s / 4
         if _now() - self._looked_at >= self.poll_s:
             self._looked_at = _now()
             freed = await self._look(tx, producer)
