@@ -157,6 +157,17 @@ _ALERT: Final = {
     "notified": True,
 }
 
+_SETTLED: Final = {
+    "id": ID,
+    "time": TIME,
+    "delivery_id": UUID("0198cccc-0000-5000-8000-000000000001"),
+    "alert_id": ALERT,
+    "user_id": USER,
+    "channel": "discord",
+    "attempts": 2,
+    "detail": "",
+}
+
 _PAID: Final[dict[str, Any]] = {
     "id": ID,
     "time": TIME,
@@ -214,28 +225,8 @@ EXAMPLES: Final[tuple[Event, ...]] = (
     ),
     AlertRaised.model_validate(_ALERT),
     AlertUpdated.model_validate({**_ALERT, "contract_count": 4, "notified": False}),
-    DeliverySettledV1(
-        id=ID,
-        time=TIME,
-        delivery_id=UUID("0198cccc-0000-5000-8000-000000000001"),
-        alert_id=ALERT,
-        user_id=USER,
-        channel="discord",
-        status="delivered",
-        attempts=2,
-        detail="",
-    ),
-    DeliverySettled(
-        id=ID,
-        time=TIME,
-        delivery_id=UUID("0198cccc-0000-5000-8000-000000000001"),
-        alert_id=ALERT,
-        user_id=USER,
-        channel="discord",
-        status="sent",
-        attempts=2,
-        detail="",
-    ),
+    DeliverySettledV1.model_validate({**_SETTLED, "status": "delivered"}),
+    DeliverySettled.model_validate({**_SETTLED, "status": "sent"}),
     NoticeRaised(
         id=ID,
         time=TIME,
