@@ -51,6 +51,15 @@ class Desk:
         chosen = await self.bench.door.run(lambda tx: self.digests.choose(user_id, wish, tx))
         return chosen.next_due_at
 
+    async def held_back(self) -> UUID:
+        """Return a user with daily digests, an alert of whom waits for the next one."""
+        user = await self.bench.user("AAPL")
+        await self.bench.channel(user)
+        await self.choose(user)
+        await self.bench.tell(activity())
+        await self.bench.execute("update deliveries set status = 'digested', settled_at = created_at")
+        return user
+
     async def run(self) -> None:
         """Plan and make what is due, and what is left of an earlier time."""
         await self.digests.plan(self.bench.clock())
@@ -149,12 +158,7 @@ async def test_planners_at_once_plan_each_user_once_and_all_pages(desk: Desk) ->
 
 
 async def test_what_was_held_back_is_told_in_one_digest_only(desk: Desk) -> None:
-    bench = desk.bench
-    user = await bench.user("AAPL")
-    await bench.channel(user)
-    await desk.choose(user)
-    await bench.tell(activity())
-    await bench.execute("update deliveries set status = 'digested', settled_at = created_at")
+    bench, user = desk.bench, await desk.held_back()
     await desk.next(user)
     await bench.tell(activity(symbol="TSLA"))
     await desk.next(user)

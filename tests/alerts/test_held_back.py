@@ -4,7 +4,7 @@ import pytest
 
 from services.alerts.service.sections.held_back import MOST
 from services.alerts.store.digests import DigestStore
-from tests.alerts.conftest import Bench, activity
+from tests.alerts.conftest import Bench
 from tests.alerts.test_digests import Desk
 from tests.alerts.test_notices import receipt
 
@@ -30,12 +30,7 @@ async def test_a_notice_from_before_the_period_is_told_in_one_digest_only(desk: 
 
 
 async def test_a_digest_that_is_made_again_says_what_it_said(desk: Desk) -> None:
-    bench = desk.bench
-    user = await bench.user("AAPL")
-    await bench.channel(user)
-    await desk.choose(user)
-    await bench.tell(activity())
-    await bench.execute("update deliveries set status = 'digested', settled_at = created_at")
+    bench, user = desk.bench, await desk.held_back()
     await desk.next(user)
     (digest,) = await bench.rows("digests")
     before = await desk.lines(user)
