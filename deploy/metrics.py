@@ -54,6 +54,7 @@ OVER_REPLICAS: Final[Mapping[str, str]] = {
     "openbell_consumer_fuse_open": "max",
     "openbell_consumer_lag_records": "sum",
     "openbell_consumer_lag_seconds": "max",
+    "openbell_data_last_pair_quote_timestamp_seconds": "max",
     "openbell_data_last_snapshot_timestamp_seconds": "max",
     "openbell_data_poller_phase": "max",
     "openbell_database_pool_size": "sum",

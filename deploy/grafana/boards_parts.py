@@ -258,6 +258,13 @@ DATA: Final = Board(
             stat=True,
         ),
         Panel(
+            "Last quote of a pair",
+            "Seconds since a new one.",
+            (("time() - max by (source) (openbell_data_last_pair_quote_timestamp_seconds)", "{{source}}"),),
+            "s",
+            stat=True,
+        ),
+        Panel(
             "Phase of the poller",
             "1 for what it is doing.",
             (("max by (phase) (openbell_data_poller_phase)", "{{phase}}"),),

@@ -20,6 +20,7 @@ _CHECKED: Final = 'openbell_payment_invariant_checked_timestamp_seconds{instance
 _RECONCILED: Final = 'openbell_broker_reconciliations_total{venue="paper",outcome="%s"}'
 _DRIFT: Final = 'openbell_events_published_total{type="broker.positions.drifted.v1",state=""}'
 _CHAIN_AT: Final = 'openbell_data_last_snapshot_timestamp_seconds{source="cboe"}'
+_PAIR_AT: Final = 'openbell_data_last_pair_quote_timestamp_seconds{source="alpaca"}'
 _PHASE: Final = 'openbell_data_poller_phase{phase="%s"}'
 _HPA: Final = 'kube_horizontalpodautoscaler_%s{namespace="openbell",horizontalpodautoscaler="api"}'
 _DISK: Final = 'kubelet_volume_stats_%s_bytes{namespace="openbell",persistentvolumeclaim="postgres-1"}'
@@ -169,6 +170,7 @@ CASES: Final[Mapping[str, Case]] = {
         {_CHAIN_AT: "0x40", _PHASE % "polling": "1x40"},
         {_CHAIN_AT: "0x40", _PHASE % "polling": "0x40", _PHASE % "outside session": "1x40"},
     ),
+    "PairQuotesSilent": Case({_PAIR_AT: "0x40"}, {_PAIR_AT: "0x27 1620x10"}, at=35),  # silent for long, and back
     "EventLoopLate": Case(
         {_LOOP % "0.25": "0+30x40", _LOOP % "0.5": "0+60x40", _LOOP % "+Inf": "0+60x40"},
         {_LOOP % "0.25": "0+59x40", _LOOP % "0.5": "0+60x40", _LOOP % "+Inf": "0+60x40"},

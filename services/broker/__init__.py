@@ -3,7 +3,8 @@
 Owns     schema `broker`: accounts, orders, what is to be said to venues, facts and positions, flags, halts,
          credentials (encrypted), callbacks, the paper venue
 Reads    broker.commands (OrderRequested, ReplaceRequested, CancelRequested, CloseRequested), data.quotes (QuoteTaken),
-         data.chains (ChainCollected), payment.subscriptions (SubscriptionChanged), api.users (UserSignedUp)
+         data.pairs (PairQuoted), data.chains (ChainCollected), payment.subscriptions (SubscriptionChanged),
+         api.users (UserSignedUp)
 Publishes broker.commands (the same four), broker.orders (OrderChanged, OrderRejected, OrderFilled, OrderFlagged),
          broker.positions (PositionChanged, PositionsDrifted), api.audit (ActionAudited)
 Serves   /broker: accounts, credentials, orders, positions, halt, OAuth, callbacks
@@ -29,7 +30,7 @@ from shared.contracts.broker import (
 )
 from shared.contracts.data import ChainCollected
 from shared.contracts.payment import SubscriptionChanged
-from shared.contracts.quotes import QuoteTaken
+from shared.contracts.quotes import PairQuoted, QuoteTaken
 
 OWNS: Final = "broker"
 READS: Final[tuple[type[Event], ...]] = (
@@ -38,6 +39,7 @@ READS: Final[tuple[type[Event], ...]] = (
     CancelRequested,
     CloseRequested,
     QuoteTaken,
+    PairQuoted,
     ChainCollected,
     SubscriptionChanged,
     UserSignedUp,

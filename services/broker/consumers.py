@@ -8,7 +8,7 @@ from shared.contracts.api import UserSignedUp
 from shared.contracts.broker import CancelRequested, CloseRequested, OrderRequested, ReplaceRequested
 from shared.contracts.data import ChainCollected
 from shared.contracts.payment import SubscriptionChanged
-from shared.contracts.quotes import QuoteTaken
+from shared.contracts.quotes import PairQuoted, QuoteTaken
 from shared.messaging.consumer import Consumer, Policy
 
 
@@ -23,6 +23,9 @@ def tables(commands: Commands, quotes: Quotes, chains: Chains, accounts: Account
     market = Consumer("broker.quotes")
     market.on_batch(QuoteTaken, quotes.take)
 
+    coins = Consumer("broker.pairs")
+    coins.on_batch(PairQuoted, quotes.take_pairs)
+
     options = Consumer("broker.chains")
     options.on_batch(ChainCollected, chains.take)
 
@@ -31,4 +34,4 @@ def tables(commands: Commands, quotes: Quotes, chains: Chains, accounts: Account
 
     users = Consumer("broker.users")
     users.on(UserSignedUp, accounts.first)
-    return asked, market, options, plans, users
+    return asked, market, coins, options, plans, users

@@ -1,17 +1,21 @@
-"""Wires the data service. The source of chains is chosen when the poller starts, not at import or build."""
+"""Wires the data service. The sources are chosen when the pollers start, not at import or build."""
 
 import asyncio
 
 from services.data import READS, consumers, routes
+from services.data.adapters.alpaca_pairs import AlpacaPairs
 from services.data.adapters.cboe import CboeSource
 from services.data.adapters.replay import ReplaySource
+from services.data.adapters.simulated_pairs import SimulatedPairs
 from services.data.adapters.simulator import SimulatorSource, load_closes
+from services.data.domain.pairs import parse_pair
 from services.data.domain.symbols import parse_symbol
-from services.data.ports import ChainSource
+from services.data.ports import ChainSource, PairSource
 from services.data.service import DataService
 from services.data.settings import DataSettings
 from services.data.store import SnapshotStore
-from services.data.workers import Poller
+from services.data.workers.chains import Poller
+from services.data.workers.pairs import PairPoller
 from shared.clock import Clock
 from shared.errors import Invalid
 from shared.service import Environment, Service
@@ -22,16 +26,22 @@ REACHABLE_WITHIN_S = 2.0
 
 
 def build(env: Environment) -> Service:
-    """Wire. Raises Invalid for a configured symbol outside the grammar."""
+    """Wire. Raises Invalid for a configured symbol or pair outside the grammar."""
     settings = DataSettings()
     service = Service("data", env, READS)
     data = DataService(SnapshotStore(), service.clock)
+    chosen = asyncio.Event()
 
     async def open_source() -> ChainSource:
         production = env.settings.environment == "production"
         source = await choose_source(settings, service.clock, await load_sessions(), production=production)
         settings.source = source.name  # whatever happens later, real and simulated chains never alternate
+        chosen.set()
         return source
+
+    async def open_pairs() -> PairSource | None:
+        await chosen.wait()
+        return choose_pairs(settings, service.clock)
 
     service.work(
         Poller(
@@ -47,6 +57,11 @@ def build(env: Environment) -> Service:
             breaker_s=settings.breaker_s,
         )
     )
+    if settings.pairs:
+        pairs = tuple(parse_pair(pair) for pair in settings.pairs)
+        service.work(
+            PairPoller(open_source=open_pairs, service=data, door=service.door, clock=service.clock, pairs=pairs)
+        )
     for consumer in consumers.tables(data):
         service.consume(consumer)
     service.serve(routes.handlers(data, service.door))
@@ -92,3 +107,14 @@ async def choose_source(
         tick_s=settings.simulator_tick_s,
         poll_every_s=settings.simulator_poll_every_s,
     )
+
+
+def choose_pairs(settings: DataSettings, clock: Clock) -> PairSource | None:
+    """Open the source of quotes of crypto pairs, once that of chains was chosen; None where there is none."""
+    chains = {"cboe": "alpaca", "simulator": "simulator"}
+    wanted = chains.get(settings.source) if settings.pairs_source == "auto" else settings.pairs_source
+    if wanted == "alpaca":
+        return AlpacaPairs(base_url=settings.alpaca_base_url, clock=clock, every_s=settings.pairs_every_s)
+    if wanted == "simulator":
+        return SimulatedPairs(clock=clock, seed=settings.simulator_seed, every_s=settings.pairs_every_s)
+    return None

@@ -1,17 +1,21 @@
-"""What the collector needs from a source of chains. Three exist: Cboe, recorded answers, the simulator."""
+"""What the pollers need from a source.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+Of chains there are three: Cboe, recorded answers, the simulator; of quotes of crypto pairs two: Alpaca, the simulator.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
 from services.data.domain.chain import Quote, Snapshot, Validators
+from services.data.domain.pairs import PairQuote
 from shared.contracts.data import Source
 from shared.errors import Transient
 
 
 class UnusableAnswer(Transient):
-    """The source answered with something that is not an option chain; the last good answer stays."""
+    """The source answered with something that cannot be used; the last good answer stays."""
 
     code = "UNUSABLE_ANSWER"
 
@@ -73,6 +77,45 @@ class ChainSource(Protocol):
 
     async def fetch(self, symbol: str, known: Validators) -> Snapshot | Unchanged | Ended:
         """Return the newest chain of `symbol`, unless it is the one that `known` describes."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PairQuotes:
+    """Quotes of pairs as a source told them. `dropped` counts faulty ones by reason; what it lacks is left out."""
+
+    quotes: Sequence[PairQuote]
+    dropped: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+class PairSource(Protocol):
+    """Where quotes of crypto pairs come from; all that are asked for at once.
+
+    Raises Invalid where it refuses the request for one of the pairs in it, Transient when asking again may help, and
+    Permanent when it cannot.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the quotes' `source` says."""
+        ...
+
+    @property
+    def simulated(self) -> bool:
+        """Whether no market says so."""
+        ...
+
+    @property
+    def every_s(self) -> float:
+        """Seconds from one round to the next."""
+        ...
+
+    async def quotes(self, pairs: Sequence[str]) -> PairQuotes:
+        """Return the newest quotes of pairs."""
         ...
 
     async def aclose(self) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from services.data.domain.chain import Quote, Snapshot, Validators, fact_id, quote_taken
+from services.data.domain.pairs import PairQuote, pair_quoted
 from services.data.domain.symbols import parse_contract, parse_symbol
 from services.data.store import SnapshotStore
 from shared.clock import Clock
@@ -59,6 +60,18 @@ class DataService:
         """Tell the quotes."""
         now = self._clock()
         return [quote_taken(quote, now) for quote in quotes]
+
+    async def record_pairs(
+        self,
+        quotes: Sequence[PairQuote],
+        source: str,
+        tx: Tx,  # noqa: ARG002 - no state
+        *,
+        simulated: bool,
+    ) -> list[Event]:
+        """Tell the quotes of crypto pairs."""
+        now = self._clock()
+        return [pair_quoted(quote, source, now, simulated=simulated) for quote in quotes]
 
     async def record_unchanged(self, symbol: str, source: Source, tx: Tx) -> list[Event]:
         """Note that the source has nothing newer."""

@@ -38,6 +38,16 @@ class DataSettings(Settings):
     replay_dir: Path | None = None
     replay_pace_s: float = Field(default=0.0, ge=0)
 
+    pairs: Annotated[tuple[str, ...], NoDecode] = (
+        *("BTC/USD", "ETH/USD", "SOL/USD", "XRP/USD", "DOGE/USD", "LTC/USD", "BCH/USD", "LINK/USD", "AVAX/USD"),
+        *("DOT/USD", "UNI/USD", "AAVE/USD", "SHIB/USD", "USDC/USD", "USDT/USD", "ETH/BTC", "BTC/USDT", "ETH/USDT"),
+    )
+    """Comma-separated: crypto pairs that are quoted; none are where it is empty."""
+    pairs_source: Literal["auto", "alpaca", "simulator"] = "auto"
+    """auto: Alpaca where chains come from Cboe, the simulator where they are simulated, nobody with a replay."""
+    pairs_every_s: float = Field(default=5.0, gt=0)
+    alpaca_base_url: str = "https://data.alpaca.markets"
+
     simulator_seed: int = Field(default=1, ge=0)
     simulator_unusual: int = Field(default=48, ge=0)
     """Unusual prints a symbol and session."""
@@ -47,7 +57,7 @@ class DataSettings(Settings):
     """Seconds between quotes."""
     simulator_poll_every_s: float = Field(default=10.0, gt=0)
 
-    @field_validator("symbols", mode="before")
+    @field_validator("symbols", "pairs", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

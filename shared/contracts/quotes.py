@@ -1,14 +1,15 @@
-"""What the data service tells of underlyings: their quotes.
+"""What the data service tells of underlyings and crypto pairs: their quotes.
 
 They stand apart from chains (data.py), which need pyarrow: 40 MB that a service without chains does without.
 """
 
+from decimal import Decimal
 from typing import ClassVar, Literal
 
 from pydantic import AwareDatetime
 
 from shared.contracts.base import Event
-from shared.contracts.topics import QUOTES, Topic
+from shared.contracts.topics import PAIRS, QUOTES, Topic
 
 Source = Literal["cboe", "replay", "simulator"]
 
@@ -30,4 +31,23 @@ class QuoteTaken(Event):
     @property
     def key(self) -> str:
         """The symbol."""
+        return self.symbol
+
+
+class PairQuoted(Event):
+    """The best bid and ask of a crypto pair at one moment, in what its symbol names second."""
+
+    type: ClassVar[str] = "data.pair.quoted.v1"
+    topic: ClassVar[Topic] = PAIRS
+
+    symbol: str  # BTC/USD
+    as_of: AwareDatetime
+    source: str
+    simulated: bool
+    bid: Decimal
+    ask: Decimal
+
+    @property
+    def key(self) -> str:
+        """The pair."""
         return self.symbol

@@ -34,6 +34,7 @@ CHAINS: Final = Topic(
     "data.chains", partitions=8, retention_ms=DAY_MS, max_message_bytes=4_194_304, key="underlying symbol"
 )
 QUOTES: Final = Topic("data.quotes", partitions=4, retention_ms=DAY_MS, key="symbol")
+PAIRS: Final = Topic("data.pairs", partitions=4, retention_ms=DAY_MS, key="pair")
 ACTIVITY: Final = Topic("detector.activity", partitions=8, key="underlying symbol")
 LEADERBOARD: Final = Topic("detector.leaderboard", partitions=1, key="one for all")
 ALERTS: Final = Topic("alerts.alerts", key="user")
@@ -51,6 +52,7 @@ AUDIT: Final = Topic("api.audit", retention_ms=30 * DAY_MS, key="subject")
 TOPICS: Final = (
     CHAINS,
     QUOTES,
+    PAIRS,
     ACTIVITY,
     LEADERBOARD,
     ALERTS,

@@ -62,7 +62,7 @@ from shared.contracts.payment import (
     TrialEnding,
     WebhookReceived,
 )
-from shared.contracts.quotes import QuoteTaken
+from shared.contracts.quotes import PairQuoted, QuoteTaken
 
 ID: Final = UUID("01980000-0000-7000-8000-000000000001")
 TIME: Final = datetime(2026, 7, 24, 15, 32, 10, 250_000, UTC)
@@ -191,6 +191,16 @@ EXAMPLES: Final[tuple[Event, ...]] = (
         close=213.88,
         bid=213.87,
         ask=213.9,
+    ),
+    PairQuoted(
+        id=ID,
+        time=TIME,
+        symbol="BTC/USD",
+        as_of=AS_OF,
+        source="alpaca",
+        simulated=False,
+        bid=Decimal("90012.5"),
+        ask=Decimal("90020.25"),
     ),
     ActivityDetected(
         id=ID,

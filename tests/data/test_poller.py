@@ -20,7 +20,7 @@ from services.data.domain.columns import Floats
 from services.data.ports import ChainSource
 from services.data.service import DataService
 from services.data.store import SnapshotStore
-from services.data.workers import Phase, Poller
+from services.data.workers.chains import Phase, Poller
 from shared.contracts.api import StockAdded, StockRemoved
 from shared.contracts.data import ChainCollected
 from shared.db import Database

@@ -12,7 +12,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Final, Literal
 
-from shared.contracts.symbols import SYMBOL
+from shared.contracts.symbols import PAIR, SYMBOL
 from shared.errors import Invalid
 
 Right = Literal["C", "P"]
@@ -31,7 +31,6 @@ LIES_UNDER: Final[Mapping[str, str]] = {
 }
 """What the options of a root lie under, where that is not the root itself."""
 _OCC: Final = re.compile(r"([A-Z][A-Z0-9]{0,5})([0-9]{2})([0-9]{2})([0-9]{2})([CP])([0-9]{8})", re.ASCII)
-_PAIR: Final = re.compile(r"([A-Z0-9]{1,20})/([A-Z0-9]{2,10})", re.ASCII)
 _MOST_MILLS: Final = Decimal(10**8)
 
 
@@ -126,7 +125,7 @@ def instrument(text: str, underlying: str | None = None) -> Instrument:
 @lru_cache(maxsize=65_536)
 def _read(text: str, underlying: str | None) -> Instrument:
     name = text.strip().upper() if text.isascii() else ""
-    if pair := _PAIR.fullmatch(name):
+    if pair := PAIR.fullmatch(name):
         return Crypto(pair[1], pair[2])
     if found := _OCC.fullmatch(name.replace(" ", "")):
         return _option(found, underlying)

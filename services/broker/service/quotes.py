@@ -10,7 +10,7 @@ from typing import Final
 from services.broker.store.books import BookStore
 from shared.clock import Clock
 from shared.contracts.base import Event
-from shared.contracts.quotes import QuoteTaken
+from shared.contracts.quotes import PairQuoted, QuoteTaken
 from shared.db import Tx
 
 AHEAD: Final = timedelta(seconds=5)
@@ -53,6 +53,21 @@ class Quotes:
             close = Decimal(repr(one.close)) if one.close and math.isfinite(one.close) else None
             if await self._store.quote(tx, symbol, quote.bid, quote.ask, quote.at, one.simulated, close=close):
                 told.append(quote)
+        return await self._tell(tx, told)
+
+    async def take_pairs(self, events: Sequence[PairQuoted], tx: Tx) -> Sequence[Event]:
+        """Keep the newest quote of each crypto pair; a crossed one, or one from the future, is none."""
+        latest = self._clock() + AHEAD
+        good = [one for one in events if 0 <= one.bid <= one.ask and one.as_of <= latest]
+        newest = {one.symbol: one for one in sorted(good, key=lambda one: one.as_of)}
+        told = [
+            Told(symbol, one.bid, one.ask, one.as_of)
+            for symbol, one in sorted(newest.items())
+            if await self._store.quote(tx, symbol, one.bid, one.ask, one.as_of, one.simulated)
+        ]
+        return await self._tell(tx, told)
+
+    async def _tell(self, tx: Tx, told: Sequence[Told]) -> Sequence[Event]:
         for hear in self._hear:
             await hear(tx, told)
         return ()

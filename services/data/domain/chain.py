@@ -63,7 +63,7 @@ class Quote:
     ask: float | None
 
 
-def fact_id(kind: str, symbol: str, source: Source, as_of: datetime) -> UUID:
+def fact_id(kind: str, symbol: str, source: str, as_of: datetime) -> UUID:
     """Return the id of what `source` said of `symbol` at `as_of`: asked twice, it is the same fact."""
     return uuid5(_NAMESPACE, f"{kind}/{symbol}/{source}/{as_of.isoformat()}")
 

@@ -1,0 +1,1 @@
+"""Door 3: what asks markets, chains and pairs each at their own pace."""
