@@ -1,5 +1,6 @@
 """Closing a position: what protects it is given up only for a close that goes out, as far as that can be known."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from decimal import Decimal
@@ -7,8 +8,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from services.broker.store.books import BookStore
+from services.broker.store.orders import OrderStore
 from shared.contracts.broker import CloseRequested
 from tests.broker.brokerage import USER, Brokerage
+from tests.conftest import eventually
 
 D = Decimal
 
@@ -87,3 +91,20 @@ async def ask(brokerage: Brokerage, account: UUID, order: UUID, ago_s: float = 0
     at = brokerage.clock() - timedelta(seconds=ago_s)
     about = {"id": uuid4(), "time": at, "account_id": account, "user_id": USER}
     await brokerage.hear(CloseRequested(**about, order_id=order, symbol="AAPL"))  # type: ignore[arg-type]
+
+
+async def test_a_close_waits_for_a_fill_without_keeping_the_position_from_it(brokerage: Brokerage) -> None:
+    account, protecting = await held(brokerage)
+    async with brokerage.service.db.transaction() as tx:
+        await OrderStore().lock_all(tx, [protecting])  # as a fill of it does, which then books
+        closing = asyncio.create_task(ask(brokerage, account, uuid4()))
+        await eventually(lambda: _waits(brokerage))
+        await BookStore().position(tx, account, "AAPL")
+        assert not closing.done()
+    await closing
+    await brokerage.settle(wholly=True)
+    assert await brokerage.state(protecting) == "canceled"
+
+
+async def _waits(brokerage: Brokerage) -> bool:
+    return bool(await brokerage.rows("select 1 from pg_locks where not granted"))

@@ -114,11 +114,10 @@ class Commands:
         account = await self._account(tx, event)
         if account is None:
             return self._nobodys(event, event.order_id)
-        found = await self._books.position(tx, account.id, event.symbol)
-        if found is None or not found[0].quantity:
+        position = await self._books.held(tx, account.id, event.symbol)
+        if position is None or not position.quantity:
             nothing = Refusal("NOTHING_HELD", f"nothing is held of {event.symbol[:32]}")
             return self._orders.refusal(account, event.order_id, [nothing])
-        position = found[0]
         able = self._venues.capabilities(account.venue)
         terms = closing(position.instrument, position.quantity, able)
         wanted = shapes.to_contract(terms)

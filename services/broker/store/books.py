@@ -27,6 +27,7 @@ _BEGIN: Final = text("""
 _GET: Final = text("""
     select * from positions where account_id = :account_id and symbol = any(:symbols) order by symbol
     for no key update""")
+_HELD: Final = text("select body from positions where account_id = :account_id and symbol = :symbol")
 _SAVE: Final = text("""
     update positions p set quantity = r.quantity, body = r.body, last_at = r.last_at, last_id = r.last_id,
         version = p.version + 1
@@ -85,6 +86,11 @@ class BookStore:
         rows = [{"symbol": one.instrument.key, "body": shapes.dump_position(one)} for one in positions]
         if rows:
             await tx.execute(_BEGIN, account_id=account_id, rows=rows)
+
+    async def held(self, tx: Tx, account_id: UUID, symbol: str) -> Position | None:
+        """Return a position as it is just now: whoever changes orders as well locks these first."""
+        row = await tx.fetchrow(_HELD, account_id=account_id, symbol=symbol)
+        return None if row is None else shapes.load_position(row["body"])
 
     async def position(self, tx: Tx, account_id: UUID, symbol: str) -> tuple[Position, Row] | None:
         """Return a position that nobody else changes until the commit."""
