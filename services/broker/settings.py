@@ -22,7 +22,8 @@ class BrokerSettings(Settings):
     plan: str | None = None
     """The entitlement that trading needs; unset, everybody may."""
     max_order_value: Amount = Decimal(100_000)
-    """In the quote currency; the four limits hold for each account, which may set narrower ones."""
+    """In the quote currency, or in USD where that is a coin; the four limits hold for each account, which may set
+    narrower ones."""
     max_position_value: Amount = Decimal(500_000)
     max_orders_a_minute: int = Field(default=60, ge=1, le=100_000)
     duplicate_window_s: float = Field(default=5.0, ge=0, le=60)

@@ -40,10 +40,9 @@ class DataSettings(Settings):
 
     pairs: Annotated[tuple[str, ...], NoDecode] = (
         *("BTC/USD", "ETH/USD", "SOL/USD", "XRP/USD", "DOGE/USD", "LTC/USD", "BCH/USD", "LINK/USD", "AVAX/USD"),
-        *("DOT/USD", "UNI/USD", "AAVE/USD", "SHIB/USD", "USDC/USD", "USDT/USD", "BTC/USDT", "ETH/USDT"),
+        *("DOT/USD", "UNI/USD", "AAVE/USD", "SHIB/USD", "USDC/USD", "USDT/USD", "ETH/BTC", "BTC/USDT", "ETH/USDT"),
     )
-    """Comma-separated: crypto pairs that are quoted; none are where it is empty. Limits of orders count dollars of any
-    kind alike, and a bitcoin as one of them: pairs that are paid in coins are for whoever knows that."""
+    """Comma-separated: crypto pairs that are quoted; none are where it is empty."""
     pairs_source: Literal["auto", "alpaca", "simulator"] = "auto"
     """auto: Alpaca where chains come from Cboe, the simulator where they are simulated, nobody with a replay."""
     pairs_every_s: float = Field(default=5.0, gt=0)

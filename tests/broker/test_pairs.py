@@ -57,6 +57,18 @@ async def test_an_order_is_judged_by_it_while_it_is_fresh(brokerage: Brokerage, 
     assert await brokerage.codes(placed) == codes
 
 
+async def test_an_order_that_is_paid_in_coins_is_valued_by_their_pair(brokerage: Brokerage) -> None:
+    account = await brokerage.account()
+    await brokerage.quotes(**{"MSFT": ("400", "400.05"), "ETH/BTC": ("0.03", "0.04")})
+    brokerage.desk(account).quotes["ETH/BTC"] = (D("0.03"), D("0.04"))
+    small: dict[str, Any] = {"limit": D("0.04"), "time_in_force": "gtc", "quantity": D(20)}
+    assert await brokerage.codes(await brokerage.place(account, "ETH/BTC", **small)) == ["NO_QUOTE"]
+    await hear(brokerage, "79000", "80000")
+    assert await brokerage.codes(await brokerage.place(account, "ETH/BTC", **small)) == []
+    large = small | {"quantity": D("31.26")}
+    assert await brokerage.codes(await brokerage.place(account, "ETH/BTC", **large)) == ["ORDER_TOO_LARGE"]
+
+
 async def test_a_bracket_of_a_pair_follows_it_where_the_venue_tells_quotes_of_its_own(quoting: Brokerage) -> None:
     await hear(quoting, "99.9", "100")
     account = await quoting.account()

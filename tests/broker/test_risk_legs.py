@@ -135,3 +135,35 @@ def test_a_number_too_large_to_reckon_with_is_refused_and_not_an_error(of: Instr
 def test_nobody_chooses_what_an_option_lies_under(symbol: str, named: str | None, wrong: bool) -> None:
     found = {one.code for one in check(terms(1, of=instrument(symbol, named)), VENUE, {}, T0.date())}
     assert ("UNDERLYING_WRONG" in found) == wrong
+
+
+ETH_BTC = instrument("ETH/BTC")
+COINS = {"ETH/BTC": Quote(D("0.03"), D("0.04"), T0), "BTC/USD": Quote(D(79_000), D(80_000), T0)}
+
+
+def in_coins(quantity: Any, side: Any = "buy", quotes: Any = COINS, **changes: Any) -> set[str]:
+    asked = terms(D(quantity), side, ETH_BTC, time_in_force="gtc", **MARKET)
+    return codes(asked, quotes=quotes, power=D(100_000), **changes)
+
+
+def test_a_pair_that_is_paid_in_coins_is_limited_by_what_they_are_worth():
+    assert in_coins("31.25") == set()
+    assert in_coins("31.26") == {"ORDER_TOO_LARGE"}
+    assert in_coins("31.25", held={"ETH/BTC": D("125")}) == set()
+    assert in_coins("31.25", held={"ETH/BTC": D("125.01")}) == {"POSITION_TOO_LARGE"}
+    by_value = terms(None, "buy", ETH_BTC, time_in_force="gtc", notional=D("1.26"), **MARKET)
+    assert codes(by_value, quotes=COINS, power=D(100_000)) == {"ORDER_TOO_LARGE"}
+
+
+@pytest.mark.parametrize("worth", [None, Quote(D(79_000), D(80_000), at(-61)), Quote(D(79_000), D(0), T0)])
+def test_what_is_paid_in_coins_of_unknown_worth_is_closed_and_not_opened(worth: Quote | None):
+    quotes = {"ETH/BTC": COINS["ETH/BTC"]} | ({} if worth is None else {"BTC/USD": worth})
+    assert in_coins(1, quotes=quotes) == {"NO_QUOTE"}
+    assert in_coins(1, "sell", quotes, held={"ETH/BTC": D(1)}) == set()
+
+
+@pytest.mark.parametrize("quote", ["USD", "USDT", "USDC", "EUR", "JPY"])
+def test_money_is_worth_what_it_says(quote: str):
+    pair = instrument(f"BTC/{quote}")
+    asked = terms(D(1), "buy", pair, time_in_force="gtc", **MARKET)
+    assert codes(asked, quotes={pair.key: Quote(D(99_999), D(100_000), T0)}, power=D(100_000)) == set()

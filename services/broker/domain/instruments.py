@@ -30,6 +30,64 @@ LIES_UNDER: Final[Mapping[str, str]] = {
     "BFB": "BF.B",
 }
 """What the options of a root lie under, where that is not the root itself."""
+MONEY: Final = frozenset(
+    (
+        *(
+            "USD",
+            "USDT",
+            "USDC",
+            "USDG",
+            "USDP",
+            "PYUSD",
+            "RLUSD",
+            "DAI",
+            "TUSD",
+            "FDUSD",
+            "EUR",
+            "EURC",
+            "EURT",
+            "GBP",
+        ),
+        *(
+            "CHF",
+            "AUD",
+            "CAD",
+            "NZD",
+            "SGD",
+            "HKD",
+            "JPY",
+            "KRW",
+            "CNY",
+            "INR",
+            "IDR",
+            "THB",
+            "PHP",
+            "VND",
+            "MYR",
+            "TRY",
+        ),
+        *(
+            "BRL",
+            "MXN",
+            "ARS",
+            "COP",
+            "CLP",
+            "PEN",
+            "ZAR",
+            "NGN",
+            "PLN",
+            "CZK",
+            "HUF",
+            "RON",
+            "BGN",
+            "SEK",
+            "NOK",
+            "DKK",
+        ),
+        *("UAH", "KZT", "ILS", "AED", "SAR"),
+    )
+)
+"""What pairs are paid in that is money, or stands for it; whatever else they are paid in is a coin with a price."""
 _OCC: Final = re.compile(r"([A-Z][A-Z0-9]{0,5})([0-9]{2})([0-9]{2})([0-9]{2})([CP])([0-9]{8})", re.ASCII)
 _MOST_MILLS: Final = Decimal(10**8)
 
@@ -99,6 +157,11 @@ class Crypto:
     def key(self) -> str:
         """How it is written everywhere."""
         return f"{self.base}/{self.quote}"
+
+    @property
+    def valued_by(self) -> str | None:
+        """The pair that says what it is paid in is worth, where that is a coin; None where it is money."""
+        return None if self.quote in MONEY else f"{self.quote}/USD"
 
     @property
     def underlying(self) -> str:

@@ -5,6 +5,7 @@ and the deployment say exactly "live".
 
 What would surprise you: buying power is counted by a plain and careful rule (see `needed_cash`), not by the venue's
 margin engine, which has the last word. An order that only closes what is held needs none and passes the size limits.
+Those count a pair that is paid in coins by what the coins are worth in USD.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from decimal import Context, Decimal, localcontext
 from typing import Final, Literal
 
 from services.broker.domain.checks import Refusal
-from services.broker.domain.instruments import Crypto, Option
+from services.broker.domain.instruments import ONE, Crypto, Option
 from services.broker.domain.orders import ZERO, Leg, Side, Terms
 
 Mode = Literal["paper", "live"]
@@ -36,7 +37,7 @@ class Quote:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one account may do; money in the quote currency, shares of one (0.05 is 5 %)."""
+    """What one account may do; money in the quote currency (for coins USD), shares of one (0.05 is 5 %)."""
 
     max_order_value: Decimal
     max_position_value: Decimal
@@ -192,7 +193,7 @@ def _there(terms: Terms, seen: Snapshot) -> Iterator[Refusal]:
 
 
 def _market(terms: Terms, limits: Limits, seen: Snapshot) -> Iterator[Refusal]:
-    missing = [leg.instrument.key for leg in terms.legs if not _fresh(leg, limits, seen)]
+    missing = [leg.instrument.key for leg in terms.legs if not _priced(leg, limits, seen)]
     if missing:
         yield Refusal("NO_QUOTE", f"there is no fresh quote of {', '.join(missing)}: try again when there is")
         return
@@ -218,18 +219,34 @@ def _sizes(terms: Terms, limits: Limits, seen: Snapshot) -> Iterator[Refusal]:
     opens = terms.notional is not None or any(_opening(leg, _of_leg(terms, leg), seen) > 0 for leg in terms.legs)
     if not opens:
         return
-    value = terms.notional or _value(terms, seen)
+    if unvalued := [key for leg in terms.legs if (key := _valued_by(leg)) and not _worth(leg, limits, seen)]:
+        yield Refusal("NO_QUOTE", f"there is no fresh quote of {', '.join(unvalued)} to value it by: use another pair")
+        return
+    value = (terms.notional or _value(terms, seen)) * _worth(terms.legs[0], limits, seen)
     if value > limits.max_order_value:
         yield Refusal("ORDER_TOO_LARGE", f"the order is worth {value:f}, {limits.max_order_value:f} is allowed")
     for leg in terms.legs:
         price, key = _worst(leg, seen), leg.instrument.key
         adds = _of_leg(terms, leg) if terms.notional is None else terms.notional / price
         working = (seen.buying if leg.side == "buy" else seen.selling).get(key, ZERO)
-        after = abs(seen.held.get(key, ZERO) + _sign(leg.side) * (adds + working)) * price * leg.instrument.multiplier
+        units = abs(seen.held.get(key, ZERO) + _sign(leg.side) * (adds + working))
+        after = units * price * leg.instrument.multiplier * _worth(leg, limits, seen)
         if after > limits.max_position_value:
             yield Refusal(
                 "POSITION_TOO_LARGE", f"{key} would be worth {after:f}, {limits.max_position_value:f} is allowed"
             )
+
+
+def _valued_by(leg: Leg) -> str | None:
+    return leg.instrument.valued_by if isinstance(leg.instrument, Crypto) else None
+
+
+def _worth(leg: Leg, limits: Limits, seen: Snapshot) -> Decimal:
+    """Return what one of what a leg is paid in is worth: of money one, of a coin its ask in USD; zero is unknown."""
+    key = _valued_by(leg)
+    if key is None:
+        return ONE
+    return seen.quotes[key].ask if _fresh(key, limits, seen) else ZERO
 
 
 def _value(terms: Terms, seen: Snapshot) -> Decimal:
@@ -241,10 +258,15 @@ def _value(terms: Terms, seen: Snapshot) -> Decimal:
     return max(net, sum(gross, ZERO))
 
 
-def _fresh(leg: Leg, limits: Limits, seen: Snapshot) -> bool:
-    """Return whether a leg has a price that counts. One from ahead of our clock is as wrong as an old one."""
-    quote = seen.quotes.get(leg.instrument.key)
-    return quote is not None and abs(seen.now - quote.at) <= limits.quote_age and _worst(leg, seen) > 0
+def _priced(leg: Leg, limits: Limits, seen: Snapshot) -> bool:
+    """Return whether a leg has a price that counts."""
+    return _fresh(leg.instrument.key, limits, seen) and _worst(leg, seen) > 0
+
+
+def _fresh(key: str, limits: Limits, seen: Snapshot) -> bool:
+    """Return whether a quote counts by its age. One from ahead of our clock is as wrong as an old one."""
+    quote = seen.quotes.get(key)
+    return quote is not None and abs(seen.now - quote.at) <= limits.quote_age
 
 
 def _net(terms: Terms, seen: Snapshot) -> Decimal:

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 from zoneinfo import ZoneInfo
 
 from services.broker.domain.checks import Capabilities, Refusal, TradeRules, asset_class, check
-from services.broker.domain.instruments import Instrument
+from services.broker.domain.instruments import Crypto, Instrument
 from services.broker.domain.orders import ZERO, Order, Terms
 from services.broker.domain.risk import Limits, Mode, Quote, Recent, Session, Snapshot, assess, mode, needed_cash
 from services.broker.domain.shapes import load_terms
@@ -150,7 +150,9 @@ class Checking:
 
     async def _snapshot(self, tx: Tx, row: Row, order: Order, limits: Limits, told: Mapping[str, Quote]) -> Snapshot:
         account, now = account_of(row), self._clock()
-        symbols = [leg.instrument.key for leg in order.terms.legs]
+        traded = [leg.instrument for leg in order.terms.legs]
+        valuing = [one.valued_by for one in traded if isinstance(one, Crypto) and one.valued_by]
+        symbols = [*(one.key for one in traded), *valuing]
         told_at = row["balance_at"]
         found = await seen(
             tx,
