@@ -89,13 +89,15 @@ class Tx:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._used = False  # since the savepoint
+        self._stepped = False  # since the step began
         self._after_commit: list[Callable[[], None]] = []
         self._marked: int | None = None  # how many callbacks there were at the savepoint
+        self._step = 0  # and when the step began
 
     @property
     def connection(self) -> Connection:
         """The connection itself, for what the methods here cannot do."""
-        self._used = True
+        self._used = self._stepped = True
         return self._connection
 
     def after_commit(self, callback: Callable[[], None]) -> None:
@@ -121,6 +123,16 @@ class Tx:
             await self._connection.execute("rollback to savepoint here")
         self._used = False
         del self._after_commit[self._marked :]
+
+    def step(self) -> None:
+        """Begin a step, which `forget_step` may undo without a word to Postgres."""
+        self._step, self._stepped = len(self._after_commit), False
+
+    def forget_step(self) -> bool:
+        """Undo the step if it has sent nothing; tell whether it had not."""
+        if not self._stepped:
+            del self._after_commit[self._step :]
+        return not self._stepped
 
     async def fetch(self, statement: Executable, /, **params: Any) -> list[Row]:
         """Return all rows."""

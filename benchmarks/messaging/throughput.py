@@ -58,8 +58,8 @@ STORM_KEYS: Final = 5_000
 BASELINE_EVENTS: Final = 600
 EVENTS: Final = 8_000
 BATCH_EVENTS: Final = 24_000
-STORM_EVENTS: Final = 16_000  # so many that the delay of the last retry is a small part
-STORM_BATCH_EVENTS: Final = 48_000
+STORM_EVENTS: Final = 48_000  # so many that the delay of the last retry is a small part
+STORM_BATCH_EVENTS: Final = 144_000
 STATEMENTS: Final = 3_000
 RETRY_SOON: Final = Policy(delays_s=(0.5, 0.5, 0.5))
 

@@ -1,9 +1,10 @@
 """Running handlers inside a transaction, so that an event that fails costs only itself.
 
-The events of a transaction run together behind a savepoint. When one fails, the transaction goes back to it, the
-failing event is set aside, with what must wait behind it, and the others run again. How many run together depends on
-how many failed lately (`Pace`). A batch handler names the failing events by raising `SomeFailed`; where it does not,
-its batch is halved until the event stands alone.
+The events of a transaction run behind a savepoint. A call that fails before its first statement has changed nothing:
+what fails is set aside, with what must wait behind it, and the others go on. One that fails later takes the transaction
+back to the savepoint, and what ran since then runs again; while that happens, there is a savepoint for as many events
+as `Pace` says. A batch handler names the failing events by raising `SomeFailed`; where it does not, its batch is halved
+until the event stands alone.
 """
 
 import asyncio
@@ -36,16 +37,28 @@ class Pace:
 
     seen: float = 0.0
     failed: float = 0.0
+    undone: float = 0.0
 
-    def note(self, seen: int, failed: int) -> None:
-        """Count events, and those of them that failed and had to be found."""
+    def note(self, seen: int, failed: int, undone: int = 0) -> None:
+        """Count events, those of them that failed and had to be found, and ways back to a savepoint."""
         keep = 0.5 ** (seen / HALF_LIFE)
         self.seen = self.seen * keep + seen
         self.failed = self.failed * keep + failed
+        self.undone = self.undone * keep + undone
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing failed lately that counts."""
+        return self.failed < FORGOTTEN
+
+    @property
+    def tidy(self) -> bool:
+        """Whether what failed lately had changed nothing, so that one savepoint is enough."""
+        return self.undone < FORGOTTEN
 
     def together(self, todo: Sequence[Item]) -> int:
         """Return how many of the events run together next."""
-        if self.failed < FORGOTTEN:
+        if self.calm:
             return len(todo)
         once_in = self.seen / self.failed
         batch = todo[0].route is not None and todo[0].route.batch
@@ -54,10 +67,15 @@ class Pace:
 
 @dataclass(slots=True)
 class Turn:
-    """Where a transaction is: in the handlers or in the runtime's own statements, and at which event."""
+    """Where a transaction is: in the handlers or in the runtime's own statements, and in the call for which events."""
 
     handling: bool = False
-    at: Item | None = None
+    call: Sequence[Item] = ()
+
+    @property
+    def at(self) -> Item | None:
+        """The event that is being handled; None when there are several."""
+        return self.call[0] if len(self.call) == 1 else None
 
 
 @dataclass(slots=True)
@@ -92,60 +110,72 @@ async def run(  # noqa: PLR0917 - a transaction's parts, passed on by its two ca
         return await _alone(tx, items[0], turn)
     ran = Ran()
     todo = list(items)
-    suspects = 0  # so many of `todo`, from its start, failed together, and nobody knows which
+    known = 0  # so many of `todo`, from its start, have run before and were undone
+    suspects = 0  # so many, after those, failed together, and nobody knows which
+    safe: tuple[int, int] | None = None  # how many were done, and how many events told, at the savepoint
     while todo:
-        together = todo[: max(1, suspects // 2) if suspects else pace.together(todo)]
-        await tx.savepoint()
+        if safe is None or not pace.tidy:
+            await tx.savepoint()
+            safe = len(ran.done), len(ran.events)
+        together = todo[: known or (suspects + 1) // 2 or pace.together(todo)]
+        todo = todo[len(together) :]
+        before = len(ran.done)
         try:
-            events = await handle(tx, together, turn)
+            await handle(tx, together, turn, ran)
         except Exception as error:
             if is_rerun(error):
                 raise
             turn.handling = False
-            await tx.back_to_savepoint()
-            blamed = _blamed(error, together, turn.at)
-            if not blamed:
-                suspects = len(together)
-                continue
-            suspects = 0
-            todo = _set_aside(ran, todo, {id(item): judge(item, why) for item, why in blamed})
-            if not isinstance(error, SomeFailed):
-                pace.note(1, 1)
-            if len(ran.failed) >= most and not ran.done and todo:
+            left = together[len(ran.done) - before :]
+            again = await _undo(tx, ran, safe, pace)
+            todo, known = [*again, *left, *todo], len(again)
+            blamed = _blamed(error, turn.call)
+            suspects = 0 if blamed else len(turn.call)
+            if blamed:
+                todo = _set_aside(ran, todo, {id(item): judge(item, why) for item, why in blamed})
+                pace.note(1, 0 if isinstance(error, SomeFailed) else 1)
+            if len(ran.failed) >= most and not (ran.done or known) and todo:
                 raise OnlyFailures from error
         else:
-            suspects = max(0, suspects - len(together))
-            pace.note(len(together), 0)
-            ran.events += events
-            ran.done += together
-            todo = todo[len(together) :]
+            suspects = suspects if known else max(0, suspects - len(together))
+            pace.note(0 if known else len(together), 0)
+            known = 0
     return ran
 
 
+async def _undo(tx: Tx, ran: Ran, safe: tuple[int, int], pace: Pace) -> Sequence[Item]:
+    """Undo the call that failed; if it had changed something, then all since the savepoint, which is returned."""
+    if tx.forget_step():
+        return ()
+    await tx.back_to_savepoint()
+    pace.note(0, 0, 1)
+    done, told = safe
+    undone = ran.done[done:]
+    del ran.done[done:], ran.events[told:]
+    return undone
+
+
 async def _alone(tx: Tx, item: Item, turn: Turn) -> Ran:
+    ran = Ran()
     try:
-        return Ran(await handle(tx, [item], turn), [item])
+        await handle(tx, [item], turn, ran)
     except SomeFailed as error:
         raise error.failures.get(item.event_id, error) from error
+    return ran
 
 
-async def handle(tx: Tx, items: Sequence[Item], turn: Turn) -> list[Event]:
-    """Run the handlers, in order; neighbours of one batch route go together."""
-    events: list[Event] = []
+async def handle(tx: Tx, items: Sequence[Item], turn: Turn, ran: Ran) -> None:
+    """Run the handlers, in order; neighbours of one batch route go together. `ran` grows by each call that works."""
     turn.handling = True
     for route, group in groupby(items, key=lambda item: item.route):
         if route is None:
             raise TypeError("an item without a handler cannot run")
-        turn.at = None
-        if route.batch:
-            events += await _called(route.handler([item.event for item in group], tx))
-        else:
-            for item in group:
-                turn.at = item
-                events += await _called(route.handler(item.event, tx))
-    turn.at = None
+        for turn.call in [list(group)] if route.batch else [[item] for item in group]:
+            tx.step()
+            events = [item.event for item in turn.call]
+            ran.events += list(await _called(route.handler(events if route.batch else events[0], tx)))
+            ran.done += turn.call
     turn.handling = False
-    return events
 
 
 async def _called(events: Awaitable[Sequence[Event]]) -> Sequence[Event]:
@@ -159,15 +189,13 @@ async def _called(events: Awaitable[Sequence[Event]]) -> Sequence[Event]:
         raise RuntimeError("the handler was cancelled from within, by something that it awaits") from error
 
 
-def _blamed(error: Exception, together: Sequence[Item], at: Item | None) -> list[tuple[Item, Exception]]:
+def _blamed(error: Exception, call: Sequence[Item]) -> list[tuple[Item, Exception]]:
     """Return the items at fault with their errors; none when nobody knows which."""
-    if at is not None:
-        return [(at, error)]
     if isinstance(error, SomeFailed):
-        named = [(item, why) for item in together if (why := error.failures.get(item.event_id)) is not None]
+        named = [(item, why) for item in call if (why := error.failures.get(item.event_id)) is not None]
         if named:
             return named
-    return [(together[0], error)] if len(together) == 1 else []
+    return [(call[0], error)] if len(call) == 1 else []
 
 
 def _set_aside(ran: Ran, todo: Sequence[Item], failures: Mapping[int, Failure]) -> list[Item]:

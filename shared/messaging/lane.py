@@ -2,7 +2,9 @@
 
     lock the lanes > insert inbox rows > read the fence > run handlers > park what failed > add events > commit
 
-A batch that fits into one transaction stores the partition's position with its inbox rows, a round trip less.
+Lanes run at once, which is what handlers of one event need: each waits for Postgres. A few events, and the batch of a
+batch handler while all goes well and fast, take all their lanes in one transaction: fewer round trips. Such a batch
+stores the partition's position with its inbox rows (docs/adr/0009 has the figures).
 
 What fails outside a handler (an event that cannot be published, a constraint at the commit) halves the lane until the
 failing record stands alone; it is then parked. What is not the event's fault (deadlock, lost connection, unknown
@@ -104,6 +106,7 @@ class Lanes:
 
     count: Final = 4
     few: Final = 16
+    quick_s: Final = 0.5
     deadline_s: Final = 30.0
 
     def __init__(  # noqa: PLR0917 - wired in one place, shared.service
@@ -116,6 +119,7 @@ class Lanes:
         self._clock = clock
         self._random = random
         self._pace = Pace()
+        self._quick = True  # whether the last batch was settled within quick_s
         self._about = {"consumer": consumer.name}
         # Of this consumer's rows in failed_jobs, as the retry worker last counted them:
         self.waiting = 0  # those that wait
@@ -132,19 +136,28 @@ class Lanes:
     async def settle(
         self, items: Sequence[Item], stopping: asyncio.Event, position: Position | None = None, *, probe: bool = False
     ) -> bool:
-        """Make every item of a partition done or parked, lanes at once; a few items go together, which is cheaper.
+        """Make every item of a partition done or parked, in lanes or all together.
 
         Returns whether `position`, which is true when all of them are settled, was stored with them.
         Raises Stopped or FuseOpen with the rest untouched.
         """
+        began = asyncio.get_running_loop().time()
+        if len(items) <= self.few or self._go_together(items):
+            stored = await self._settle(items, stopping, position, probe=probe) if items else False
+        else:
+            stored = await self._settle_lanes(items, stopping, probe=probe)
+        self._quick = asyncio.get_running_loop().time() - began < self.quick_s
+        return stored
+
+    def _go_together(self, items: Sequence[Item]) -> bool:
+        return self._quick and self._pace.calm and all(item.route and item.route.batch for item in items)
+
+    async def _settle_lanes(self, items: Sequence[Item], stopping: asyncio.Event, *, probe: bool) -> bool:
         lanes: defaultdict[int, list[Item]] = defaultdict(list)
         for item in items:
             lanes[self._lane(item)].append(item)
-        groups = [items] if 0 < len(items) <= self.few else list(lanes.values())
-        if len(groups) == 1:
-            return await self._settle(groups[0], stopping, position, probe=probe)
         outcomes = await asyncio.gather(
-            *(self._settle(some, stopping, None, probe=probe) for some in groups), return_exceptions=True
+            *(self._settle(some, stopping, None, probe=probe) for some in lanes.values()), return_exceptions=True
         )
         for outcome in outcomes:
             if isinstance(outcome, BaseException):

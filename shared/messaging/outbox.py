@@ -10,7 +10,7 @@ can run side by side.
 """
 
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -50,9 +50,14 @@ Message = tuple[str, bytes | None, bytes | None, Headers]
 
 
 def _count(events: Sequence[Event]) -> None:
-    told = Counter((event.type, str(getattr(event, "state", getattr(event, "status", "")))) for event in events)
-    for (kind, state), times in told.items():
-        metrics.PUBLISHED.labels(kind, state).inc(times)
+    of_type: defaultdict[type[Event], list[Event]] = defaultdict(list)
+    for event in events:
+        of_type[type(event)].append(event)
+    for kind, some in of_type.items():
+        state = next((name for name in ("state", "status") if hasattr(some[0], name)), None)
+        states = Counter(str(getattr(one, state)) for one in some) if state else {"": len(some)}
+        for said, times in states.items():
+            metrics.PUBLISHED.labels(kind.type, said).inc(times)
 
 
 class Outbox:

@@ -217,6 +217,22 @@ def test_a_batch_handler_that_names_its_failures_is_asked_twice(bank: Bank) -> N
         assert teller.asked == [100, 80]
 
 
+def test_what_fails_before_it_writes_makes_nothing_run_twice(bank: Bank) -> None:
+    bad: dict[int, Exception] = dict.fromkeys(range(3, 60, 5), Permanent("no"))
+    teller = Teller("alone", bad)
+    bank.do(ran_in_one(bank.db, items_of([f"{n}" for n in range(60)], teller), Pace()))
+    assert teller.asked == [1] * 60
+
+
+def test_after_one_that_fails_when_it_has_written_there_is_a_savepoint_for_a_few(bank: Bank) -> None:
+    pace = Pace()
+    bad: dict[int, Exception] = dict.fromkeys(range(3, 60, 5), Permanent("no"))
+    bank.do(ran_in_one(bank.db, items_of([f"{n}" for n in range(60)], Teller("alone, late", bad)), pace))
+    teller = Teller("alone, late", bad)
+    bank.do(ran_in_one(bank.db, items_of([f"{n}" for n in range(60)], teller), pace))
+    assert len(teller.asked) <= 60 + len(bad) * 4, "little runs again: not all that was done before"
+
+
 async def test_what_failed_before_its_first_statement_is_undone_without_a_word_to_postgres(probe_url: str) -> None:
     db = Database(probe_url.replace("//postgres@", "//openbell_probe@"), schema="probe", size=1)
     said: list[str] = []
