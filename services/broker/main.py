@@ -30,7 +30,6 @@ from services.broker.service.chains import Chains
 from services.broker.service.checking import Checking, Deployment
 from services.broker.service.commands import Commands
 from services.broker.service.credentials import Credentials
-from services.broker.service.envelope import Envelope, keys_of
 from services.broker.service.exits import Exits
 from services.broker.service.oauth import OAuth
 from services.broker.service.orders import Orders
@@ -55,6 +54,7 @@ from services.broker.workers.monitor import Monitors
 from services.broker.workers.paper import Ticking, expiries, hears
 from shared.clock import new_id
 from shared.db import Tx
+from shared.envelope import Envelope, keys_of
 from shared.schedule import Job
 from shared.service import Environment, Service
 from shared.work import Worker

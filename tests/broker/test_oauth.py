@@ -20,7 +20,6 @@ from services.broker.domain.oauth import Granted, OAuthVenue, challenge, granted
 from services.broker.ports import Account, GrantRefused, TokenEndpoint
 from services.broker.routes.oauth import handlers
 from services.broker.service.credentials import Credentials
-from services.broker.service.envelope import Envelope, Keys
 from services.broker.service.oauth import OAuth
 from services.broker.service.refresh import LEASE, Refresher
 from services.broker.service.vault import NoCredentials, Vault
@@ -29,6 +28,7 @@ from services.broker.store.credentials import CredentialStore
 from services.broker.store.oauth import OAuthStore
 from shared.clock import new_id
 from shared.db import Database, DatabaseUnavailable
+from shared.envelope import Envelope, Keys
 from shared.errors import Transient
 from shared.messaging.door import Door
 from shared.messaging.outbox import Outbox

@@ -17,13 +17,13 @@ from services.broker.domain.credentials import BadCredentials, Secrets, checked
 from services.broker.ports import Account
 from services.broker.routes.credentials import handlers
 from services.broker.service.credentials import Actor, Credentials, NoSuchAccount
-from services.broker.service.envelope import BadKeys, Envelope, Keys, Sealed, Unopened, keys_of
 from services.broker.service.vault import NoCredentials, Unreadable, Vault
 from services.broker.settings import DEVELOPMENT_KEYS
 from services.broker.store.accounts import AccountStore
 from services.broker.store.credentials import CredentialStore
 from shared.clock import new_id
 from shared.db import Database
+from shared.envelope import BadKeys, Envelope, Keys, Sealed, Unopened, keys_of
 from shared.identity import Identity, UnsafeSecret
 from shared.logs import JsonFormatter
 from shared.settings import SharedSettings

@@ -15,12 +15,12 @@ from uuid import UUID
 from services.broker.domain.oauth import OAuthVenue, word_of
 from services.broker.ports import Account, GrantRefused, TokenEndpoint
 from services.broker.service.credentials import Actor, Credentials, NoSuchAccount
-from services.broker.service.envelope import Envelope, RandomBytes, Sealed, Unopened
 from services.broker.service.refresh import Tasks, written
 from services.broker.service.vault import Vault
 from services.broker.store.oauth import OAuthStore, Redirect
 from shared.clock import Clock
 from shared.db import Row, Tx
+from shared.envelope import Envelope, RandomBytes, Sealed, Unopened
 from shared.errors import NotFound, Permanent, Transient
 from shared.messaging.door import Done, Door
 from shared.work import OutcomeUnknown

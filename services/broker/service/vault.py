@@ -16,10 +16,10 @@ from prometheus_client import Counter
 
 from services.broker.domain.credentials import Secrets
 from services.broker.ports import Account, VenueRefused
-from services.broker.service.envelope import Envelope, Sealed, Unopened
 from services.broker.store.credentials import CredentialStore, Entry
 from shared.clock import Clock, NewId
 from shared.db import Row, Tx
+from shared.envelope import Envelope, Sealed, Unopened
 from shared.errors import Transient
 
 _log = logging.getLogger(__name__)
