@@ -3,7 +3,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from services.data.domain.pacing import TokenBucket
+from shared.pacing import TokenBucket
 from shared.sessions import Sessions, seconds_until_open
 from tests.conftest import recorded
 

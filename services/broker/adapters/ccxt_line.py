@@ -1,4 +1,7 @@
-"""The line to one exchange: its markets, its clock, questions and wishes, and listings by pages."""
+"""The line to one exchange: its markets, its clock, questions and wishes, and listings by pages.
+
+The library paces requests itself, by what it knows of the exchange.
+"""
 
 import asyncio
 import time
@@ -10,6 +13,7 @@ from typing import Any, Final
 
 from services.broker.adapters import ccxt_exchanges as exchanges
 from services.broker.adapters.ccxt_wire import Missing, Raw, translated
+from services.broker.adapters.guard import Guard
 from services.broker.domain.instruments import Instrument
 from shared.errors import Transient
 from shared.external import calling
@@ -22,9 +26,10 @@ _SMALL_PAGE: Final = 10
 class Line:
     """What is asked through it raises the port's errors, and Declined and Missing."""
 
-    def __init__(self, exchange: Any, currency: str | None) -> None:
+    def __init__(self, exchange: Any, currency: str | None, guard: Guard) -> None:
         self.currency = currency or ""  # known once the line is ready
         self._exchange = exchange
+        self._guard = guard
         self._loading = asyncio.Lock()
         self._loaded_at: float | None = None
 
@@ -48,6 +53,10 @@ class Line:
 
     async def read(self, method: str, *arguments: Any) -> Any:
         """Ask. A refused time stamp is asked again by the exchange's clock, which also mends later writes."""
+        async with self._guard.request():
+            return await self._read(method, arguments)
+
+    async def _read(self, method: str, arguments: tuple[Any, ...]) -> Any:
         try:
             return await self._answer(method, arguments)
         except Exception as error:  # noqa: BLE001 - ccxt raises what it likes on answers that it does not know
@@ -66,10 +75,11 @@ class Line:
 
     async def write(self, method: str, *arguments: Any) -> Any:
         """Ask for something to be done, once."""
-        try:
-            return await self._call(method, arguments)
-        except Exception as error:  # noqa: BLE001 - same
-            raise translated(error, exchange=self._exchange, write=True) from None
+        async with self._guard.request():
+            try:
+                return await self._call(method, arguments)
+            except Exception as error:  # noqa: BLE001 - same
+                raise translated(error, exchange=self._exchange, write=True) from None
 
     async def pages(self, method: str, name: str, symbol: str | None, since: int | None) -> list[Raw]:
         """Return a listing since some moment of the exchange's clock, all pages of it."""

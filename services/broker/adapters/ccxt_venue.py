@@ -36,6 +36,7 @@ from services.broker.adapters.ccxt_wire import (
     time_of,
     written,
 )
+from services.broker.adapters.guard import OPEN_S, Guard
 from services.broker.domain.checks import Capabilities, TradeRules
 from services.broker.domain.instruments import Crypto, Instrument
 from services.broker.domain.orders import Fill, Order, Report
@@ -60,12 +61,15 @@ class Ccxt:
         config: Mapping[str, Any] | None = None,
         currency: str | None = None,
         poll_s: float = 5.0,
+        open_s: float = OPEN_S,
     ) -> None:
         self.name = f"ccxt-{exchange_id}"
         self._exchange_id = exchange_id
         self._config = dict(config or {})
         self._currency = currency
         self._poll_s = poll_s
+        modes, answers = ("paper", "live"), (Declined, Missing)
+        self._guards = {mode: Guard(f"{self.name}-{mode}", open_s=open_s, answers=answers) for mode in modes}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -95,20 +99,28 @@ class Ccxt:
         if account.mode != "live":
             exchanges.sandbox(exchange)
         exchanges.prepare(exchange)
-        return CcxtVenue(exchange, account, capabilities, currency=self._currency, poll_s=self._poll_s)
+        guard = self._guards["live" if account.mode == "live" else "paper"]
+        return CcxtVenue(exchange, account, capabilities, guard, currency=self._currency, poll_s=self._poll_s)
 
 
 class CcxtVenue:
     """One account at one exchange."""
 
     def __init__(
-        self, exchange: Any, account: Account, capabilities: Capabilities, *, currency: str | None, poll_s: float
+        self,
+        exchange: Any,
+        account: Account,
+        capabilities: Capabilities,
+        guard: Guard,
+        *,
+        currency: str | None,
+        poll_s: float,
     ) -> None:
         self.capabilities = capabilities
         self.knows_ids = exchange.id in exchanges.KNOWS_IDS
         self.exchange = exchange
         self._account = account
-        self._line = Line(exchange, currency)
+        self._line = Line(exchange, currency, guard)
         self._stream = Stream(exchange, self._orders, poll_s)
         self._form: Form = exchanges.FORMS.get(exchange.id, "canonical")
         self._working: dict[str, str] = {}  # orders that worked when they were last told of: their symbols by venue id

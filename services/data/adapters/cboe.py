@@ -22,13 +22,13 @@ import httpx
 import orjson
 
 from services.data.domain.chain import Snapshot, Validators, clean_chain, price
-from services.data.domain.pacing import TokenBucket
 from services.data.domain.symbols import parse_symbol
 from services.data.ports import Ended, QuoteFeed, Unchanged, UnusableAnswer
 from shared.clock import Clock
 from shared.contracts.data import ChainHeader, Source
 from shared.errors import NotFound, Permanent, Transient
 from shared.external import Client
+from shared.pacing import TokenBucket
 from shared.sessions import Sessions, seconds_until_open
 
 DELAY_S: Final = 900.0

@@ -1,1 +1,1 @@
-"""Pure rules of the data service: names, sessions, cleaning of chains, pacing, and the simulated market."""
+"""Pure rules of the data service: names, sessions, cleaning of chains, and the simulated market."""

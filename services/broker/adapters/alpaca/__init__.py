@@ -44,6 +44,7 @@ from services.broker.adapters.alpaca.reading import (
 )
 from services.broker.adapters.alpaca.updates import Updates
 from services.broker.adapters.alpaca.wire import Declined, Wire
+from services.broker.adapters.guard import OPEN_S, Guard
 from services.broker.domain.checks import Capabilities, TradeRules
 from services.broker.domain.instruments import Instrument
 from services.broker.domain.lifecycle import filled
@@ -100,9 +101,11 @@ class Alpaca:
         timeout_s: float = 10.0,
         ping_s: float = 20.0,
         clock: Clock = utc_now,
+        open_s: float = OPEN_S,
     ) -> None:
         self._paper = paper
         self._live = live
+        self._guards = {mode: Guard(f"alpaca-{mode}", open_s=open_s) for mode in ("paper", "live")}
         self._timeout_s = timeout_s
         self._ping_s = ping_s
         self._clock = clock
@@ -112,10 +115,10 @@ class Alpaca:
         keys = [secrets.get(name, "") for name in ("key_id", "secret_key")]
         if not all(_KEY.fullmatch(key) for key in keys):
             raise VenueRefused("Alpaca's credentials are key_id and secret_key, both of printable characters")
-        base = self._live if account.mode == "live" else self._paper
-        return AlpacaVenue(
-            Wire(base, *keys, timeout_s=self._timeout_s, clock=self._clock), Line(base, *keys, ping_s=self._ping_s)
-        )
+        mode = "live" if account.mode == "live" else "paper"
+        base, guard = self._live if mode == "live" else self._paper, self._guards[mode]
+        wire = Wire(base, *keys, timeout_s=self._timeout_s, clock=self._clock, guard=guard)
+        return AlpacaVenue(wire, Line(base, *keys, ping_s=self._ping_s))
 
 
 class AlpacaVenue:

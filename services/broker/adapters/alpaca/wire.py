@@ -5,6 +5,7 @@
     other 4xx                       Declined, with the venue's own reason: what that means the caller knows
     5xx, no answer, no JSON         a read: Transient; a write: OutcomeUnknown
     no connection                   Transient, for nothing was sent
+    stopped by the guard            Transient or Busy, for the same reason
 
 What would surprise you: Alpaca says 403 for keys that it does not know and for orders that it does not want. Only the
 latter come with a code. Nothing of a request, and no header, is ever put into an error.
@@ -21,6 +22,7 @@ from typing import Any, Final, Literal
 
 import httpx
 
+from services.broker.adapters.guard import Guard, Pace
 from services.broker.ports import VenueRefused
 from shared.clock import Clock
 from shared.errors import Transient
@@ -32,6 +34,9 @@ Json = Any
 
 WAIT_S: Final = 60.0
 """How long to wait when a refusal for too many requests does not say: Alpaca counts by the minute."""
+PER_S: Final = 140 / 60
+BURST: Final = 60
+"""Alpaca takes 200 requests a minute of an account: whatever was saved up, no minute has more."""
 
 _NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _UNAUTHENTICATED: Final = 401
@@ -54,21 +59,27 @@ class Declined(VenueRefused):
 class Wire:
     """Pooled connections to one address with one account's keys."""
 
-    def __init__(self, base: str, key_id: str, secret_key: str, *, timeout_s: float, clock: Clock) -> None:
+    def __init__(
+        self, base: str, key_id: str, secret_key: str, *, timeout_s: float, clock: Clock, guard: Guard
+    ) -> None:
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write a line for each request
         self._base = base.rstrip("/")
         self._keys = {"APCA-API-KEY-ID": key_id, "APCA-API-SECRET-KEY": secret_key}
         self._timeout_s = timeout_s
         self._clock = clock
+        self._guard = guard
+        self._pace = Pace(per_s=PER_S, burst=BURST)
         self._http: httpx.AsyncClient | None = None
 
     async def read(self, path: str, params: Mapping[str, str] | None = None) -> Json:
         """GET. Raises Transient, Busy, VenueRefused, Declined."""
-        return await self._request("GET", path, params=params)
+        async with self._guard.request(self._pace):
+            return await self._request("GET", path, params=params)
 
     async def write(self, method: Method, path: str, body: Mapping[str, Json] | None = None) -> Json:
         """Do it once. Raises OutcomeUnknown where it may have been done, and what a read raises where it was not."""
-        return await self._request(method, path, body=body)
+        async with self._guard.request(self._pace):
+            return await self._request(method, path, body=body)
 
     async def close(self) -> None:
         """Give up the connections; another request opens new ones."""

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
+from services.broker.adapters.guard import OPEN_S, Guard
 from services.broker.adapters.tastytrade import history, shapes
 from services.broker.adapters.tastytrade.stream import BEAT_S, SILENT_S, Streamer, listening
 from services.broker.adapters.tastytrade.wire import PER_PAGE, Declined, Json, Wire, understood
@@ -68,8 +69,10 @@ class Tastytrade:
         timeout_s: float = 15.0,
         beat_s: float = BEAT_S,
         silent_s: float = SILENT_S,
+        open_s: float = OPEN_S,
     ) -> None:
         self._clock = clock
+        self._guards = {mode: Guard(f"tastytrade-{mode}", open_s=open_s) for mode in ("paper", "live")}
         self._live, self._paper = live, paper
         self._timeout_s, self._beat_s, self._silent_s = timeout_s, beat_s, silent_s
 
@@ -80,8 +83,16 @@ class Tastytrade:
             raise VenueRefused(f"tastytrade needs {' and '.join(missing)}")
         if not (account.reference.isascii() and account.reference.isalnum()):
             raise VenueRefused("tastytrade needs the account number, letters and digits")
-        hosts = self._live if account.mode == "live" else self._paper
-        wire = Wire(hosts.api, secrets["refresh_token"], secrets["client_secret"], self._clock, self._timeout_s)
+        mode = "live" if account.mode == "live" else "paper"
+        hosts = self._live if mode == "live" else self._paper
+        wire = Wire(
+            hosts.api,
+            secrets["refresh_token"],
+            secrets["client_secret"],
+            clock=self._clock,
+            timeout_s=self._timeout_s,
+            guard=self._guards[mode],
+        )
         streamer = Streamer(hosts.streamer, account.reference, self._beat_s, self._silent_s)
         return TastytradeVenue(account, wire, streamer, self._clock)
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import httpx
 
+from services.broker.adapters.guard import Guard, Pace
 from services.broker.ports import VenueRefused
 from shared.clock import Clock
 from shared.errors import Permanent, Transient
@@ -29,6 +30,9 @@ EARLY: Final = timedelta(minutes=1)
 WAIT_S: Final = 5.0
 """How long to leave the venue alone after a 429, which names no time."""
 PER_PAGE: Final = 100
+PER_S: Final = 10
+BURST: Final = 60
+"""How often an account asks: the venue names no limit, so this one is ours."""
 
 _NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _UNAUTHENTICATED: Final = 401
@@ -52,7 +56,9 @@ class Declined(Permanent):
 class Wire:
     """The requests of one account. The client is opened when it is first needed."""
 
-    def __init__(self, base: str, refresh_token: str, client_secret: str, clock: Clock, timeout_s: float) -> None:
+    def __init__(
+        self, base: str, refresh_token: str, client_secret: str, *, clock: Clock, timeout_s: float, guard: Guard
+    ) -> None:
         for name in ("httpx", "httpcore"):  # they would write addresses with account numbers
             logging.getLogger(name).setLevel(logging.WARNING)
         self._base = base.rstrip("/")
@@ -63,6 +69,8 @@ class Wire:
         }
         self._clock = clock
         self._timeout_s = timeout_s
+        self._guard = guard
+        self._pace = Pace(per_s=PER_S, burst=BURST)
         self._http: httpx.AsyncClient | None = None
         self._token = ""
         self._renew_at: datetime | None = None
@@ -83,11 +91,13 @@ class Wire:
 
     async def read(self, path: str, params: Json | None = None) -> Json:
         """GET. Raises Declined, VenueRefused, Busy, Transient."""
-        return await self._request("GET", path, params=params)
+        async with self._guard.request(self._pace):
+            return await self._request("GET", path, params=params)
 
     async def write(self, method: str, path: str, body: Json | None = None) -> Json:
         """POST, PUT or DELETE, once. Raises what `read` does, and OutcomeUnknown."""
-        return await self._request(method, path, body=body)
+        async with self._guard.request(self._pace):
+            return await self._request(method, path, body=body)
 
     async def items(self, path: str, params: Json | None = None) -> AsyncIterator[Json]:
         """Yield the items of all pages. What is added meanwhile moves others to a later page, so one may come twice."""
