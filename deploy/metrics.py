@@ -41,7 +41,7 @@ LABELS: Final[Mapping[str, str]] = {
     "source": "sources of data in code",
     "state": "states of a contract's field",
     "status": "HTTP status codes, or states in code",
-    "target": "services behind the gateway, and sources of data",
+    "target": "services behind the gateway, sources of data, addresses of venues",
     "topic": "our topics",
     "type": "types of events, ours or Stripe's",
     "venue": "venues of the settings",
