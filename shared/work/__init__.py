@@ -13,7 +13,7 @@ that ran out in `started` means nobody knows: it is counted, and the work's stat
     leave     the row ends as `unknown` and a person decides
 
 `prepare` reads what the effect needs while the row is still `claimed`, so that a database that fails there costs an
-attempt and leaves no doubt.
+attempt and leaves no doubt. Where it decides by a transaction whether the effect is to be, that one may start the row.
 
 How an effect ends (`perform` raises, see shared.errors):
 
@@ -43,8 +43,8 @@ from shared.work.rules import (
     decide,
     explain,
 )
-from shared.work.table import COLUMNS, create_indexes, create_pauses
-from shared.work.work import Performed, Settled, Work, one_by_one
+from shared.work.table import COLUMNS, create_indexes, create_pauses, start
+from shared.work.work import Performed, Settled, Started, Work, one_by_one
 from shared.work.worker import Worker
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "Performed",
     "Policy",
     "Settled",
+    "Started",
     "Status",
     "Together",
     "Withdrawn",
@@ -67,4 +68,5 @@ __all__ = [
     "decide",
     "explain",
     "one_by_one",
+    "start",
 ]

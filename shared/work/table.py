@@ -48,7 +48,11 @@ INDEXES = (
     "create index {table}_due on {table} (due_at, id) where status = 'pending'",
     "create index {table}_leased on {table} (lease_until) where status in ('claimed', 'started')",
 )
-SERIALISE: Final = "select pg_advisory_xact_lock(hashtextextended('work/' || current_schema() || '/{table}', 0))"
+# The claim waits for no disk: one that Postgres loses in a crash is a lease that ended, and to start the row, which is
+# on disk before the effect begins, takes the claim's token.
+SERIALISE: Final = """
+    select pg_advisory_xact_lock(hashtextextended('work/' || current_schema() || '/{table}', 0)),
+        set_config('synchronous_commit', 'off', true)"""
 CLAIMABLE: Final = """
     select * from {table}
     where status = 'pending' and due_at <= :now and {only}
@@ -110,6 +114,11 @@ def create_indexes(op: Any, table: str) -> None:
 def create_pauses(op: Any) -> None:
     """Create the table that every schema with claimed rows needs once (for Alembic's `op`)."""
     op.execute(PAUSES)
+
+
+def start(table: str) -> TextClause:
+    """Return what starts claimed rows of a table (:ids, :tokens, :until), and tells which of them are ours still."""
+    return statement(START, table, "true", "lane", "id")
 
 
 def statement(template: str, table: str, only: str, pauses: str, order: str) -> TextClause:

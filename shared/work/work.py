@@ -19,6 +19,13 @@ class Performed:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """A row that `prepare` has started by itself (`table.start`), in the transaction that decided on its effect."""
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """A row that reached its end, for the service to act on in the same transaction."""
 
@@ -60,9 +67,10 @@ class Work:
     `only` is an SQL condition for a table that several kinds share, `order` the columns by which what is due is claimed
     (with an index on them where `status = 'pending'`). `perform` gets the row as it was claimed, or what
     `prepare` made of it: all reading belongs there, for it runs before `started`, and what it raises is no doubt about
-    the effect. `settled` runs in the transaction that records the ends of up to `policy.together` rows and returns the
-    events that tell of them (`one_by_one` makes it of what takes one). Of rows that are prepared, the lowest `rank` is
-    performed first; those above 0 can wait (`pace.Patience`), and `order` claims them last.
+    the effect; where it decides in a transaction, that may start the row too (`Started`), a commit less. `settled` runs
+    in the transaction that records the ends of up to `policy.together` rows and returns the events that tell of them
+    (`one_by_one` makes it of what takes one). Of rows that are prepared, the lowest `rank` is performed first; those
+    above 0 can wait (`pace.Patience`), and `order` claims them last.
     `look_up` answers whether an uncertain effect has happened. `pauses` is the column that names who is left alone when
     an effect ends with Busy, where that is not the lane alone: several lanes may lead to one destination. A row carries
     its token: whoever may have stalled over its lease checks that it is still there before it changes anything else.
@@ -73,7 +81,7 @@ class Work:
     table: str
     perform: Callable[[Row], Awaitable[Performed]]
     on_unknown: OnUnknown
-    prepare: Callable[[Row], Awaitable[Row]] | None = None
+    prepare: Callable[[Row], Awaitable[Row | Started]] | None = None
     settled: Callable[[Sequence[Settled], Tx], Awaitable[Sequence[Event]]] | None = None
     look_up: Callable[[Row], Awaitable[bool]] | None = None
     only: str = "true"

@@ -22,7 +22,7 @@ from shared.work import table
 from shared.work.metrics import AGE, IN_FLIGHT, LOST, RETRIED, SETTLED, TOOK, UNKNOWN, WAITED
 from shared.work.pace import Patience, Places, Together
 from shared.work.rules import Busy, Decision, OutcomeUnknown, decide, explain
-from shared.work.work import Performed, Settled, Work
+from shared.work.work import Performed, Settled, Started, Work
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +228,8 @@ class Worker:
         if self._stopping:
             return await self._release(row, token)
         error: Exception | None = None
-        performed, ready, known = Performed(), row, False
+        performed, known = Performed(), False
+        ready: Row | Started = row
         try:
             known = row["uncertain"] and self._work.look_up is not None and await self._work.look_up(row)
             if not known:
@@ -240,9 +241,11 @@ class Worker:
             try:
                 if self._can_wait(row):
                     await self._patience.look()
-                if self._stopping:
+                if isinstance(ready, Started):
+                    ready = ready.row
+                elif self._stopping:
                     return await self._release(row, token)
-                if not await self._start((row["id"], token)):
+                elif not await self._start((row["id"], token)):
                     return self._tell_lost(row)
                 WAITED.labels(self._work.kind).observe(max(0.0, (self._clock() - row["due_at"]).total_seconds()))
                 error, performed = await self._perform(ready)

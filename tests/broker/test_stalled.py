@@ -14,7 +14,7 @@ from shared.db import DatabaseUnavailable, Row
 from shared.errors import Transient
 from shared.messaging.door import Door
 from shared.service import Service
-from shared.work import Work, Worker
+from shared.work import Started, Work, Worker
 from tests.broker.brokerage import USER, Brokerage, opened
 from tests.broker.stall import Stall
 from tests.conftest import eventually
@@ -49,7 +49,7 @@ def worker_of(service: Service) -> Worker:
 def stalling(work: Work, door: Door, brokerage: Brokerage, stall: Stall) -> Worker:
     """Return a worker that stalls after it has claimed a row."""
 
-    async def prepare(row: Row) -> Row:
+    async def prepare(row: Row) -> Row | Started:
         await stall()
         assert work.prepare is not None
         return await work.prepare(row)
@@ -163,3 +163,25 @@ async def test_an_order_that_was_judged_a_moment_ago_is_not_judged_again(brokera
     with pytest.raises(Transient):
         await brokerage.service.door.run(lambda tx: sendings._judge(tx, row, of, told))
     assert await brokerage.state(order) == "pending_submit"
+
+
+async def test_a_worker_whose_lease_has_run_out_lets_nothing_go(brokerage: Brokerage) -> None:
+    account, order = await ask(brokerage)
+    (row,) = await brokerage.rows("update sendings set status = 'claimed', token = id returning *")
+    await brokerage.rows("update sendings set token = gen_random_uuid() returning *")  # claimed by another one
+    sendings: Any = cast("Any", brokerage.worker._work.perform).__self__
+    with pytest.raises(Transient, match="another worker has it"):
+        await sendings.prepare(row)
+    assert await brokerage.state(order) == "new"
+    assert brokerage.desk(account).submits() == []
+
+
+async def test_an_order_that_is_let_go_is_started_in_the_same_transaction(brokerage: Brokerage) -> None:
+    await ask(brokerage)
+    (row,) = await brokerage.rows("update sendings set status = 'claimed', token = id returning *")
+    sendings: Any = cast("Any", brokerage.worker._work.perform).__self__
+    await sendings.prepare(row)
+    (kept,) = await brokerage.rows(
+        "select o.state, s.status, o.xmin = s.xmin as together from orders o join sendings s on s.order_id = o.id"
+    )
+    assert tuple(kept.values()) == ("pending_submit", "started", True)

@@ -20,7 +20,7 @@ from shared.db import Database, Row, Tx
 from shared.errors import Permanent, Transient
 from shared.messaging.door import Door
 from shared.messaging.outbox import Outbox
-from shared.work import Busy, OutcomeUnknown, Performed, Policy, Settled, Work, Worker, backoff_s, decide
+from shared.work import Busy, OutcomeUnknown, Performed, Policy, Settled, Started, Work, Worker, backoff_s, decide
 from tests.conftest import ManualClock, eventually
 
 NOW = datetime(2025, 6, 2, 14, 30, tzinfo=UTC)
@@ -98,7 +98,7 @@ class Bench:
         self.changed = asyncio.Event()
         self.effect: Callable[[Row], Awaitable[Performed]] = self.succeed
         self.look_up: Callable[[Row], Awaitable[bool]] | None = None
-        self.prepare: Callable[[Row], Awaitable[Row]] | None = None
+        self.prepare: Callable[[Row], Awaitable[Row | Started]] | None = None
 
     def worker(self, policy: Policy = POLICY, on_unknown: work.OnUnknown = "resend") -> Worker:
         async def perform(row: Row) -> Performed:

@@ -1,11 +1,14 @@
 """What a claimed row carries, and whom a wait binds where several lanes lead to one destination."""
 
+import asyncio
 from dataclasses import replace
+from datetime import timedelta
 
 from sqlalchemy import text
 
 from shared.db import Row
-from shared.work import Busy, Performed, Worker
+from shared.errors import Transient
+from shared.work import Busy, Performed, Started, Worker, start
 from tests.shared.test_work import Bench, bench
 
 __all__ = ["bench"]
@@ -45,3 +48,41 @@ async def test_a_wait_binds_whom_the_work_names_and_not_the_lane_alone(bench: Be
     bench.clock.advance(5.001)
     await bench.run(worker(4))
     assert {row["id"] for row in bench.performed[2:]} == {ids[0], ids[1]}
+
+
+async def test_what_prepare_has_started_is_performed_though_the_worker_stops(bench: Bench) -> None:
+    (row_id,) = await bench.add(None)
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def prepare(row: Row) -> Started:
+        until = bench.clock() + timedelta(seconds=30)
+        async with bench.database.transaction() as tx:
+            assert await tx.fetch(start("chores"), ids=[row["id"]], tokens=[row["token"]], until=until)
+        began.set()
+        await go_on.wait()
+        return Started(row)
+
+    bench.prepare = prepare
+    worker = bench.worker()
+    await worker.turn()
+    await began.wait()
+    stopping = asyncio.create_task(worker.stop())
+    await asyncio.sleep(0)
+    go_on.set()
+    await stopping
+    assert [row["id"] for row in bench.performed] == [row_id]
+    assert (await bench.row(row_id))["status"] == "done"
+
+
+async def test_a_start_that_is_undone_with_its_transaction_leaves_no_doubt(bench: Bench) -> None:
+    (row_id,) = await bench.add(None)
+
+    async def prepare(row: Row) -> Started:
+        async with bench.database.transaction() as tx:
+            await tx.fetch(start("chores"), ids=[row["id"]], tokens=[row["token"]], until=bench.clock())
+            raise Transient("not now")
+
+    bench.prepare = prepare
+    await bench.run(bench.worker())
+    row = await bench.row(row_id)
+    assert (row["status"], row["uncertain"], bench.performed) == ("pending", False, [])

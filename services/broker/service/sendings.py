@@ -36,8 +36,9 @@ from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.errors import Permanent, Transient
 from shared.messaging.door import Done, Door
-from shared.work import OutcomeUnknown, Performed, Policy, Settled, Work, one_by_one
+from shared.work import OutcomeUnknown, Performed, Policy, Settled, Started, Work, one_by_one
 
+LEASE: Final = timedelta(seconds=15)
 UNSEEN: Final = timedelta(seconds=60)
 """So long a venue that takes an id twice is asked for an order that it may have got."""
 UNSEEN_ORDER: Final = Refusal("NOT_SENT", "the venue has not seen the order, and it is not sent twice: place it anew")
@@ -89,7 +90,7 @@ class Sendings:
             settled=one_by_one(self.settled),
             policy=Policy(
                 concurrency=concurrency,
-                lease_s=15.0,
+                lease_s=LEASE.total_seconds(),
                 linger_s=0.002,
                 base_s=0.25,
                 cap_s=30.0,
@@ -100,8 +101,8 @@ class Sendings:
 
     # --- before it goes ---------------------------------------------------------------------------
 
-    async def prepare(self, row: Row) -> Row:
-        """Judge an order right before it goes. Raises NotSent for one that must not."""
+    async def prepare(self, row: Row) -> Row | Started:
+        """Judge an order right before it goes, and start it. Raises NotSent for one that must not go."""
         kind: str = row["kind"]
         self._judged.pop(row["id"], None)
         stored, account = await self._read(row["order_id"])
@@ -127,13 +128,12 @@ class Sendings:
 
         if why_not := await self._door.run(judge):
             raise NotSent(why_not)
-        return row
+        return Started(row)
 
     async def _judge(self, tx: Tx, row: Row, account: Account, told: Told) -> Done[str | None]:
         """Let an order go, or refuse it; return why it does not go. One at a time for an account."""
         held_account = await self._accounts.lock_to_judge(tx, account.id)
         _, fresh = await self._locked(tx, row["order_id"])
-        await self._ours(tx, row)
         if fresh.order.state == "pending_submit":
             raise Transient("another worker has judged it meanwhile", retry_after_s=1)  # before its lease ran out
         if fresh.order.state != "new" or held_account is None:
@@ -154,6 +154,7 @@ class Sendings:
             refusals, taken = await self._checking.judge(tx, held_account, fresh.order, told, exits=exits)
         if not refusals and fresh.order.replaces is not None:
             refusals, events = await self._replacing(tx, account, fresh.order, fresh.order.replaces)
+        await self._ours(tx, row, goes=not refusals and fresh.order.terms.order_class != "oco")
         if refusals:
             return Done(refusals[0].message, await self._refused(tx, account, fresh, refusals))
         await self._exits.begin(tx, fresh.order)
@@ -325,12 +326,13 @@ class Sendings:
             raise AssertionError("orders are not deleted")
         return stored
 
-    async def _ours(self, tx: Tx, row: Row) -> None:
-        """Raise Transient where another worker has the sending by now: what we know of it is old.
+    async def _ours(self, tx: Tx, row: Row, *, goes: bool = False) -> None:
+        """Raise Transient where another worker has the sending by now: what we know of it is old. Start it if it goes.
 
         Its order is locked, so whoever has claimed it since waits for what we do.
         """
-        if not await self._store.ours(tx, row):
+        until = self._clock() + LEASE
+        if not await (self._store.start(tx, row, until) if goes else self._store.ours(tx, row)):
             raise Transient("its lease has run out, and another worker has it")
 
     async def _told(self, row: Row, account: Account, report: Report, of: UUID | None = None) -> Order:

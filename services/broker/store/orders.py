@@ -16,6 +16,7 @@ from services.broker.ports import Account
 from shared.contracts.broker import OrderTerms
 from shared.db import Row, Tx
 from shared.retention import Transaction, forget, slice_of
+from shared.work import start
 
 Sending = Literal["submit", "cancel", "replace", "look_up"]
 
@@ -84,6 +85,7 @@ _GOING: Final = text("""
 _UNSENT: Final = text("""
     delete from sendings where order_id = :order_id and kind in ('submit', 'replace') and status = 'pending'
         and not uncertain""")
+_START: Final = start("sendings")
 _FORGET: Final = slice_of("sendings", "settled_at < :look_ups and (kind = 'look_up' or settled_at < :others)")
 _FLAG: Final = text("""
     insert into flags (id, account_id, order_id, code, message, at)
@@ -226,6 +228,11 @@ class OrderStore:
     async def ours(self, tx: Tx, sending: Row) -> bool:
         """Whether a claimed sending is still whose who claimed it. Lock its order first: then it stays so."""
         return bool(await tx.fetchval(_OURS, id=sending["id"], token=sending["token"]))
+
+    async def start(self, tx: Tx, sending: Row, until: datetime) -> bool:
+        """Note that a claimed sending goes out now; tell whether it is still whose who claimed it."""
+        ids, tokens = [sending["id"]], [sending["token"]]
+        return bool(await tx.fetch(_START, ids=ids, tokens=tokens, until=until))
 
     async def going(self, tx: Tx, order_id: UUID) -> bool:
         """Whether an order is still being sent: then nobody but its sending says that it never arrived."""
