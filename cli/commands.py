@@ -39,7 +39,12 @@ SUMMARY: Final = (
     "resolution",
 )
 HEADERS: Final = (("name", "name"), ("value", "value"))
-KEYS: Final[tuple[tables.Column, ...]] = (("key", "key"), ("credentials", "used"))
+KEYS: Final[tuple[tables.Column, ...]] = (("key", "key"), ("sealed", "used"))
+SEALED: Final[Mapping[str, tuple[str, str]]] = {
+    "broker": ("/broker/credentials/rotate", "the credentials of account"),
+    "alerts": ("/api/alerts/targets/rotate", "the target"),
+}
+"""By service: where what it seals is wrapped anew, and what one of it is called."""
 HISTORY: Final = (("at", "at"), ("code", "code"), ("message", "message"))
 ENDED: Final = frozenset({"done", "failed", "cancelled"})
 POLL_S: Final = 0.5
@@ -151,20 +156,29 @@ def lag(gateway: Gateway, asked: Asked) -> int:
 
 
 def rotate_credentials(gateway: Gateway, asked: Asked) -> int:
-    """Wrap all credentials that lie under old keys anew; one that was broken off goes on."""
-    answers: list[Answer] = [gateway.post("/broker/credentials/rotate", {})]
-    while (after := answers[-1]["next"]) is not None:
-        answers.append(gateway.post("/broker/credentials/rotate", {"after": after}))
-    rewrapped, keys = sum(answer["rewrapped"] for answer in answers), answers[-1]["keys"]
-    unreadable = [account for answer in answers for account in answer["unreadable"]]
+    """Wrap all that lies under old keys anew, of every service that seals; what was broken off goes on."""
+    rotations = {service: _rotated(gateway, path) for service, (path, _) in SEALED.items()}
     if asked.json:
-        _print_json({"rewrapped": rewrapped, "unreadable": unreadable, "keys": keys})
-    else:
-        tables.say(f"{rewrapped} wrapped anew")
-        tables.show(({"key": key, "used": used} for key, used in keys.items()), KEYS)
-    for account in unreadable:
-        _note(f"does not open: the credentials of account {account}")
-    return REFUSED if unreadable else OK
+        _print_json(rotations)
+    for service, done in rotations.items():
+        what = SEALED[service][1]
+        if not asked.json:
+            tables.say(f"{service}: {done['rewrapped']} wrapped anew")
+            tables.show(({"key": key, "used": used} for key, used in done["keys"].items()), KEYS)
+        if done.get("readable"):
+            _note(f"{service}: {done['readable']} lie readable: sealed within a minute, or a day after an upgrade")
+        for one in done["unreadable"]:
+            _note(f"does not open: {what} {one}")
+    return REFUSED if any(done["unreadable"] for done in rotations.values()) else OK
+
+
+def _rotated(gateway: Gateway, path: str) -> Answer:
+    """Return the last answer of a rotation, with the sums of all."""
+    answers: list[Answer] = [gateway.post(path, {})]
+    while (after := answers[-1]["next"]) is not None:
+        answers.append(gateway.post(path, {"after": after}))
+    unreadable = [one for answer in answers for one in answer["unreadable"]]
+    return answers[-1] | {"rewrapped": sum(answer["rewrapped"] for answer in answers), "unreadable": unreadable}
 
 
 def doctor(place: Mapping[str, str], asked: Asked) -> int:

@@ -51,7 +51,7 @@ def build() -> argparse.ArgumentParser:
     _command(
         commands,
         "rotate-credentials",
-        "wrap the brokerage's credentials that lie under old keys anew, under the first key of its settings",
+        "wrap credentials and targets of channels that lie under old keys anew, under the first keys of the settings",
         run="rotate_credentials",
     )
     return parser

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,16 +24,18 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import SettingsConfigDict
 
 from shared.clock import utc_now
 from shared.contracts.topics import TOPICS
 from shared.db import Connection, Database, DatabaseUnavailable
-from shared.identity import UnsafeSecret, identity_secret
+from shared.envelope import BadKeys, Keys
+from shared.identity import DEVELOPMENT_MARK, UnsafeSecret, identity_secret
 from shared.messaging.kafka import KafkaAddress, KafkaError
 from shared.messaging.ops.topics import partitions
 from shared.schema import SERVICES, head
-from shared.settings import SharedSettings
+from shared.settings import Settings, SharedSettings
 
 State = Literal["ok", "warning", "broken"]
 
@@ -44,6 +47,24 @@ SKEW_S: Final = 1.0
 LEAST_DISK: Final = 2 * 1024**3
 ANSWER_S: Final = 5.0
 MIGRATE: Final = "make migrate (or python -m shared.migrate up, as a role that may create roles)"
+
+SEALED: Final[Mapping[str, tuple[str, str]]] = {
+    "broker": ("broker_credential_keys", "select key_id from credentials"),
+    "alerts": (
+        "alerts_target_keys",
+        "select key_id from channels where target = '' union all select key_id from sealing where key_id is not null",
+    ),
+}
+"""By service: the setting that holds its keys, and what tells under which key each thing lies."""
+
+
+class KeySettings(Settings):
+    """Keys that services encrypt with; each service reads its own."""
+
+    model_config = SettingsConfigDict(env_prefix="OPENBELL_", env_file=".env", extra="ignore")
+
+    broker_credential_keys: SecretStr | None = None
+    alerts_target_keys: SecretStr | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +119,8 @@ async def _postgres(settings: SharedSettings) -> list[Finding]:
                 if not found:
                     found += await _server(connection)
                 found.append(await _schema(connection, service))
+                if service in SEALED and found[-1].state == "ok":
+                    found += await _keys(connection, service, settings)
         except (DatabaseUnavailable, asyncpg.PostgresError, OSError, TimeoutError) as error:
             found.append(_away(settings, service, error))
             if not isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
@@ -152,6 +175,24 @@ async def _schema(connection: Connection, service: str) -> Finding:
     if known > needed:
         return Finding(name, "warning", f"at {known}, this code knows {needed}", "deploy the newer code")
     return Finding(name, "ok", f"at {known}")
+
+
+async def _keys(connection: Connection, service: str, settings: SharedSettings) -> list[Finding]:
+    """Hold the keys that things lie under against those of the setting; nothing where it is not read here."""
+    field, statement = SEALED[service]
+    setting, value = f"OPENBELL_{field.upper()}", getattr(KeySettings(), field)
+    if value is None and settings.environment == "production":
+        return []
+    name, mend = f"keys {service}", "put the key back into the setting, last: docs/runbooks/credentials.md"
+    try:
+        known = frozenset({DEVELOPMENT_MARK}) if value is None else Keys(value.get_secret_value()).ids
+    except BadKeys as error:
+        return [Finding(name, "broken", f"{setting}: {error}", "docs/runbooks/credentials.md")]
+    under = Counter(row["key_id"] for row in await connection.fetch(statement))
+    if missing := sorted(under.keys() - known):
+        said = f"{sum(under[key] for key in missing)} lie under keys that are not in {setting}: {', '.join(missing)}"
+        return [Finding(name, "broken", said, mend)]
+    return [Finding(name, "ok", f"{under.total()} sealed, all under keys that are here")]
 
 
 async def _kafka(address: KafkaAddress) -> list[Finding]:

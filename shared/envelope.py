@@ -74,6 +74,11 @@ class Keys:
     def __repr__(self) -> str:
         return f"Keys({', '.join(self._keys)})"
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """What the keys are called."""
+        return frozenset(self._keys)
+
     def get(self, key_id: str) -> AESGCM:
         """Return a key. Raises Unopened."""
         key = self._keys.get(key_id)

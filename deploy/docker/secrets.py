@@ -22,7 +22,8 @@ def main(folder: Path = FOLDER) -> int:
     folder.mkdir(mode=0o700, exist_ok=True)
     for name in ("OPENBELL_IDENTITY_SECRET", "OPENBELL_API_KEY_SECRET", "OPENBELL_DATABASE_PASSWORD"):
         _keep(folder / name, secrets.token_urlsafe(36))
-    _keep(folder / "OPENBELL_BROKER_CREDENTIAL_KEYS", f"first:{base64.b64encode(secrets.token_bytes(32)).decode()}")
+    for name in ("OPENBELL_BROKER_CREDENTIAL_KEYS", "OPENBELL_ALERTS_TARGET_KEYS"):
+        _keep(folder / name, f"first:{base64.b64encode(secrets.token_bytes(32)).decode()}")
     _keep(folder / "grafana_admin_password", secrets.token_urlsafe(18))
     password = _keep(folder / "postgres_password", secrets.token_urlsafe(36))
     _keep(folder / "admin_database_url", f"postgresql://postgres:{password}@postgres:5432/openbell")

@@ -192,6 +192,12 @@ ALERTS: Final = Board(
             ((rate("openbell_alerts_charts_total", "outcome"), "{{outcome}}"),),
             "ops",
         ),
+        Panel(
+            "Targets that did not open",
+            "0, always.",
+            (("sum(openbell_alerts_targets_unreadable_total)", "unreadable"),),
+            stat=True,
+        ),
     ),
 )
 DETECTION: Final = Board(

@@ -154,6 +154,10 @@ CASES: Final[Mapping[str, Case]] = {
         {"openbell_broker_credentials_unreadable_total": "0x20 1x20"},
         {"openbell_broker_credentials_unreadable_total": "1x40"},
     ),
+    "TargetsUnreadable": Case(
+        {"openbell_alerts_targets_unreadable_total": "0x20 1x20"},
+        {"openbell_alerts_targets_unreadable_total": "1x40"},
+    ),
     "ServiceDown": Case(
         {'up{job="openbell",instance="alerts:8080"}': "1x20 0x20"},
         {'up{job="openbell",instance="alerts:8080"}': "1x28 0 1x20", 'up{job="another"}': "0x40"},

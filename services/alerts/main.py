@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -34,6 +35,7 @@ from services.alerts.routes import notices as notice_routes
 from services.alerts.routes import preferences as preference_routes
 from services.alerts.routes import rules as rule_routes
 from services.alerts.routes import silences as silence_routes
+from services.alerts.routes import targets as target_routes
 from services.alerts.routes import templates as template_routes
 from services.alerts.routes import trials as trial_routes
 from services.alerts.service import Alerts, Channels, Engagement, Notices, Options, Preferences, Router, Rules, Silences
@@ -45,6 +47,7 @@ from services.alerts.service.layout import Layout
 from services.alerts.service.mail import Mail, WebhookKeys
 from services.alerts.service.pictures import Pictures
 from services.alerts.service.previews import Payloads, Previews
+from services.alerts.service.targets import Targets
 from services.alerts.service.templates import Templates
 from services.alerts.service.trials import Trials
 from services.alerts.settings import AlertsSettings
@@ -66,10 +69,12 @@ from services.alerts.store.previews import PreviewStore
 from services.alerts.store.quotes import QuoteStore
 from services.alerts.store.rules import RuleStore
 from services.alerts.store.silences import SilenceStore
+from services.alerts.store.targets import TargetStore
 from services.alerts.store.templates import TemplateStore
 from services.alerts.workers import Confirmation, Delivery, FanOuts, NoticeDelivery, Retention
 from shared.clock import Clock, new_id
 from shared.contracts.alerts import Channel
+from shared.envelope import Envelope, keys_of
 from shared.identity import identity_secret
 from shared.outward import Outward
 from shared.schedule import Job
@@ -95,14 +100,17 @@ KEEP_GATHERED: Final = timedelta(days=40)
 
 
 def build(env: Environment) -> Service:
-    """Build the service; nothing is opened before it starts."""
+    """Build the service; nothing is opened before it starts.
+
+    Raises UnsafeSecret in production for development's keys.
+    """
     settings = AlertsSettings()
     service = Service("alerts", env, READS)
+    targets = _targets(settings, env, service)
     store = AlertsStore()
     audience = AudienceStore(Defaults(settings.default_min_score, settings.default_min_premium_usd))
 
-    confirmations = ConfirmationStore()
-    notices = NoticeStore()
+    confirmations, notices = ConfirmationStore(), NoticeStore()
     links = Links(identity_secret(env.settings))
     clicks = Clicks(identity_secret(env.settings), settings.public_url, settings.open_page)
 
@@ -131,6 +139,7 @@ def build(env: Environment) -> Service:
             Delivery(
                 *(channel, sender, store, notices, service.door),
                 router=router,
+                targets=targets,
                 clicks=clicks,
                 clock=service.clock,
                 pictures=drawn,
@@ -138,6 +147,7 @@ def build(env: Environment) -> Service:
             NoticeDelivery(
                 *(channel, sender, notices, store, service.door),
                 router=router,
+                targets=targets,
                 clicks=clicks,
                 clock=service.clock,
                 pictures=drawn,
@@ -173,6 +183,7 @@ def build(env: Environment) -> Service:
         audience,
         confirmations,
         options,
+        targets,
         links=links,
         clock=service.clock,
         new_id=new_id,
@@ -217,6 +228,7 @@ def build(env: Environment) -> Service:
             *alert_routes.handlers(store, service.door),
             *rule_routes.handlers(rules, audience, service.door),
             *channel_routes.handlers(channels, audience, service.door),
+            *target_routes.handlers(targets),
             *engagement_routes.handlers(engagement, engaged, service.door),
             *notice_routes.handlers(engagement, notices, service.door),
             *trial_routes.handlers(trials, service.door),
@@ -234,6 +246,21 @@ def build(env: Environment) -> Service:
         ]
     )
     return service
+
+
+def _targets(settings: AlertsSettings, env: Environment, service: Service) -> Targets:
+    """Return what seals and opens targets; what lies readable is sealed as soon as it may be."""
+    keys = keys_of("OPENBELL_ALERTS_TARGET_KEYS", settings.target_keys.get_secret_value(), env.settings)
+    targets = Targets(
+        TargetStore(),
+        Envelope(keys, os.urandom),
+        service.door,
+        clock=service.clock,
+        new_id=new_id,
+        random_bytes=os.urandom,
+    )
+    service.schedule(Job("seal-targets", "* * * * *", targets.seal_readable))
+    return targets
 
 
 def _layout(service: Service, links: UnsubscribeLinks) -> tuple[Templates, Layout]:

@@ -2,12 +2,14 @@
 
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from shared.settings import Settings
+
+DEVELOPMENT_KEYS: Final = "development-only:ZGV2ZWxvcG1lbnQtb25seS1jaGFubmVsLXRhcmdldHM="
 
 
 class AlertsSettings(Settings):
@@ -28,6 +30,8 @@ class AlertsSettings(Settings):
     """Where people reach the gateway: links in mails begin with it."""
     open_page: str | None = None
     """The path there of the page about an alert or a notice, such as /app/alerts/{id}; mails link to it."""
+    target_keys: SecretStr = SecretStr(DEVELOPMENT_KEYS)
+    """id:base64,id:base64, 32 bytes each: the first encrypts where channels go, all decrypt."""
     discord_base: str | None = None
     """An origin besides Discord's own that webhooks may have (http://127.0.0.1:8900); for development."""
     discord_concurrency: int = Field(default=32, ge=1)

@@ -21,6 +21,7 @@ from services.alerts.service.messages import of_alert, of_notice
 from services.alerts.service.outcomes import failed_with, told_of
 from services.alerts.service.pictures import Pictures
 from services.alerts.service.routing import Router, still_wanted
+from services.alerts.service.targets import Targets
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.confirmations import ConfirmationStore
 from services.alerts.store.fanouts import FanOutStore
@@ -67,6 +68,7 @@ class Delivery:
         door: Door,
         *,
         router: Router,
+        targets: Targets,
         clicks: Clicks,
         clock: Clock,
         pictures: Pictures | None = None,
@@ -74,6 +76,7 @@ class Delivery:
         """Prepare. `pictures` makes those of a channel that can show them."""
         self._clock = clock
         self._router = router
+        self._targets = targets
         self._clicks = clicks
         self._channel: Channel = channel
         self._sender = sender
@@ -106,7 +109,7 @@ class Delivery:
         )
 
     async def prepare(self, row: Row) -> Row:
-        """Read what a delivery says and where it goes. Raises Permanent for one that must not go out."""
+        """Read what a delivery says and where it goes. Raises Permanent where it must not go out, TargetUnreadable."""
         found = await self._read(row)
         if found is None or found["target"] is None:
             raise Permanent("the channel was removed or changed")
@@ -115,7 +118,8 @@ class Delivery:
         if found["superseded"]:
             raise Permanent("a later notification of the same alert took its place")
         still_wanted(found, ACTIVITY, self._clock())
-        return found if self._pictures is None else _with(found, await self._pictures.of_alert(found))
+        target = self._targets.open(found)
+        return _with(found, target, None if self._pictures is None else await self._pictures.of_alert(found))
 
     async def perform(self, found: Row) -> Performed:
         """Send one delivery."""
@@ -152,6 +156,7 @@ class NoticeDelivery:
         door: Door,
         *,
         router: Router,
+        targets: Targets,
         clicks: Clicks,
         clock: Clock,
         pictures: Pictures | None = None,
@@ -159,6 +164,7 @@ class NoticeDelivery:
         """Prepare. `pictures` makes those of a channel that can show them."""
         self._clock = clock
         self._router = router
+        self._targets = targets
         self._clicks = clicks
         self._channel: Channel = channel
         self._sender = sender
@@ -182,18 +188,19 @@ class NoticeDelivery:
         )
 
     async def prepare(self, row: Row) -> Row:
-        """Read what a delivery says and where it goes. Raises Permanent for one that must not go out."""
+        """Read what a delivery says and where it goes. Raises Permanent where it must not go out, TargetUnreadable."""
         async with self._door.read() as tx:
             found = await self._notices.delivery(tx, row["id"], self._clock())
         if found is None or found["target"] is None or not found["enabled"]:
             raise Permanent("the channel was removed, disabled or changed")
         still_wanted(found, found["kind"], self._clock())
+        target = self._targets.open(found)
         shown = next((one["shows"] for one in found["sections"] or () if one["shows"]), None)
         if self._pictures is None or shown is None:
-            return found
+            return _with(found, target)
         async with self._door.read() as tx:
             alert = await self._alerts.alert(tx, found["user_id"], UUID(shown))
-        return found if alert is None else _with(found, await self._pictures.of_alert(alert))
+        return _with(found, target, None if alert is None else await self._pictures.of_alert(alert))
 
     async def perform(self, found: Row) -> Performed:
         """Send one delivery."""
@@ -347,6 +354,6 @@ class Retention:
         await self._notices.forget(self._door.transaction, at - timedelta(days=31 * self._months["alerts"]))
 
 
-def _with(found: Row, picture: Picture | None) -> Row:
-    """Return a delivery with its picture; it is read by its names as a row is."""
-    return cast("Row", {**found, "picture": picture})
+def _with(found: Row, target: str, picture: Picture | None = None) -> Row:
+    """Return a delivery with its target, opened, and its picture; it is read by its names as a row is."""
+    return cast("Row", {**found, "target": target, "picture": picture})

@@ -79,6 +79,7 @@ RULES: Final = (
     Rule("/pay", "payment", methods=("GET", "POST")),
     Rule("/alerts/webhooks", "alerts", caller=Caller.PROVIDER, methods=("POST",)),
     Rule("/api/alerts/suppressions", "alerts", caller=Caller.ADMIN, methods=("GET", "POST")),
+    Rule("/api/alerts/targets", "alerts", caller=Caller.ADMIN, methods=("POST",)),
     Rule("/api/alerts", "alerts", methods=("GET", "POST", "PUT", "PATCH", "DELETE")),
 )
 

@@ -1,6 +1,7 @@
 """The alerts service's parts on a real database, with what detector and gateway would tell it."""
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -19,6 +20,8 @@ from services.alerts.ports import Sent
 from services.alerts.service import Actor, Alerts, Channels, Engagement, NewRule, Notices, Options, Router, Rules
 from services.alerts.service.bundling import Bundling
 from services.alerts.service.escalating import Escalating
+from services.alerts.service.targets import Targets
+from services.alerts.settings import DEVELOPMENT_KEYS
 from services.alerts.store.alerts import AlertsStore
 from services.alerts.store.audience import AudienceStore, Defaults
 from services.alerts.store.confirmations import ConfirmationStore
@@ -29,12 +32,14 @@ from services.alerts.store.kept import KeptEvents
 from services.alerts.store.notices import NoticeStore
 from services.alerts.store.preferences import PreferenceStore
 from services.alerts.store.rules import RuleStore
+from services.alerts.store.targets import TargetStore
 from services.alerts.workers import Confirmation, Delivery, NoticeDelivery
 from shared.clock import Clock, new_id
 from shared.contracts.api import StockAdded, UserSettingsChanged, UserSignedUp
 from shared.contracts.base import Event
 from shared.contracts.detector import ActivityDetected, ScoreParts, UnusualContract
 from shared.db import Database, Row
+from shared.envelope import Envelope, Keys, RandomBytes
 from shared.messaging.door import Door
 from shared.messaging.outbox import Outbox
 from shared.work import Worker
@@ -122,13 +127,14 @@ class Bench:
         self.wakes = 0
         self.confirmations, self.links = ConfirmationStore(), Links("x" * 32)
         self._secrets = itertools.count(1)
+        self.targets = self.keyed(DEVELOPMENT_KEYS)
         self.offer(Options(offered=("discord", "email", "webhook"), best_few=3))
         self.notices = NoticeStore()
         self.telling = Notices(self.notices, PreferenceStore(), router=self.router, clock=clock)
         self.rules = Rules(RuleStore(), KeptEvents(), self.telling, max_rules=3, clock=clock, new_id=new_id)
         self.clicks = Clicks("x" * 32, "https://openbell.example/", "/app/alerts/{id}")
         self.engagement = Engagement(EngagementStore(), self.clicks, clock)
-        common: dict[str, Any] = {"router": self.router, "clicks": self.clicks, "clock": clock}
+        common: dict[str, Any] = {"router": self.router, "targets": self.targets, "clicks": self.clicks, "clock": clock}
         deliveries = [
             Delivery("discord", self.discord, self.store, self.notices, self.door, **common),
             Delivery("email", self.email, self.store, self.notices, self.door, **common),
@@ -170,12 +176,24 @@ class Bench:
             self.audience,
             self.confirmations,
             options,
+            self.targets,
             links=self.links,
             clock=told,
             new_id=new_id,
             new_secret=lambda: f"whsec_{next(self._secrets)}",
             checks={},
             wake=wake,
+        )
+
+    def keyed(self, keys: str, slice_rows: int = 500, random_bytes: RandomBytes = os.urandom) -> Targets:
+        """Return what seals and opens with other keys."""
+        return Targets(
+            TargetStore(slice_rows),
+            Envelope(Keys(keys), random_bytes),
+            self.door,
+            clock=self.clock,
+            new_id=new_id,
+            random_bytes=random_bytes,
         )
 
     def _woken(self) -> None:

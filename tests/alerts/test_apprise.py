@@ -116,6 +116,7 @@ async def test_a_channel_of_which_three_messages_in_a_row_fail_is_disabled_with_
     work = Delivery(
         *("apprise", sender, bench.store, bench.notices, bench.door),
         router=bench.router,
+        targets=bench.targets,
         clicks=bench.clicks,
         clock=bench.clock,
     ).work(1)

@@ -103,7 +103,7 @@ async def test_a_webhooks_secret_is_shown_once_and_the_newest_two_sign(bench: Be
         )
         assert newer.secret == f"whsec_{n}"
     (row,) = await bench.rows("channels")
-    assert webhook_of(row["target"]).secrets == ("whsec_3", "whsec_2")
+    assert webhook_of(bench.targets.open(row)).secrets == ("whsec_3", "whsec_2")
     with pytest.raises(NotFound):
         await bench.door.run(lambda tx: bench.channels.new_secret(ACTOR, uuid4(), target_id(made.row["lane"]), tx))
     assert all(b"whsec" not in row["value"] and b"s3cret" not in row["value"] for row in await bench.rows("outbox"))
@@ -124,8 +124,8 @@ async def test_a_browser_that_subscribes_anew_at_the_same_endpoint_is_one_target
     user_id = await bench.user()
     await bench.channel(user_id, "webpush", subscription())
     row = await bench.channel(user_id, "webpush", newer := subscription())
-    assert [one["target"] for one in await bench.rows("channels")] == [row["target"]]
-    assert json.loads(row["target"])["keys"] == json.loads(newer)["keys"]
+    assert [bench.targets.open(one) for one in await bench.rows("channels")] == [bench.targets.open(row)]
+    assert json.loads(bench.targets.open(row))["keys"] == json.loads(newer)["keys"]
 
 
 @pytest.mark.parametrize(

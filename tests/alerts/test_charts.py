@@ -296,6 +296,7 @@ async def test_an_alert_goes_out_with_its_picture_or_without_but_it_goes_out(ben
         bench.notices,
         bench.door,
         router=bench.router,
+        targets=bench.targets,
         clicks=bench.clicks,
         clock=bench.clock,
         pictures=pictures,

@@ -24,6 +24,7 @@ async def delivering(bench: Bench, server: FakeDiscord) -> AsyncGenerator[None]:
     work = Delivery(
         *("discord", sender, bench.store, bench.notices, bench.door),
         router=bench.router,
+        targets=bench.targets,
         clicks=bench.clicks,
         clock=bench.clock,
     ).work(8)

@@ -245,3 +245,26 @@ async def test_a_silence_beyond_all_days_is_refused(client: Client) -> None:
         "POST", f"/api/alerts/{user}/silences", user, json={"kind": "activity", "comment": "x", **times}
     )
     assert answer.status_code == 422
+
+
+async def test_an_administrator_rotates_targets_in_parts_and_nobody_else(client: Client) -> None:
+    bench, path, admin = client.bench, "/api/alerts/targets/rotate", uuid4()
+    user = await bench.user()
+    row = await bench.channel(user)
+    assert (await client("POST", path, user, json={})).status_code == 403
+    answer = await client("POST", path, admin, role="admin", json={})
+    told = {"rewrapped": 0, "unreadable": [], "next": None, "keys": {"development-only": 2}, "readable": 0}
+    assert (answer.status_code, answer.json()) == (200, told)
+    await bench.execute("update channels set key_id = 'gone'")
+    answer = await client("POST", path, admin, role="admin", json={})
+    assert answer.json() == {
+        **told,
+        "unreadable": [f"{user}/{row['lane']}"],
+        "keys": {"development-only": 1, "gone": 1},
+    }
+    answer = await client("POST", path, admin, role="admin", json={"after": f"{user}/{row['lane']}"})
+    assert answer.json()["unreadable"] == []
+    answer = await client("POST", path, admin, role="admin", json={"after": "what?"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "VALIDATION_ERROR")
+    listed = await client("GET", f"/api/alerts/{user}/channels", user)
+    assert listed.json()[0]["target"].endswith("/api/webhooks/…5678/…"), "a list opens nothing"

@@ -28,7 +28,7 @@ async def test_a_test_goes_to_one_target_by_the_worker_and_its_id_tells_how_it_e
     assert bench.webhook.sent == []
     await bench.deliver()
     (sent,) = bench.webhook.sent
-    assert (sent.delivery_id, sent.target, sent.kind) == (delivery_id, rows[1]["target"], "test")
+    assert (sent.delivery_id, sent.target, sent.kind) == (delivery_id, bench.targets.open(rows[1]), "test")
     (delivery,) = await bench.rows("notice_deliveries")
     assert (delivery["id"], delivery["status"], delivery["last_error"]) == (delivery_id, "done", None)
 

@@ -258,11 +258,15 @@ def test_credentials_are_rotated_until_the_end_and_the_keys_in_use_are_shown(
         ]
     )
     server.answers[path] = lambda _: httpx.Response(200, json=next(answers))
+    targets = {"rewrapped": 7, "unreadable": [], "next": None, "keys": {"second": 7}, "readable": 2}
+    server.say("/api/alerts/targets/rotate", targets)
     assert run("rotate-credentials") == 0
-    assert server.bodies() == [{}, {"after": last}]
-    shown = capsys.readouterr().out
-    assert "10003 wrapped anew" in shown
-    assert "old" not in shown
+    assert server.bodies() == [{}, {"after": last}, {}]
+    shown = capsys.readouterr()
+    assert "broker: 10003 wrapped anew" in shown.out
+    assert "alerts: 7 wrapped anew" in shown.out
+    assert "old" not in shown.out
+    assert "alerts: 2 lie readable" in shown.err
 
 
 def test_credentials_that_do_not_open_are_named_and_the_command_fails(
@@ -270,7 +274,9 @@ def test_credentials_that_do_not_open_are_named_and_the_command_fails(
 ):
     answer = {"rewrapped": 1, "unreadable": ["an-account"], "next": None, "keys": {"new": 1, "gone": 1}}
     server.say("/broker/credentials/rotate", answer)
+    server.say("/api/alerts/targets/rotate", answer | {"unreadable": ["a-user/webhook/1"], "readable": 0})
     assert run("rotate-credentials", "--json") == 1
     shown = capsys.readouterr()
-    assert json.loads(shown.out) == {"rewrapped": 1, "unreadable": ["an-account"], "keys": {"new": 1, "gone": 1}}
-    assert "an-account" in shown.err
+    assert json.loads(shown.out)["broker"] == answer
+    assert "does not open: the credentials of account an-account" in shown.err
+    assert "does not open: the target a-user/webhook/1" in shown.err

@@ -27,6 +27,7 @@ from tests.deploy.stand_ins import docker
 WAIT_S: Final = 180
 READ_BY: Final = {
     GATEWAY.name: "OPENBELL_API_KEY_SECRET",
+    "alerts": "OPENBELL_ALERTS_TARGET_KEYS",
     "broker": "OPENBELL_BROKER_CREDENTIAL_KEYS",
 }
 

@@ -55,7 +55,8 @@ def test_secrets_are_files_that_are_made_once(tmp_path: Path):
     secrets.main(tmp_path / "secrets")
     made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
     assert {f"deploy/docker/secrets/{name}" for name in made} == {one["file"] for one in COMPOSE["secrets"].values()}
-    assert len(base64.b64decode(made["OPENBELL_BROKER_CREDENTIAL_KEYS"].partition(":")[2])) == 32
+    for name in ("OPENBELL_BROKER_CREDENTIAL_KEYS", "OPENBELL_ALERTS_TARGET_KEYS"):
+        assert len(base64.b64decode(made[name].partition(":")[2])) == 32
     assert made["postgres_password"] in made["admin_database_url"]
     assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
     secrets.main(tmp_path / "secrets")

@@ -47,6 +47,7 @@ SECRETS = {
     "OPENBELL_PAYMENT_STRIPE_KEY": f"sk_test_{_mark('stripe')}",
     "OPENBELL_PAYMENT_STRIPE_WEBHOOK_SECRETS": f"whsec_{_mark('stripe-webhook')}",
     "OPENBELL_PAYMENT_CRYPTO_URLS": json.dumps({"bitcoin": f"http://127.0.0.1:9/{_mark('node')}"}),
+    "OPENBELL_ALERTS_TARGET_KEYS": f"k1:{_coded('targets')}",
     "OPENBELL_ALERTS_SMTP_PASSWORD": _mark("smtp"),
     "OPENBELL_ALERTS_SENDGRID_API_KEY": _mark("sendgrid"),
     "OPENBELL_ALERTS_RESEND_API_KEY": _mark("resend"),
@@ -171,6 +172,7 @@ async def test_a_process_that_cannot_start_shows_no_secret(folder: Path, service
     ("service", "name"),
     [
         ("api", "OPENBELL_API_JWT_SECRET"),
+        ("alerts", "OPENBELL_ALERTS_TARGET_KEYS"),
         ("alerts", "OPENBELL_ALERTS_RESEND_WEBHOOK_SECRET"),
         ("broker", "OPENBELL_BROKER_CREDENTIAL_KEYS"),
         ("broker", "OPENBELL_BROKER_CALLBACK_SECRETS"),

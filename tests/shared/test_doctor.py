@@ -69,6 +69,34 @@ async def test_a_secret_that_anybody_knows_is_broken_in_production(database_url:
     assert not [one for one in found if "x7x7" in one.said + one.mend]
 
 
+async def test_what_lies_under_a_key_that_is_not_here_is_broken(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = without_kafka(database_url)
+    assert {named(await examine(settings), f"keys {one}").state for one in ("alerts", "broker")} == {"ok"}
+    connection = await doctor.Database(database_url, schema="alerts").connect()
+    await connection.execute("update sealing set key_id = 'gone', wrapped = '', body = ''")
+    await connection.close()
+    for keys in (None, f"here:{'A' * 43}="):
+        if keys is not None:
+            monkeypatch.setenv("OPENBELL_ALERTS_TARGET_KEYS", keys)
+        lost = named(await examine(settings), "keys alerts")
+        assert (lost.state, lost.said) == (
+            "broken",
+            "1 lie under keys that are not in OPENBELL_ALERTS_TARGET_KEYS: gone",
+        )
+        assert "credentials.md" in lost.mend
+    monkeypatch.setenv("OPENBELL_ALERTS_TARGET_KEYS", f"here:{'A' * 43}=,gone:{'B' * 42}A=")
+    assert named(await examine(settings), "keys alerts").state == "ok"
+    monkeypatch.setenv("OPENBELL_ALERTS_TARGET_KEYS", "s3cret-without-an-id")
+    wrong = named(await examine(settings), "keys alerts")
+    assert (wrong.state, "s3cret" in wrong.said) == ("broken", False)
+    monkeypatch.delenv("OPENBELL_ALERTS_TARGET_KEYS")
+    production = without_kafka(database_url, environment="production", identity_secret="x7" * 20)
+    found = await examine(production)
+    assert not [one for one in found if one.name.startswith("keys ")], "this process does not read those keys"
+
+
 async def test_a_gateway_that_does_not_answer_is_told(database_url: str) -> None:
     found = await examine(
         without_kafka(database_url, upstreams={"detector": f"http://{NOWHERE}"}), "http://127.0.0.1:2"

@@ -1,6 +1,7 @@
 """Where alerts go besides the app: which targets are acceptable, and how to show one without giving it away."""
 
 import hashlib
+import hmac
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -95,10 +96,14 @@ def url_of(channel: Channel, target: str) -> str:
     return subscription_of(target).endpoint if channel == "webpush" else target
 
 
-def lane_of(channel: Channel, target: str) -> str:
-    """Return the name of the destination that gives nothing of it away; one of an address however it is written."""
-    place = target.lower() if channel == "email" else url_of(channel, target)
-    return f"{channel}/{hashlib.sha256(place.encode()).hexdigest()[:32]}"
+def lane_of(channel: Channel, target: str, key: bytes | None = None) -> str:
+    """Return the name of the destination that gives nothing of it away; one of an address however it is written.
+
+    With a key, nobody without it can tell whether a guess is right.
+    """
+    place = (target.lower() if channel == "email" else url_of(channel, target)).encode()
+    digest = hashlib.sha256(place).digest() if key is None else hmac.digest(key, place, hashlib.sha256)
+    return f"{channel}/{digest.hex()[:32]}"
 
 
 def target_id(lane: str) -> str:

@@ -16,9 +16,10 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.types import ControllerRouterHandler
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.alerts.domain.channels import masked, target_id
+from services.alerts.domain.channels import target_id
 from services.alerts.routes.common import HttpRequest, actor_of
 from services.alerts.service import Channels, ChannelSet
+from services.alerts.service.targets import shown_of
 from services.alerts.store.audience import AudienceStore
 from shared.contracts.alerts import Channel
 from shared.errors import NotFound
@@ -173,7 +174,7 @@ def _channel(known: ChannelSet) -> ChannelView:
     return ChannelView(
         row["channel"],
         target_id(row["lane"]),
-        masked(row["channel"], row["target"]),
+        shown_of(row),
         row["enabled"],
         row["confirmed_at"] is not None,
         row["reason"],

@@ -4,7 +4,7 @@ What would surprise you: setting a channel of one target moves it, setting one o
 target again changes nothing but that it is enabled.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
@@ -14,7 +14,6 @@ from services.alerts.domain.channels import (
     MOST,
     UNCONFIRMED,
     checked_target,
-    lane_of,
     masked,
     next_mail_in_s,
 )
@@ -24,8 +23,10 @@ from services.alerts.domain.targets import SECRETS, Webhook, subscription_of, we
 from services.alerts.ports import Check
 from services.alerts.service.alerts import Options
 from services.alerts.service.audit import Actor, audited
+from services.alerts.service.targets import Targets
 from services.alerts.store.audience import AudienceStore
 from services.alerts.store.confirmations import ConfirmationStore
+from services.alerts.store.targets import Kept, Place
 from shared.clock import Clock, NewId
 from shared.contracts.alerts import Channel
 from shared.contracts.api import ActionAudited
@@ -56,6 +57,7 @@ class Channels:
         audience: AudienceStore,
         confirmations: ConfirmationStore,
         options: Options,
+        targets: Targets,
         *,
         links: Links,
         clock: Clock,
@@ -67,6 +69,7 @@ class Channels:
         self._audience = audience
         self._confirmations = confirmations
         self._options = options
+        self._targets = targets
         self._links = links
         self._clock = clock
         self._new_id = new_id
@@ -88,25 +91,29 @@ class Channels:
             raise Invalid("a target is needed")
         now, target = self._clock(), self._checked(channel, target)
         await self._refuse_suppressed(channel, target, tx)
-        lane = lane_of(channel, target)
-        known = await self._place(user_id, channel, lane, tx)
+        lanes = await self._targets.lanes(tx, channel, target)
+        known = await self._place(user_id, channel, lanes, tx)
+        place = Place(user_id, channel, lanes[0] if known is None else known["lane"])
         secret = None
         if channel == "webhook":
             target, secret = self._signed(target, known)
         confirmed_at = now if channel != "email" else known["confirmed_at"] if known is not None else None
         reason = None if confirmed_at else known["reason"] if known is not None else UNCONFIRMED
         row = await self._audience.set_channel(
-            tx, user_id, channel, target, confirmed_at=confirmed_at, reason=reason, now=now
+            *(tx, place, await self._targets.kept(tx, place, target)),
+            confirmed_at=confirmed_at,
+            reason=reason,
+            now=now,
         )
         if confirmed_at is None and known is None:
-            await self._ask_to_confirm(Link(user_id, lane), tx)
+            await self._ask_to_confirm(Link(user_id, place.lane), tx)
         shown = {} if channel == "email" else {"target": masked(channel, target)}
         return Done(ChannelSet(row, secret), [self._audited(actor, "set.channel", f"{user_id}/{channel}", **shown)])
 
     def _signed(self, target: str, known: Row | None) -> tuple[str, str | None]:
         """Return the webhook that is known, else a new one with its secret."""
         if known is not None:
-            return known["target"], None
+            return self._targets.open(known), None
         secret = self._new_secret()
         return _signed_by(target, secret), secret
 
@@ -145,16 +152,17 @@ class Channels:
         known = next((row for row in await self._known(user_id, "webhook", tx) if row["lane"] == lane), None)
         if known is None:
             raise NotFound("there is no such webhook")
-        secret = self._new_secret()
-        row = await self._audience.new_target(tx, known, _signed_by(known["target"], secret), self._clock())
+        secret, place = self._new_secret(), Place.of(known)
+        kept = await self._targets.kept(tx, place, _signed_by(self._targets.open(known), secret))
+        row = await self._audience.new_target(tx, place, kept, self._clock())
         audit = self._audited(actor, "rotate.channel", f"{user_id}/{known['lane']}")
         return Done(ChannelSet(row, secret), [audit])
 
-    async def _place(self, user_id: UUID, channel: Channel, lane: str, tx: Tx) -> Row | None:
+    async def _place(self, user_id: UUID, channel: Channel, lanes: Sequence[str], tx: Tx) -> Row | None:
         """Make room for a target: return what is known of it; else the only one goes, or one too many is refused."""
         await self._audience.lock_channels(tx, user_id)
         known = await self._known(user_id, channel, tx)
-        found = next((row for row in known if row["lane"] == lane), None)
+        found = next((row for row in known if row["lane"] in lanes), None)
         if found is None and MOST[channel] == 1:
             await self._audience.remove_channel(tx, user_id, channel, None)
         elif found is None and len(known) >= MOST[channel]:
@@ -170,7 +178,7 @@ class Channels:
             raise Conflict("there is nothing to confirm any more")
         await self._refuse_suppressed(channel, known["target"], tx)
         row = await self._audience.set_channel(
-            tx, user_id, channel, known["target"], confirmed_at=None, reason=UNCONFIRMED, now=self._clock()
+            *(tx, Place.of(known), Kept(known["target"])), confirmed_at=None, reason=UNCONFIRMED, now=self._clock()
         )
         await self._ask_to_confirm(Link(user_id, known["lane"]), tx)
         return Done(row)

@@ -1,6 +1,6 @@
 """Who is to hear of what: users, watchlists, rules and channels.
 
-A channel's target is a secret: it leaves by `AlertsStore.delivery` only.
+A channel's target is a secret: it is kept sealed (store/targets.py), and leaves for whoever sends to it.
 """
 
 from collections import defaultdict
@@ -13,9 +13,9 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from services.alerts.domain.channels import lane_of
 from services.alerts.domain.kinds import ACTIVITY, KINDS
 from services.alerts.domain.matching import Rule, watchlist_rule_id
+from services.alerts.store.targets import Kept, Place
 from shared.contracts.alerts import Channel
 from shared.db import Row, Tx
 
@@ -52,15 +52,18 @@ _RULES_OF = text(_RULES.format(some="w.user_id > :after and w.user_id <= :last")
 _CHANNEL_LIST = text("select * from channels where user_id = :user_id order by channel, created_at, lane")
 _LOCK_CHANNELS = text("select pg_advisory_xact_lock(hashtextextended('alerts/channels/' || :user_id, 0))")
 _SET_CHANNEL = text("""
-    insert into channels (user_id, channel, target, lane, enabled, reason, confirmed_at, created_at, updated_at)
-    values (:user_id, :channel, :target, :lane, cast(:confirmed_at as timestamptz) is not null,
-        cast(:reason as text), :confirmed_at, :now, :now)
-    on conflict (user_id, channel, lane) do update set target = excluded.target,
+    insert into channels (user_id, channel, target, key_id, wrapped, body, shown, lane, enabled, reason, confirmed_at,
+        created_at, updated_at)
+    values (:user_id, :channel, :target, :key_id, :wrapped, :body, :shown, :lane,
+        cast(:confirmed_at as timestamptz) is not null, cast(:reason as text), :confirmed_at, :now, :now)
+    on conflict (user_id, channel, lane) do update set target = excluded.target, key_id = excluded.key_id,
+        wrapped = excluded.wrapped, body = excluded.body, shown = excluded.shown,
         enabled = excluded.enabled, reason = excluded.reason, confirmed_at = excluded.confirmed_at,
         updated_at = excluded.updated_at
     returning *""")
 _NEW_TARGET = text("""
-    update channels set target = :target, updated_at = :now
+    update channels set target = :target, key_id = :key_id, wrapped = :wrapped, body = :body, shown = :shown,
+        updated_at = :now
     where user_id = :user_id and channel = :channel and lane = :lane returning *""")
 _REMOVE_CHANNEL = text("""
     delete from channels where user_id = :user_id and channel = :channel
@@ -135,32 +138,22 @@ class AudienceStore:
     async def set_channel(
         self,
         tx: Tx,
-        user_id: UUID,
-        channel: Channel,
-        target: str,
+        place: Place,
+        kept: Kept,
         *,
         confirmed_at: datetime | None,
         reason: str | None,
         now: datetime,
     ) -> Row:
         """Set a target of a channel; it is enabled when it is confirmed, else `reason` says what is missing."""
-        row = await tx.fetchrow(
-            _SET_CHANNEL,
-            user_id=user_id,
-            channel=channel,
-            target=target,
-            lane=lane_of(channel, target),
-            confirmed_at=confirmed_at,
-            reason=reason,
-            now=now,
-        )
+        how = {"confirmed_at": confirmed_at, "reason": reason, "now": now}
+        row = await tx.fetchrow(_SET_CHANNEL, **place.params(), **kept.params(), **how)
         assert row is not None  # noqa: S101 - it was inserted or updated
         return row
 
-    async def new_target(self, tx: Tx, channel: Row, target: str, now: datetime) -> Row:
+    async def new_target(self, tx: Tx, place: Place, kept: Kept, now: datetime) -> Row:
         """Write another text for a target that stays the same place (domain.channels.lane_of)."""
-        place = {"user_id": channel["user_id"], "channel": channel["channel"], "lane": channel["lane"]}
-        row = await tx.fetchrow(_NEW_TARGET, target=target, now=now, **place)
+        row = await tx.fetchrow(_NEW_TARGET, now=now, **place.params(), **kept.params())
         assert row is not None  # noqa: S101 - the caller holds the lock of the user's channels
         return row
 

@@ -22,7 +22,7 @@ _DELIVERY: Final = text(f"""
         n.symbol, n.rule_id, d.escalated, n.acknowledged_at, p.choices, {RUNNING} as silences,
         n.account_id, p.inhibitions, {FIRING} as firing,
         (select g.sections from digests g where g.id = d.notice_id) as sections,
-        c.target, c.enabled, coalesce(p.timezone, u.timezone) as timezone, p.locale
+        c.target, c.key_id, c.wrapped, c.body, c.enabled, coalesce(p.timezone, u.timezone) as timezone, p.locale
     from notice_deliveries d join notices n using (notice_id)
     left join preferences p on p.user_id = d.user_id
     left join users u on u.user_id = d.user_id
