@@ -218,7 +218,7 @@ async def test_the_stream_tells_in_order_what_happens_from_now_on_also_at_anothe
                 heard.append(frame)  # noqa: PERF401 - what was heard before the end counts too
 
         task = asyncio.create_task(listen())
-        await one.venue().submit(first)
+        answer = await one.venue().submit(first)
         await other.venue().submit(second)
         await other.venue(8).submit(order(account=8))
         await one.quote(AAPL, 95, 95)
@@ -228,6 +228,7 @@ async def test_the_stream_tells_in_order_what_happens_from_now_on_also_at_anothe
             await task
     told = [(frame.order_id, frame.report.kind) for frame in heard]
     assert told == [(first.id, "accepted"), (second.id, "accepted"), (second.id, "filled"), (first.id, "filled")]
+    assert heard[0].report == answer, "an order that was taken is told once, whichever comes first"
     assert heard[3].report.executions == (await one.venue().look_up(first)).executions
     await one.adapter.close()
 

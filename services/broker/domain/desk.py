@@ -51,7 +51,7 @@ class Desk:
         ticket = self._take(order, now)
         before = len(self.executions)
         if ticket.state == "accepted":
-            self._tell(ticket, Report("accepted"))
+            self._tell(ticket, Report("accepted", venue_order_id=venue_id(ticket.id)))
             self._meet(ticket, now)
         done = tuple(execution for _, execution in self.executions[before:])
         kind: Kind = "filled" if ticket.state == "filled" else "rejected" if ticket.state == "rejected" else "accepted"
@@ -171,7 +171,7 @@ class Desk:
         report = self.end(old, "replaced", now, replaced_by=by.id)
         ticket = self._take(by, now, old.id)
         ticket.works_at = now
-        self._tell(ticket, Report("accepted"))
+        self._tell(ticket, Report("accepted", venue_order_id=venue_id(ticket.id)))
         self._meet(ticket, now)
         return report
 
