@@ -217,6 +217,7 @@ def build(env: Environment) -> Service:
         _webhook_keys(settings),
         unsubscribing,
         service.door,
+        router=router,
         clock=service.clock,
         new_id=new_id,
     )

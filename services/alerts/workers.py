@@ -179,6 +179,7 @@ class NoticeDelivery:
             kind=f"{self._channel}.notices",
             table="notice_deliveries",
             only=f"channel = '{self._channel}'",
+            pauses_with=self._channel,
             prepare=self.prepare,
             perform=self.perform,
             on_unknown="resend",
@@ -290,6 +291,7 @@ class Confirmation:
         return Work(
             kind="confirmation",
             table="confirmations",
+            pauses_with="email",
             prepare=self.prepare,
             perform=self.perform,
             on_unknown="resend",

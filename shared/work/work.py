@@ -72,7 +72,8 @@ class Work:
     (`one_by_one` makes it of what takes one). Of rows that are prepared, the lowest `rank` is performed first; those
     above 0 can wait (`pace.Patience`), and `order` claims them last.
     `look_up` answers whether an uncertain effect has happened. `pauses` is the column that names who is left alone when
-    an effect ends with Busy, where that is not the lane alone: several lanes may lead to one destination. A row carries
+    an effect ends with Busy, where that is not the lane alone: several lanes may lead to one destination, and
+    `pauses_with` names another kind that leads to the same ones. A row carries
     its token: whoever may have stalled over its lease checks that it is still there before it changes anything else.
     `since` says when a row's age begins.
     """
@@ -86,6 +87,7 @@ class Work:
     look_up: Callable[[Row], Awaitable[bool]] | None = None
     only: str = "true"
     pauses: str = "lane"
+    pauses_with: str | None = None
     order: str = "due_at, id"
     policy: Policy = field(default_factory=Policy)
     since: Callable[[Row], datetime] = created_at

@@ -81,6 +81,7 @@ class Worker:
         self.name = f"work.{work.kind}"
         self._work = work
         self._policy = work.policy
+        self._pauses = work.pauses_with or work.kind
         self._door = door
         self._clock = clock
         self._draw = draw
@@ -188,7 +189,7 @@ class Worker:
         token, limit = self._new_token(), min(free * 4, free + LOOK_PAST)
         async with self._door.transaction() as tx:
             await tx.execute(self._serialise)  # lanes stay single across replicas
-            candidates = await tx.fetch(self._claimable, now=now, kind=self._work.kind, candidates=limit)
+            candidates = await tx.fetch(self._claimable, now=now, kind=self._pauses, candidates=limit)
             chosen = choose(candidates, free, self._can_wait, self._patience.places - self._waiting)
             ids = [row["id"] for row in chosen]
             until = now + timedelta(seconds=self._policy.lease_s)
@@ -199,7 +200,7 @@ class Worker:
     async def _look(self, now: datetime) -> tuple[bool, float]:
         """Return whether a row is due, and in how many seconds the next one will be, or its lane is free again."""
         async with self._door.read() as tx:
-            found = await tx.fetchrow(self._look_at, now=now, kind=self._work.kind)
+            found = await tx.fetchrow(self._look_at, now=now, kind=self._pauses)
         if found is None or found["next_at"] is None:
             return found is None or found["ready"], self._policy.poll_s
         return found["ready"], min(self._policy.poll_s, (found["next_at"] - now).total_seconds())
@@ -346,7 +347,7 @@ class Worker:
                 at = now + timedelta(seconds=busy_s)
                 until[str(lane)] = max(at, until.get(str(lane), at))
         if until:
-            await tx.execute(self._add_pauses, kind=self._work.kind, lanes=list(until), untils=list(until.values()))
+            await tx.execute(self._add_pauses, kind=self._pauses, lanes=list(until), untils=list(until.values()))
 
     async def _keep(self, now: datetime) -> None:
         """Renew our leases, then take back what others let run out."""

@@ -12,8 +12,9 @@ from services.alerts.service import Options
 from services.alerts.workers import Delivery
 from shared.clock import utc_now
 from shared.db import Database
-from shared.work import Worker
+from shared.work import Busy, Worker
 from tests.alerts.conftest import Bench, activity, contract
+from tests.alerts.test_notices import receipt
 from tests.conftest import ManualClock, eventually
 from tests.fakes.discord import Answer, FakeDiscord
 
@@ -90,3 +91,18 @@ async def test_a_webhook_that_does_not_answer_hinders_no_other(bench: Bench) -> 
             await bench.tell(activity(contract(score=99)))
             await eventually(lambda: sum(post.url == well for post in server.posts) == 2)
     assert sum(post.url == stuck for post in server.posts) <= 1
+
+
+async def test_a_wait_that_a_channel_asks_for_over_an_alert_holds_for_its_notices(bench: Bench) -> None:
+    user = await bench.user("AAPL")
+    await bench.channel(user)
+    await bench.tell(activity())
+    bench.discord.errors = [Busy(retry_after_s=30)]
+    await bench.deliver()
+    await bench.handle(bench.telling.tell, [receipt(user)])
+    await bench.deliver()
+    assert len(bench.discord.sent) == 1  # which was answered with the wait
+    bench.clock.advance(30.001)
+    await bench.deliver()
+    await bench.deliver()
+    assert len(bench.discord.sent) == 3

@@ -1,9 +1,14 @@
 """What was held back is told in one digest, whenever it was held back and however often the digest is made."""
 
+from datetime import timedelta
+from uuid import UUID, uuid4
+
 import pytest
+from sqlalchemy import text
 
 from services.alerts.service.sections.held_back import MOST
 from services.alerts.store.digests import DigestStore
+from shared.errors import Permanent
 from tests.alerts.conftest import Bench
 from tests.alerts.test_digests import Desk
 from tests.alerts.test_notices import receipt
@@ -51,3 +56,74 @@ async def test_all_that_was_held_back_is_named_and_of_very_much_how_much_more_th
     await desk.next(user)
     (lines,) = await desk.lines(user)
     assert (len(lines), lines[-1]) == (1 + MOST + 1, "and 3 more")
+
+
+async def silence(desk: Desk, user: UUID, hours: float) -> None:
+    now = desk.bench.clock()
+    async with desk.bench.door.transaction() as tx:
+        await tx.execute(
+            text("""insert into silences (silence_id, user_id, author, comment, created_at, starts_at, ends_at)
+                values (:id, :user_id, 'ada', '', :now, :now, :ends_at)"""),
+            id=uuid4(),
+            user_id=user,
+            now=now,
+            ends_at=now + timedelta(hours=hours),
+        )
+
+
+async def told(desk: Desk) -> list[bool]:
+    """Whether each digest on its way to the channel names what was held back."""
+    await desk.bench.deliver()
+    return ["Held back" in str(message) for message in desk.bench.discord.sent]
+
+
+async def test_what_a_silenced_digest_held_is_told_by_the_next_one(desk: Desk) -> None:
+    user = await desk.held_back()
+    await silence(desk, user, hours=24)
+    await desk.next(user)
+    assert await told(desk) == []
+    assert [any("AAPL" in line for line in lines) for lines in await desk.lines(user)] == [True], "the app shows it"
+    await desk.next(user)
+    assert await told(desk) == [True]
+    await desk.next(user)
+    assert await told(desk) == [True]
+
+
+async def test_a_silence_between_a_digest_and_its_delivery_lets_the_next_one_tell(desk: Desk) -> None:
+    user = await desk.held_back()
+    await desk.next(user)
+    await silence(desk, user, hours=1)
+    assert await told(desk) == []
+    await desk.next(user)
+    assert await told(desk) == [True]
+
+
+async def test_what_no_channel_took_with_a_digest_is_told_by_the_next_one(desk: Desk) -> None:
+    user = await desk.held_back()
+    await desk.next(user)
+    desk.bench.discord.errors = [Permanent("refused")]
+    await told(desk)
+    desk.bench.discord.sent.clear()
+    await desk.next(user)
+    assert await told(desk) == [True]
+    await desk.next(user)
+    assert await told(desk) == [True]
+
+
+async def test_what_one_of_two_channels_took_is_told(desk: Desk) -> None:
+    user = await desk.held_back()
+    await desk.bench.channel(user, "email", None)
+    await desk.next(user)
+    desk.bench.discord.errors = [Permanent("refused")]
+    await told(desk)
+    desk.bench.discord.sent.clear()
+    await desk.next(user)
+    assert await told(desk) == []
+
+
+async def test_a_reader_without_channels_is_told_by_the_app(desk: Desk) -> None:
+    user = await desk.held_back()
+    await desk.bench.execute("delete from channels")
+    await desk.next(user)
+    await desk.next(user)
+    assert len(await desk.lines(user)) == 1

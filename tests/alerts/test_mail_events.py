@@ -43,6 +43,8 @@ from shared.db import Database
 from shared.errors import NotFound, RateLimited
 from shared.settings import SharedSettings
 from tests.alerts.conftest import ACTOR, NOW, Bench, FakeSender, activity
+from tests.alerts.test_notices import receipt
+from tests.alerts.test_preferences import wish
 from tests.alerts.test_routes import Client, client
 from tests.alerts.venues import message
 from tests.conftest import ManualClock
@@ -63,7 +65,12 @@ class Provider:
         self.links = UnsubscribeLinks("x" * 32, "https://openbell.example/")
         self.store = MailStore()
         keys = WebhookKeys(public_key(PUBLIC), (secret_key("whsec_b2xk"), secret_key(f"whsec_{SECRET}")))
-        self.mail = Mail(self.store, PreferenceStore(), keys, self.links, bench.door, clock=bench.clock, new_id=new_id)
+        self.mail = Mail(
+            *(self.store, PreferenceStore(), keys, self.links, bench.door),
+            router=bench.router,
+            clock=bench.clock,
+            new_id=new_id,
+        )
 
     async def sendgrid(self, *events: dict[str, Any]) -> int:
         usual = {"sg_event_id": "e1", "timestamp": int(NOW.timestamp()), "email": ADA}
@@ -129,6 +136,24 @@ async def test_a_hard_bounce_ends_mail_to_the_address_whosever_it_is_and_the_use
     with pytest.raises(AddressSuppressed, match="bounced"):
         await bench.channel(await bench.user(), "email", ADA)
     await bench.channel(await bench.user(), "email", "bob@example.com")
+
+
+async def test_a_mail_that_came_back_goes_to_the_next_in_turn_once(bench: Bench, provider: Provider) -> None:
+    user = await bench.user()
+    await bench.channel(user, "email", "bob@example.com")
+    await bench.channel(user)
+    await wish(bench, user, Wishes(turns=("email", "discord")))
+    await bench.handle(bench.telling.tell, [receipt(user)])
+    await bench.deliver()
+    (mail,) = await bench.rows("notice_deliveries")
+    bounce = {"event": "bounce", "type": "bounce", "delivery_id": str(mail["id"]), "email": "bob@example.com"}
+    for event_id in ("e1", "e1", "e2"):
+        await provider.sendgrid(bounce | {"sg_event_id": event_id})
+    await bench.deliver()
+    rows = {row["channel"]: (row["status"], row["because"]) for row in await bench.rows("notice_deliveries")}
+    because = "email did not take it: mail to this address does not arrive: it bounced"
+    assert rows == {"email": ("failed", None), "discord": ("done", because)}
+    assert len(bench.discord.sent) == 1
 
 
 @pytest.mark.parametrize(

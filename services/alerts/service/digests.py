@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from uuid import UUID
 
 from services.alerts.domain.periods import Plan, begin, digest_id, following, period, zone_of
-from services.alerts.domain.routing import Wishes
+from services.alerts.domain.routing import Ring, Wishes, hushed
 from services.alerts.domain.text import SIMULATED_MARK
 from services.alerts.domain.words import Words
 from services.alerts.service.routing import NoticeRing, Router
@@ -190,11 +190,13 @@ class Digests:
             return ()
         reads = await self._store.reads(tx, row["user_id"])
         words = Words(reads["locale"], zone_of(reads["timezone"]))
-        asked = Asked(row["id"], row["user_id"], row["since"], row["until"])
-        sections = [kind.render(found, words) for kind in SECTIONS if (found := await kind.collect(tx, asked))]
+        now, kind = self._clock(), f"digest.{row['frequency']}"
+        reader = await self._router.audience_of(row["user_id"], now, tx)
+        silenced = reader is not None and hushed(Ring(kind), reader.wishes, now) is not None
+        asked = Asked(row["id"], row["user_id"], row["since"], row["until"], silenced)
+        sections = [one.render(found, words) for one in SECTIONS if (found := await one.collect(tx, asked))]
         await self._store.collected(tx, wanted, [_kept(section) for section in sections])
         if sections:
-            now, kind = self._clock(), f"digest.{row['frequency']}"
             notice: dict[str, Any] = {
                 "notice_id": wanted,
                 "user_id": row["user_id"],

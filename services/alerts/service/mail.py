@@ -20,13 +20,16 @@ from services.alerts.domain.mail_events import (
 )
 from services.alerts.domain.unsubscribing import UNSUBSCRIBED, Unsubscribe, UnsubscribeLinks
 from services.alerts.service.audit import Actor, audited
+from services.alerts.service.routing import Router
 from services.alerts.store.mail import MailStore
 from services.alerts.store.preferences import PreferenceStore
 from shared.clock import Clock, NewId
 from shared.contracts.api import ActionAudited
+from shared.contracts.base import Event
 from shared.db import Tx
 from shared.errors import NotFound
 from shared.messaging.door import Done, Door
+from shared.work import Settled
 
 RECEIVED: Final = Counter(
     "openbell_alerts_mail_events_total", "What providers told of mails, by what it was", ["provider", "kind"]
@@ -52,9 +55,11 @@ class Mail:
         links: UnsubscribeLinks,
         door: Door,
         *,
+        router: Router,
         clock: Clock,
         new_id: NewId,
     ) -> None:
+        self._router = router
         self._store = store
         self._preferences = preferences
         self._keys = keys
@@ -84,24 +89,29 @@ class Mail:
 
         async def keep(tx: Tx) -> Done[list[MailEvent]]:
             new = [event for event in sorted(events, key=_order) if await self._store.add(tx, event, now)]
-            for event in new:
-                await self._apply(event, now, tx)
-            return Done(new)
+            return Done(new, [told for event in new for told in await self._apply(event, now, tx)])
 
         new = await self._door.run(keep)
         for event in new:
             RECEIVED.labels(event.provider, event.kind).inc()
         return len(new)
 
-    async def _apply(self, event: MailEvent, now: datetime, tx: Tx) -> None:
-        """Act on an event: deferred and blocked ones are counted and nothing else."""
+    async def _apply(self, event: MailEvent, now: datetime, tx: Tx) -> Sequence[Event]:
+        """Act on an event: deferred and blocked ones are counted and nothing else.
+
+        A mail that came back goes to the channel whose turn is next, as one that was not taken.
+        """
         if event.kind in {"delivered", "opened", "clicked"} and event.delivery_id is not None:
             await self._store.note(tx, event)
         if event.kind in ENDS:
             reason = ENDS[event.kind]
             await self._store.suppress(tx, event, reason, now)
             if event.kind == "bounced" and event.delivery_id is not None:
-                await self._store.fail(tx, event.delivery_id, f"{reason}: {event.detail}".removesuffix(": "))
+                detail = f"{reason}: {event.detail}".removesuffix(": ")
+                rows = await self._store.fail(tx, event.delivery_id, detail)
+                ends = [Settled(row, "failed", row["attempts"], None, detail, {}, now) for row in rows]
+                return await self._router.hand_on(ends, tx)
+        return ()
 
     # What readers want
 

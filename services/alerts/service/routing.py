@@ -26,6 +26,7 @@ from services.alerts.domain.routing import (
 )
 from services.alerts.domain.states import end_of
 from services.alerts.store.deliveries import Audience, DeliveryStore, ring_of
+from services.alerts.store.digests import DigestStore
 from services.alerts.store.escalations import EscalationStore
 from services.alerts.store.groups import GroupStore, Joining
 from services.alerts.store.inhibitions import firing_of, inhibitions_of
@@ -77,7 +78,7 @@ class Router:
 
     def __init__(self, store: DeliveryStore, offered: Sequence[Channel], *, wake: Callable[[], None]) -> None:
         self._store = store
-        self._escalations, self._groups = EscalationStore(), GroupStore()
+        self._escalations, self._groups, self._digests = EscalationStore(), GroupStore(), DigestStore()
         self._offered = tuple(offered)
         self._wake = wake
 
@@ -121,18 +122,23 @@ class Router:
     async def hand_on(self, ends: Sequence[Settled], tx: Tx) -> list[Event]:
         """Let what did not arrive be told by the channel whose turn is next, once, in the transaction of its end.
 
-        What its user does not want any more ends, and what has rung again since is told by that ring.
+        What its user does not want any more ends, and what has rung again since is told by that ring. What a digest
+        held that reaches nobody is told by the next one.
         """
         lost = [end for end in ends if end.status in LOST and not isinstance(end.error, Withdrawn)]
-        if not lost:
-            return []
-        rings = await self._store.rang(tx, [end.row for end in lost])
-        calls = [
-            _after(end.row, rings[end.row["id"]], f"{end.row['channel']} did not take it: {end.detail}")
-            for end in lost
-            if end.row["id"] in rings
-        ]
-        return await self._tell_on(calls, lost[0].at, tx)
+        events: list[Event] = []
+        if lost:
+            rings = await self._store.rang(tx, [end.row for end in lost])
+            calls = [
+                _after(end.row, rings[end.row["id"]], f"{end.row['channel']} did not take it: {end.detail}")
+                for end in lost
+                if end.row["id"] in rings
+            ]
+            events = await self._tell_on(calls, lost[0].at, tx)
+        unheard = {end.row["notice_id"] for end in ends if end.status != "done" and "notice_id" in end.row}
+        if unheard:
+            await self._digests.give_back(tx, sorted(unheard))
+        return events
 
     async def escalate(self, steps: Sequence[Row], now: datetime, tx: Tx) -> list[Event]:
         """Let what its user has not acknowledged in time be told by the channel whose turn is next.

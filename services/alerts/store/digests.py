@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from services.alerts.domain.routing import DIGESTS
 from shared import retention
 from shared.db import Row, Tx
 
@@ -46,6 +47,19 @@ _ADD: Final = text("""
 _DIGEST: Final = text("select * from digests where id = :id for update")
 _COLLECTED: Final = text("update digests set sections = cast(:sections as jsonb) where id = :id")
 _SECTIONS: Final = text("select sections from digests where id = :id")
+_LOCK: Final = text("""
+    select n.notice_id, n.user_id, n.created_at from notices n
+    where n.notice_id = any(cast(:ids as uuid[])) and n.kind = any(:digests) order by n.notice_id for update""")
+_GIVE_BACK: Final = tuple(
+    text(f"""
+    update {table} held set digest_id = null
+    from notices n
+    where n.notice_id = any(cast(:ids as uuid[])) and n.user_id = held.user_id and n.notice_id = held.digest_id
+      and held.created_at < n.created_at and held.created_at >= n.created_at - interval '62 days'
+      and not exists (select from notice_deliveries d
+        where d.notice_id = n.notice_id and d.status not in ('suppressed', 'failed'))""")  # noqa: S608 - our own words
+    for table in ("deliveries", "notice_deliveries")
+)
 _FORGET: Final = retention.slice_of("digests", "created_at < :before")
 
 
@@ -90,6 +104,12 @@ class DigestStore:
     async def sections(self, tx: Tx, digest_id: UUID) -> list[Any]:
         """Return what a digest says."""
         return await tx.fetchval(_SECTIONS, id=digest_id) or []
+
+    async def give_back(self, tx: Tx, notice_ids: Sequence[UUID]) -> None:
+        """Let the next digest tell again what was held back for these, of those that are digests and reached nobody."""
+        digests = await tx.fetch(_LOCK, ids=list(notice_ids), digests=sorted(DIGESTS))
+        for statement in _GIVE_BACK if digests else ():
+            await tx.execute(statement, ids=[row["notice_id"] for row in digests])
 
     async def forget(self, transaction: retention.Transaction, before: datetime) -> None:
         """Delete older digests."""

@@ -25,7 +25,8 @@ _NOTED: Final = {
 }
 _FAILED: Final = tuple(
     text(
-        f"update {table} set status = 'failed', last_error = :detail where id = :delivery_id and status = 'done'"  # noqa: S608 - our own words
+        f"update {table} set status = 'failed', last_error = :detail"  # noqa: S608 - our own words
+        " where id = :delivery_id and status = 'done' returning *"
     )
     for table in ("deliveries", "notice_deliveries")
 )
@@ -66,10 +67,9 @@ class MailStore:
         for table in ("deliveries", "notice_deliveries"):
             await tx.execute(_NOTED[table, f"{event.kind}_at"], delivery_id=event.delivery_id, at=event.at)
 
-    async def fail(self, tx: Tx, delivery_id: UUID, detail: str) -> None:
-        """Note that a mail which was taken did not arrive."""
-        for statement in _FAILED:
-            await tx.execute(statement, delivery_id=delivery_id, detail=detail)
+    async def fail(self, tx: Tx, delivery_id: UUID, detail: str) -> list[Row]:
+        """Note that a mail which was taken did not arrive; return its delivery, the first time."""
+        return [row for one in _FAILED for row in await tx.fetch(one, delivery_id=delivery_id, detail=detail)]
 
     async def suppress(self, tx: Tx, event: MailEvent, reason: str, now: datetime) -> None:
         """Send nothing more to an address; its channels are disabled, whosever they are."""

@@ -16,12 +16,16 @@ MOST: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Whose digest, and which period it covers: from `since` up to, and without, `until`."""
+    """Whose digest, and which period it covers: from `since` up to, and without, `until`.
+
+    One that is `silenced` is for the app alone: what it says has not been told.
+    """
 
     digest_id: UUID
     user_id: UUID
     since: datetime
     until: datetime
+    silenced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

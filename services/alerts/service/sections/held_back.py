@@ -1,6 +1,7 @@
 """What did not go out on its own, by preference or for being too much: each told once, in the next digest.
 
-An alert that was held back on two channels is one line.
+An alert that was held back on two channels is one line. A digest that reaches nobody, for it is silenced or no channel
+takes it, has told nothing: the next one does (`DigestStore.give_back`).
 """
 
 from collections.abc import Sequence
@@ -19,12 +20,12 @@ MOST: Final = 100
 
 _TELL: Final = text("""
     with alerted as (
-        update deliveries set digest_id = :digest_id
+        update deliveries set digest_id = cast(:digest_id as uuid)
         where user_id = :user_id and created_at >= :oldest and created_at < :until
             and status = 'digested' and digest_id is null
         returning alert_id, session, created_at
     ), noticed as (
-        update notice_deliveries set digest_id = :digest_id
+        update notice_deliveries set digest_id = cast(:digest_id as uuid)
         where user_id = :user_id and created_at >= :oldest and created_at < :until
             and status = 'digested' and digest_id is null
         returning notice_id, created_at
@@ -41,7 +42,7 @@ async def collect(tx: Tx, asked: Asked) -> Sequence[Row]:
     """Return what was held back up to the period's end and not told yet; it is told with this."""
     return await tx.fetch(
         _TELL,
-        digest_id=asked.digest_id,
+        digest_id=None if asked.silenced else asked.digest_id,
         user_id=asked.user_id,
         oldest=asked.since - AT_MOST,
         until=asked.until,
