@@ -32,6 +32,10 @@ class AlpacaRig:
         with self.alpaca.lock:
             return self.alpaca.books.fill(self.order(order_id), quantity, price)
 
+    async def bust(self, order_id: UUID, execution_id: str) -> None:
+        with self.alpaca.lock:
+            self.alpaca.books.bust(self.order(order_id), execution_id)
+
     async def end(self, order_id: UUID, kind: Literal["canceled", "expired", "rejected"]) -> None:
         with self.alpaca.lock:
             self.alpaca.books.end(self.order(order_id), kind)

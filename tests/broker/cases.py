@@ -118,6 +118,7 @@ def _cases() -> Iterator[tuple[str, str, Need]]:
     yield "restart", "After a restart every order is found in the state that it has", _always
     yield "books-agree", "Positions and cash after fills are what the executions say", _always
     yield "exact", "Quantities and prices are exact, never from a float", _always
+    yield "busted", "A trade that the venue takes back counts no more", _always
 
 
 CASES: Final = {

@@ -56,6 +56,9 @@ class CcxtRig:
     async def fill(self, order_id: UUID, quantity: Decimal, price: Decimal) -> str:
         return self.exchange.fill(str(order_id), quantity, price)
 
+    async def bust(self, order_id: UUID, execution_id: str) -> None:
+        """It takes nothing back: see `lacks`."""
+
     async def end(self, order_id: UUID, kind: Literal["canceled", "expired", "rejected"]) -> None:
         self.exchange.end(str(order_id), kind)
 
@@ -101,6 +104,7 @@ class CcxtRigs:
             "replace-answer-lost",
             "restart",  # its case replaces an order; test_ccxt.py shows a restart without that
             "frames-lost",  # there are no frames
+            "busted",  # Binance takes no trade back
         }
     )
 

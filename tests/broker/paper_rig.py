@@ -118,6 +118,9 @@ class PaperRig:
         assert [one.quantity for one in done] == wanted, "the order does not allow that fill"
         return done[0].id
 
+    async def bust(self, order_id: UUID, execution_id: str) -> None:
+        """It takes nothing back: see `lacks`."""
+
     async def end(self, order_id: UUID, kind: Literal["canceled", "expired", "rejected"]) -> None:
         await self._at_the_desk(order_id, lambda desk, now: desk.end(desk.tickets[order_id], kind, now, "by the rig"))
 
@@ -319,7 +322,7 @@ class PaperRigs:
     """Opens the paper venue over the database of `url`, which tests/broker/conftest.py gives for each case."""
 
     name = "paper"
-    lacks = frozenset({"late-fill"})  # what is over is over: nothing is on its way
+    lacks = frozenset({"late-fill", "busted"})  # what is over is over
 
     def __init__(self) -> None:
         self.url = ""

@@ -26,6 +26,9 @@ class Rig(Protocol):
         """Fill so much of an order at the venue, and return the execution's id; the stream tells it."""
         ...
 
+    async def bust(self, order_id: UUID, execution_id: str) -> None:
+        """Take an execution back; the stream tells it, or the next look-up."""
+
     async def end(self, order_id: UUID, kind: Literal["canceled", "expired", "rejected"]) -> None:
         """End a working order at the venue; the stream tells it."""
 

@@ -98,7 +98,10 @@ def any_report(draw: st.DrawFn) -> Report:
     """Anything that may be told of an order of one leg, true or not."""
     done = draw(executions(most=2))
     names = draw(st.permutations(["a", "b", "c"]))
-    named = tuple(Execution(name, one.quantity, one.price, one.at) for name, one in zip(names, done, strict=False))
+    named = tuple(
+        Execution(name, one.quantity, one.price, one.at, busted=draw(st.sampled_from([False, False, True])))
+        for name, one in zip(names, done, strict=False)
+    )
     sums = tuple(draw(st.lists(st.builds(Cumulative, quantities, prices, st.just(T0)), max_size=1)))
     kind = draw(st.sampled_from((*OURS, *VENUES)))
     ours = kind in OURS or kind == "not_found"

@@ -40,6 +40,9 @@ class TastytradeRig:
         desk = self.fake.desk
         return desk.fill(desk.under(str(order_id)), quantity, price)
 
+    async def bust(self, order_id: UUID, execution_id: str) -> None:
+        """How it tells that it takes something back is not documented: see `lacks`."""
+
     async def end(self, order_id: UUID, kind: Literal["canceled", "expired", "rejected"]) -> None:
         status = {"canceled": "Cancelled", "expired": "Expired", "rejected": "Rejected"}[kind]
         self.fake.desk.end(self.fake.desk.under(str(order_id)), status)
@@ -83,8 +86,9 @@ class TastytradeRigs:
 
     name = "tastytrade"
     adapter: Adapter = Tastytrade(utc_now)
-    lacks = frozenset({"fractional", "replace-partial", "same-id-twice"})
-    """Shares are whole; a replacement is for what is left of an order; an id that is sent twice is two orders."""
+    lacks = frozenset({"fractional", "replace-partial", "same-id-twice", "busted"})
+    """Shares are whole; a replacement is for what is left of an order; an id that is sent twice is two orders; what it
+    takes back only its positions tell."""
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncGenerator[TastytradeRig]:

@@ -117,6 +117,45 @@ async def test_events_beside_the_usual_ones_are_told_by_what_they_mean(rig: Alpa
     assert (update.report.kind, update.report.reason, update.report.executions) == (kind, "too late", ())
 
 
+async def test_a_corrected_trade_takes_the_place_of_the_first_one(rig: AlpacaRig):
+    order = new()
+    await rig.venue.submit(order)
+    async with rig.venue.stream() as updates:
+        first = await rig.fill(order.id, Decimal(4), PRICE)
+        second = rig.alpaca.books.bust(rig.order(order.id), first, price=PRICE + 1)
+        _, corrected = [one.report for one in await heard(updates, 2)]
+    assert [(one.id, one.quantity, one.price, one.busted) for one in corrected.executions] == [
+        (first, 4, PRICE + 1, True),
+        (second, 4, PRICE + 1, False),
+    ]
+    assert [(one.quantity, one.average_price) for one in corrected.cumulative] == [(4, PRICE + 1)]
+
+
+async def test_a_correction_without_the_first_trade_s_id_is_told_as_it_comes(rig: AlpacaRig):
+    order = new()
+    await rig.venue.submit(order)
+    more = {"execution_id": "x", "qty": "4", "price": "101"}
+    async with rig.venue.stream() as updates:
+        rig.alpaca.books.tell("trade_correct", rig.order(order.id), **more)
+        rig.alpaca.books.tell("trade_bust", rig.order(order.id), **more)
+        told = [one.report.executions for one in await heard(updates, 2)]
+    assert [[(one.id, one.quantity, one.price, one.busted) for one in each] for each in told] == [
+        [("x", 4, 101, False)],
+        [("x", 4, 101, True)],
+    ]
+
+
+async def test_a_leg_s_busted_trade_is_the_leg_s(rig: AlpacaRig):
+    order = await spread(rig)
+    async with rig.venue.stream() as updates:
+        name = await rig.fill(order.id, Decimal(10), PRICE)
+        await heard(updates, 3)
+        rig.alpaca.books.bust(rig.order(order.id)["legs"][0], name)
+        (told,) = await heard(updates, 1)
+    assert told.order_id == order.id
+    assert [(one.id, one.leg, one.quantity, one.busted) for one in told.report.executions] == [(name, 0, 20, True)]
+
+
 async def spread(rig: AlpacaRig) -> Order:
     legs = (
         Leg(instrument("AAPL261218C00200000"), "buy", 2, opens=True),

@@ -89,6 +89,7 @@ class Life:
             self.carry_out,
             self.drop,
             self.drift,
+            self.bust,
             self.market,
             self.halt,
             self.look,
@@ -203,6 +204,13 @@ class Life:
         size = left if self.random.random() < 0.5 else min(left, D(self.random.randint(1, 20)))
         price = D(SYMBOLS[one.order.terms.legs[0].instrument.key]) + D(self.random.randint(-50, 50)) / 100
         await self.desk.fill(one.order.id, size, price)
+
+    async def bust(self) -> None:
+        """Take a trade back."""
+        done = [(one, execution) for one in self.desk.placed for execution in one.executions if not execution.busted]
+        if done and self.random.random() < 0.3:
+            one, execution = self.random.choice(done)
+            await self.desk.bust(one.order.id, execution.id)
 
     async def carry_out(self) -> None:
         for one in self.desk.placed:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.broker.domain.instruments import BadInstrument, Crypto, Equity, Option, instrument
-from services.broker.domain.lifecycle import apply, filled, fills, overfilled
+from services.broker.domain.lifecycle import apply, average_price, filled, fills, overfilled
 from services.broker.domain.orders import (
     OVER,
     STATES,
@@ -20,6 +20,7 @@ from services.broker.domain.orders import (
     FillWithdrawn,
     IllegalTransition,
     Leg,
+    Order,
     Report,
     State,
     StateChanged,
@@ -51,6 +52,11 @@ def codes(facts: tuple[Fact, ...]) -> list[str]:
 
 def illegal(facts: tuple[Fact, ...]) -> list[tuple[str, str]]:
     return [(fact.state, fact.kind) for fact in facts if isinstance(fact, IllegalTransition)]
+
+
+def ever_filled(of: Order) -> Decimal:
+    """What was filled, with what was busted of it."""
+    return filled(of) + sum(one.quantity for one in of.executions.values() if one.busted)
 
 
 def looked_up(kind: VenueKind, **more: Any) -> Report:
@@ -170,8 +176,8 @@ def test_only_fills_leave_a_state_that_is_over_and_only_a_look_up_leaves_unknown
             assert filled(step.order) > filled(now)
         if changed and now.state == "unknown":
             assert report.looked_up
-        assert filled(step.order) >= filled(now)
-        assert (step.order.state == "filled") <= (filled(step.order) >= 50)
+        assert ever_filled(step.order) >= ever_filled(now)
+        assert (step.order.state == "filled") <= (ever_filled(step.order) >= 50)
         now = step.order
 
 
@@ -220,6 +226,7 @@ def test_executions_and_totals_in_any_order_and_number_leave_the_executions(done
 def test_the_same_reports_in_another_order_leave_the_same_fills(done: list[Any], data: st.DataObject):
     """Losses too: some executions are never told, and the totals stand for them."""
     told = [Report("fill", (one,)) for one in done] + [Report("accepted", (), (one,)) for one in totals_of(done)]
+    told += [Report("accepted", (replace(one, busted=True),)) for one in done]
     told += [Report(kind) for kind in ("canceled", "expired", "rejected", "accepted", "filled")]
     chosen = data.draw(st.lists(st.sampled_from(told), max_size=12))
     spread = replace(order(40), terms=terms(40, legs=(Leg(AAPL, "buy"), Leg(CALL, "sell"))))
@@ -239,7 +246,7 @@ def test_the_facts_of_fills_add_up_to_the_fills_that_count(told: list[Report]):
         for fact in step.facts:
             if isinstance(fact, FillWithdrawn):
                 assert standing.pop(fact.fill.id) == fact.fill
-                assert fact.fill.provisional
+                assert fact.fill.provisional or "TRADE_BUSTED" in codes(step.facts)
             if isinstance(fact, FillBooked):
                 assert fact.fill.id not in standing
                 standing[fact.fill.id] = fact.fill
@@ -307,6 +314,38 @@ def test_what_is_wrong_with_a_fill_is_told_and_does_not_count():
     step = run(order(), *WORKS, fill("a", 40), fill("a", 50))
     assert codes(step.facts) == ["EXECUTION_DISAGREES"]
     assert filled(step.order) == 40
+
+
+def bust(name: str, quantity: Any = 40, price: Any = 10) -> Report:
+    return Report("accepted", (replace(execution(name, quantity, price), busted=True),))
+
+
+def test_a_trade_that_is_busted_counts_no_more_however_often_it_is_told_again():
+    step = run(order(), *WORKS, fill("a", 40), fill("b", 60), bust("a"), fill("a", 40), bust("a"))
+    assert (filled(step.order), step.order.state, codes(step.facts)) == (60, "filled", ["TRADE_BUSTED"])
+    (gone,) = [fact.fill for fact in step.facts if isinstance(fact, FillWithdrawn)]
+    assert (gone.quantity, gone.provisional) == (40, False)
+    assert average_price(step.order, "AAPL") == (60, 10)
+    assert codes(apply(step.order, looked_up("filled")).facts) == [], "nothing is missing that was not busted"
+
+
+def test_a_bust_may_come_before_its_trade_and_its_total_stands_for_nothing_more():
+    step = run(order(), *WORKS, Report("accepted", (), (total(40),)), bust("a"), fill("a", 40))
+    assert (fills(step.order), filled(step.order), step.order.state) == ((), 0, "partially_filled")
+    whole = run(step.order, Report("fill", (execution("b", 60),), (total(60),)), fill("c", 40))
+    assert (filled(whole.order), whole.order.state) == (100, "filled")
+
+
+def test_a_corrected_trade_is_another_one():
+    right = Report("accepted", (replace(execution("a", 0), busted=True), execution("b", 40, 11)))
+    step = run(order(), *WORKS, fill("a", 40), right, fill("c", 60))
+    assert [(one.quantity, one.price) for one in fills(step.order)] == [(40, 11), (60, 10)]
+    assert (step.order.state, codes(step.facts)) == ("filled", ["TRADE_BUSTED"])
+
+
+def test_filled_by_its_venue_s_word_after_a_bust_is_filled():
+    step = run(order(), *WORKS, fill("a", 40), bust("a"), fill("b", 60), "filled")
+    assert (filled(step.order), step.order.state) == (60, "filled")
 
 
 def test_filled_without_the_fills_waits_for_them():

@@ -4,6 +4,7 @@ from decimal import Decimal
 from uuid import UUID
 
 from services.broker.domain.orders import Cumulative, Report
+from services.broker.domain.shapes import load_position
 from services.broker.ports import Update
 from tests.broker.brokerage import Brokerage
 
@@ -58,6 +59,35 @@ async def test_an_execution_that_comes_late_is_told_though_the_order_is_over(bro
     await brokerage.desk(account).fill(order, D(4), D(100))
     await brokerage.reconcile(account)
     assert fills(brokerage) == [(4, 100)]
+
+
+async def test_a_busted_trade_leaves_position_and_profit_as_if_it_had_not_been(brokerage: Brokerage) -> None:
+    account = await brokerage.account()
+    bought = await brokerage.place(account, quantity=10)
+    gone = await brokerage.desk(account).fill(bought, D(4), D("90"))
+    await brokerage.desk(account).fill(bought, D(6), D("100"))
+    brokerage.clock.advance(1)
+    sold = await brokerage.place(account, quantity=5, side="sell", limit=D(101))
+    await brokerage.desk(account).fill(sold, D(5), D("101"))
+    await brokerage.reconcile(account)
+    assert await standing(brokerage, account) == (5, 4 * 11 + 1, D("96"))
+    await brokerage.desk(account).bust(bought, gone)
+    await brokerage.reconcile(account)
+    assert await standing(brokerage, account) == (1, 5, D("100"))
+    assert (await brokerage.state(bought), fills(brokerage)) == ("filled", [(4, 90), (6, 100), (5, 101)])
+    (told,) = brokerage.events("broker.order.flagged.v1")
+    assert (told["order_id"], told["code"]) == (str(bought), "TRADE_BUSTED")
+    assert brokerage.events("broker.positions.drifted.v1") == []
+    await brokerage.reconcile(account)
+    assert len(brokerage.events("broker.order.flagged.v1")) == 1
+
+
+async def standing(brokerage: Brokerage, account: UUID) -> tuple[Decimal, Decimal, Decimal | None]:
+    """What is held of AAPL, what was made with what is closed (FIFO), and what each that is held has cost."""
+    rows = await brokerage.rows("select body from positions where account_id = :id and symbol = 'AAPL'", id=account)
+    position = load_position(rows[0]["body"])
+    price = position.entry_price("average")
+    return position.quantity, position.realised("fifo"), price
 
 
 async def test_what_a_total_has_filled_of_a_canceled_order_is_told(brokerage: Brokerage) -> None:

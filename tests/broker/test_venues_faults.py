@@ -213,6 +213,31 @@ async def test_a_venue_whose_clock_is_behind_loses_nothing(trader: Trader):
     await loses_nothing(trader, -90)
 
 
+# What is taken back
+
+
+@case("V56")
+async def test_a_trade_that_the_venue_takes_back_counts_no_more(trader: Trader):
+    async with trader.listening():
+        whole, works = await trader.submit(), await trader.submit()
+        for order in (whole, works):
+            gone = await trader.rig.fill(order, Decimal(4), PRICE)
+            if order == whole:
+                await trader.rig.fill(order, Decimal(6), Decimal("98.5"))
+            await trader.rig.bust(order, gone)
+        await trader.hears(whole, "filled", 6)
+        await trader.hears(works, "partially_filled", 0)
+        await trader.catch_up()
+        for order in (whole, works):
+            await trader.look_up(order)
+        assert (trader.filled(whole), trader.filled(works)) == (6, 0), "told again, it stays taken back"
+        await trader.rig.fill(works, Decimal(10), PRICE)
+        await trader.settles(works, "filled")
+        assert trader.filled(works) == 10
+    assert trader.anomalies() == {"TRADE_BUSTED"}
+    assert [fill.price for fill in trader.fills()] == [Decimal("98.5"), PRICE]
+
+
 # Afterwards
 
 

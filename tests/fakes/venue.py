@@ -8,6 +8,7 @@ What would surprise you: nothing is matched. An order is filled by `fill` and by
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -74,6 +75,19 @@ class Desk(Books):
         if wish is not None and one.wish is None:
             self.tell(one, "cancel_rejected" if wish == "cancel" else "replace_rejected")
         return name
+
+    async def bust(self, order_id: UUID, execution_id: str) -> None:
+        """Take an execution back, on all legs."""
+        one = self.find(order_id)
+        for at, execution in enumerate(one.executions):
+            if execution.id == execution_id and not execution.busted:
+                one.executions[at] = replace(execution, busted=True)
+                leg = one.order.terms.legs[execution.leg]
+                signed = execution.quantity if leg.side == "buy" else -execution.quantity
+                self.move(leg.instrument, -signed, execution.price, -execution.fee)
+        one.changed_at = self.now()
+        gone = tuple(execution for execution in one.executions if execution.id == execution_id)
+        self.send(Update(order_id, Report(one.status, gone, venue_order_id=one.venue_order_id)))
 
     async def end(self, order_id: UUID, kind: Literal["canceled", "expired", "rejected"]) -> None:
         one = self.find(order_id)

@@ -88,18 +88,19 @@ class Placed:
         return self.status == "accepted"
 
     def filled(self, leg: int) -> Decimal:
-        return sum((one.quantity for one in self.executions if one.leg == leg), ZERO)
+        return sum((one.quantity for one in self.executions if one.leg == leg and not one.busted), ZERO)
 
     def is_whole(self) -> bool:
         terms = self.order.terms
         if terms.quantity is None:
-            return sum((one.quantity * one.price for one in self.executions), ZERO) >= (terms.notional or ZERO)
+            value = sum((one.quantity * one.price for one in self.executions if not one.busted), ZERO)
+            return value >= (terms.notional or ZERO)
         return all(self.filled(index) >= terms.quantity * leg.ratio for index, leg in enumerate(terms.legs))
 
     def totals(self) -> tuple[Cumulative, ...]:
         found: list[Cumulative] = []
-        for leg in sorted({one.leg for one in self.executions}):
-            done = [one for one in self.executions if one.leg == leg]
+        for leg in sorted({one.leg for one in self.executions if not one.busted}):
+            done = [one for one in self.executions if one.leg == leg and not one.busted]
             quantity = self.filled(leg)
             value = sum((one.quantity * one.price for one in done), ZERO)
             found.append(Cumulative(quantity, value / quantity, done[-1].at, leg))

@@ -1,8 +1,9 @@
 """How an order becomes the next: `apply(order, report)` returns the new order and the facts. Nothing is raised.
 
 First its fills, which always count: executions once by their id, cumulative quantities as their greatest. Both only
-grow, so whatever the order and however often the same reports come, the same fills result. Fills may move the state,
-even out of one that is over. Then the report itself moves the state by the table below, or is recorded as illegal.
+grow, and so does what is busted of them, so whatever the order and however often the same reports come, the same fills
+result. Fills may move the state, even out of one that is over; what is busted leaves it as it is. Then the report
+itself moves the state by the table below, or is recorded as illegal.
 
 What would surprise you: nothing but an answer to a look-up leaves `unknown`. What a stream tells meanwhile is kept and
 its fills count, but a stream may have gaps, so the state waits for the answer.
@@ -111,7 +112,7 @@ def apply(order: Order, report: Report) -> Step:
 
 def fills(order: Order) -> tuple[Fill, ...]:
     """Return the fills that count now: the executions, and a provisional one for each leg where some are missing."""
-    found = [_of_execution(order, one) for one in order.executions.values()]
+    found = [_of_execution(order, one) for one in order.executions.values() if not one.busted]
     with localcontext(_EXACT):
         missing = [_provisional(order, one) for one in order.cumulative.values()]
     return tuple(sorted([*found, *(one for one in missing if one is not None)], key=lambda fill: (fill.at, fill.id)))
@@ -119,6 +120,12 @@ def fills(order: Order) -> tuple[Fill, ...]:
 
 def leg_filled(order: Order, leg: int) -> Decimal:
     """Return what is filled of a leg, in its own units."""
+    busted = sum((one.quantity for one in order.executions.values() if one.leg == leg and one.busted), ZERO)
+    return _leg_told(order, leg) - busted
+
+
+def _leg_told(order: Order, leg: int) -> Decimal:
+    """Return what was told to be filled of a leg, with what was busted since."""
     known = sum((one.quantity for one in order.executions.values() if one.leg == leg), ZERO)
     told = order.cumulative.get(leg)
     return known if told is None else max(known, told.quantity)
@@ -135,6 +142,12 @@ def is_whole(order: Order) -> bool:
     if order.terms.quantity is None:
         return order.said_filled and filled(order) > 0
     return filled(order) >= order.terms.quantity
+
+
+def _is_told(order: Order) -> bool:
+    """Return whether all that the venue says was filled is known, with what was busted since."""
+    quantity = order.terms.quantity or ZERO
+    return all(_leg_told(order, index) >= quantity * leg.ratio for index, leg in enumerate(order.terms.legs))
 
 
 def average_price(order: Order, symbol: str) -> tuple[Decimal, Decimal]:
@@ -186,17 +199,10 @@ def _take(order: Order, report: Report) -> tuple[Order, list[Fact]]:
     problems: list[Fact] = []
     for one in report.executions:
         known = executions.get((one.leg, one.id))
-        if problem := _problem(order, one.leg, one.quantity, one.price):
-            problems.append(Anomaly("BAD_FILL", f"execution {one.id}: {problem}"))
-        elif known is None:
-            executions[one.leg, one.id] = one
-        elif (known.quantity, known.price) != (one.quantity, one.price):
-            problems.append(
-                Anomaly(
-                    "EXECUTION_DISAGREES",
-                    f"execution {one.id} was {known.quantity} at {known.price}, now {one.quantity} at {one.price}",
-                )
-            )
+        taken, wrong = _taken(order, known, one)
+        problems += wrong
+        if taken is not None:
+            executions[one.leg, one.id] = taken
     for told in report.cumulative:
         if told.quantity == 0:
             continue
@@ -205,6 +211,21 @@ def _take(order: Order, report: Report) -> tuple[Order, list[Fact]]:
         elif told.leg not in cumulative or _beats(told, cumulative[told.leg]):
             cumulative[told.leg] = told
     return replace(order, executions=executions, cumulative=cumulative), problems
+
+
+def _taken(order: Order, known: Execution | None, one: Execution) -> tuple[Execution | None, list[Fact]]:
+    """Return an execution as it is known from now on, None for one that cannot be, and what is wrong with it."""
+    wrong: list[Fact] = []
+    if one.busted and not (known and known.busted):
+        wrong.append(Anomaly("TRADE_BUSTED", f"execution {one.id} was taken back by the venue"))
+    if known is not None and (known.busted or one.busted):
+        return replace(known, busted=True), wrong
+    if problem := _problem(order, one.leg, one.quantity, one.price):
+        return known, [*wrong, Anomaly("BAD_FILL", f"execution {one.id}: {problem}")]
+    if known is not None and (known.quantity, known.price) != (one.quantity, one.price):
+        message = f"execution {one.id} was {known.quantity} at {known.price}, now {one.quantity} at {one.price}"
+        return known, [*wrong, Anomaly("EXECUTION_DISAGREES", message)]
+    return known or one, wrong
 
 
 def _beats(told: Cumulative, known: Cumulative) -> bool:
@@ -279,7 +300,8 @@ def _moved_by_report(order: Order, report: Report) -> tuple[Order, list[Fact]]:
     state = noted.state if move == "same" else _works(noted) if move == "works" else move
     if state == "new" and noted.cancel_wanted:
         state = "canceled"
-    if state in WORKING | {"filled"} and is_whole(noted):
+    whole = is_whole(noted) or (kind == "filled" and noted.terms.quantity is not None and _is_told(noted))
+    if state in WORKING | {"filled"} and whole:
         state = "filled"
     elif kind == "filled":
         facts.append(Anomaly("FILLS_MISSING", f"the venue says filled, {filled(noted)} is known: look it up"))

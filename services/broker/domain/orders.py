@@ -45,6 +45,7 @@ AnomalyCode = Literal[
     "BAD_FILL",
     "VANISHED",
     "STILL_WORKS",
+    "TRADE_BUSTED",
 ]
 
 STATES: Final[tuple[State, ...]] = get_args(State)
@@ -95,7 +96,11 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One fill of one leg, as the venue tells it. `fee` is in the quote currency, `fee_quantity` in what is traded."""
+    """One fill of one leg, as the venue tells it. `fee` is in the quote currency, `fee_quantity` in what is traded.
+
+    One that is `busted` the venue has taken back: it counts no more, however often it is told again. A corrected one is
+    busted, and another one stands in its place.
+    """
 
     id: str
     quantity: Decimal
@@ -104,6 +109,7 @@ class Execution:
     leg: int = 0
     fee: Decimal = ZERO
     fee_quantity: Decimal = ZERO
+    busted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +189,7 @@ class FillBooked:
 
 @dataclass(frozen=True, slots=True)
 class FillWithdrawn:
-    """A provisional fill counts no more: what it stood for is known better now."""
+    """A fill counts no more: a provisional one is known better now, any other was busted."""
 
     fill: Fill
 

@@ -203,10 +203,10 @@ class Orders:
 def _to_tell(before: Order, after: Order, booked: Sequence[Fill], withdrawn: Sequence[Fill]) -> list[Fill]:
     """Return the fills to tell: executions as they come, and when the order ends what only a total stands for.
 
-    What comes of its executions afterwards was told with that total.
+    What comes of its executions afterwards was told with that total. What stands in the place of a busted one is told.
     """
     if before.state in OVER:
-        return [] if withdrawn else list(booked)
+        return [] if any(one.provisional for one in withdrawn) else list(booked)
     ended = fills(after) if after.state in OVER else ()
     return [*(one for one in booked if not one.provisional), *(one for one in ended if one.provisional)]
 

@@ -148,6 +148,26 @@ class Books:
         self._no_replacement(order)
         return names[0]
 
+    def bust(self, order: Obj, execution_id: str, *, price: Decimal | None = None) -> str:
+        """Take an execution back, or correct its price; the activity of it stays. Return the execution that stands."""
+        fill = next(one for one in self.activities if one["id"].endswith(execution_id))
+        quantity, old = Decimal(fill["qty"]), Decimal(fill["price"])
+        signed = quantity if order["side"] == "buy" else -quantity
+        done, value = Decimal(order["filled_qty"]), Decimal(order["filled_qty"]) * Decimal(order["filled_avg_price"])
+        left = done - quantity if price is None else done
+        worth = value + quantity * ((price or ZERO) - old)
+        order |= {"filled_qty": text(left), "filled_avg_price": text(worth / left) if left else None}
+        order["updated_at"] = stamp(self.now)
+        self.held[order["symbol"]] -= signed if price is None else ZERO
+        self.cash += signed * (old - (price or ZERO))
+        more = {"qty": text(quantity), "price": text(price or old), "position_qty": text(self.held[order["symbol"]])}
+        if price is None:
+            self.tell("trade_bust", order, execution_id=execution_id, **more)
+            return execution_id
+        name = str(uuid.uuid4())
+        self.tell("trade_correct", order, execution_id=name, previous_execution_id=execution_id, **more)
+        return name
+
     # Lists
 
     def listed(self, after: datetime, limit: int) -> list[Obj]:

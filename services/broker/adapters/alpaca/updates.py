@@ -1,10 +1,14 @@
 """What a frame of Alpaca's stream says of an order of ours.
 
+A `trade_bust` takes an execution back, a `trade_correct` puts another one in its place; `previous_execution_id` names
+the old one, where it is not `execution_id` itself. The order's sums are without it from then on.
+
 What would surprise you: a multi-leg order's legs are orders with ids of their own, which no frame of a leg connects
 with the order that it belongs to. So what was told of the order before, by any call, is kept for that.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -15,6 +19,7 @@ from services.broker.ports import Update
 Json = Any
 
 _FILLS: Final[Mapping[str, VenueKind]] = {"fill": "filled", "partial_fill": "fill"}
+_AMENDS: Final = frozenset({"trade_bust", "trade_correct"})
 _KINDS: Final[Mapping[str, VenueKind]] = {
     **_FILLS,
     "order_cancel_rejected": "cancel_rejected",
@@ -60,7 +65,7 @@ class Updates:
             return None
         several = told.get("order_class") == "mleg"
         # The whole's own quantity and price are those of its net: the legs' own frames and a look-up tell executions.
-        executions = () if several or event not in _FILLS else (_execution(frame, 0),)
+        executions = () if several else _executions(frame, 0)
         return Update(
             mine,
             Report(
@@ -73,18 +78,32 @@ class Updates:
         )
 
     def _of_leg(self, frame: Json, mine: UUID, index: int) -> Update | None:
-        """Return a leg's fill; how the whole order stands its own frames tell."""
-        if frame["event"] not in _FILLS:
+        """Return what a leg was filled with; how the whole order stands its own frames tell."""
+        executions = _executions(frame, index)
+        if not executions:
             return None
         told = frame["order"]
         sums = Cumulative(
             number(told["filled_qty"]), number(told["filled_avg_price"]), moment(told["updated_at"]), index
         )
-        return Update(mine, Report("fill", (_execution(frame, index),), (sums,)))
+        return Update(mine, Report("fill", executions, (sums,)))
 
 
-def _execution(frame: Json, index: int) -> Execution:
-    name = frame["execution_id"]
-    if not isinstance(name, str) or not name:
-        raise ValueError("a fill without an execution id")
+def _executions(frame: Json, index: int) -> tuple[Execution, ...]:
+    """Return the execution that a frame tells, and the one that it takes back."""
+    event = frame["event"]
+    if event in _FILLS:
+        name = frame["execution_id"]
+        if not isinstance(name, str) or not name:
+            raise ValueError("a fill without an execution id")
+        return (_execution(frame, name, index),)
+    if event not in _AMENDS or not isinstance(name := frame.get("execution_id"), str):
+        return ()
+    told, old = _execution(frame, name, index), frame.get("previous_execution_id") or name
+    if event == "trade_bust":
+        return (replace(told, id=str(old), busted=True),)
+    return (told,) if old == name else (replace(told, id=str(old), busted=True), told)
+
+
+def _execution(frame: Json, name: str, index: int) -> Execution:
     return Execution(name, number(frame["qty"]), number(frame["price"]), moment(frame["timestamp"]), index)
