@@ -332,6 +332,7 @@ def test_a_trade_that_is_busted_counts_no_more_however_often_it_is_told_again():
 def test_a_bust_may_come_before_its_trade_and_its_total_stands_for_nothing_more():
     step = run(order(), *WORKS, Report("accepted", (), (total(40),)), bust("a"), fill("a", 40))
     assert (fills(step.order), filled(step.order), step.order.state) == ((), 0, "partially_filled")
+    assert codes(run(order(), *WORKS, bust("a", 50), fill("a", 40)).facts) == ["TRADE_BUSTED"]
     whole = run(step.order, Report("fill", (execution("b", 60),), (total(60),)), fill("c", 40))
     assert (filled(whole.order), whole.order.state) == (100, "filled")
 
