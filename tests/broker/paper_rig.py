@@ -285,7 +285,7 @@ class Line:
         async for one in frames:
             if one.report.executions:
                 self.last_fill = one
-            if self.to_lose:
+            if self.to_lose and one.report.executions:  # what was told before may still be on its way
                 self.to_lose -= 1
             elif out in self._out:
                 out.put_nowait(one)
