@@ -11,6 +11,7 @@ Postgres: unlike seconds on the clock it hardly depends on what else a machine d
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from statistics import quantiles
 from typing import Any, Final
+from uuid import UUID
 
 import asyncpg
 import httpx
@@ -32,10 +34,14 @@ from services.alerts.adapters.charts.artist import Artist
 from services.alerts.domain.channels import lane_of
 from services.alerts.domain.charts import Bar, Chart
 from services.alerts.domain.matching import sightings
+from services.alerts.service.targets import seal
+from services.alerts.settings import DEVELOPMENT_KEYS
+from services.alerts.store.targets import Place
 from shared.clock import new_id, utc_now
 from shared.contracts.base import Event
 from shared.contracts.detector import ActivityDetected, ScoreParts, UnusualContract
 from shared.contracts.topics import TOPICS
+from shared.envelope import Envelope, Keys
 from shared.identity import HEADER, Identity, Signer, identity_secret
 from shared.messaging.kafka import KafkaAddress, ensure_topics
 from shared.messaging.record import headers_of
@@ -223,6 +229,7 @@ async def _people(admin: "asyncpg.Connection[Any]", there: Sink) -> None:
     now = utc_now()
     symbols = ["CROWD"] * CROWD + [f"Q{number:03d}" for number in range(FEW)]
     people = [(new_id(), symbol, there.webhook()) for symbol in symbols]
+    envelope = Envelope(Keys(DEVELOPMENT_KEYS), os.urandom)
     await admin.copy_records_to_table(
         "users",
         schema_name="alerts",
@@ -238,10 +245,18 @@ async def _people(admin: "asyncpg.Connection[Any]", there: Sink) -> None:
     await admin.copy_records_to_table(
         "channels",
         schema_name="alerts",
-        columns=["user_id", "channel", "target", "lane", "enabled", "confirmed_at", "created_at", "updated_at"],
-        records=[(user, "discord", hook, lane_of("discord", hook), True, now, now, now) for user, _, hook in people],
+        columns=[
+            *("user_id", "channel", "lane", "target", "key_id", "wrapped", "body", "shown"),
+            *("enabled", "confirmed_at", "created_at", "updated_at"),
+        ],
+        records=[(*_sealed(envelope, user, hook), True, now, now, now) for user, _, hook in people],
     )
     await admin.execute("analyze alerts.users; analyze alerts.watched; analyze alerts.channels")
+
+
+def _sealed(envelope: Envelope, user: UUID, hook: str) -> tuple[Any, ...]:
+    place = Place(user, "discord", lane_of("discord", hook))
+    return (*place.params().values(), *seal(envelope, place, hook).params().values())
 
 
 class _Beats:

@@ -96,8 +96,7 @@ class Targets:
 
     def seal(self, place: Place, target: str) -> Kept:
         """Return a target as it is to be kept."""
-        sealed = self._envelope.seal(target.encode(), _about(place))
-        return Kept("", sealed.key_id, sealed.wrapped, sealed.body, _shown(place, target))
+        return seal(self._envelope, place, target)
 
     async def kept(self, tx: Tx, place: Place, target: str) -> Kept:
         """Return a target as it is to be kept now: readable for a while yet where replicas may be from before."""
@@ -196,6 +195,12 @@ class Targets:
                 wrapped.append(place.params() | {"key_id": new.key_id, "wrapped": new.wrapped})
         await self._store.rewrap(tx, wrapped)
         return len(wrapped), Place.of(rows[-1]) if len(rows) == self._store.slice_rows else None
+
+
+def seal(envelope: Envelope, place: Place, target: str) -> Kept:
+    """Return a target sealed by an envelope, as it is to be kept."""
+    sealed = envelope.seal(target.encode(), _about(place))
+    return Kept("", sealed.key_id, sealed.wrapped, sealed.body, _shown(place, target))
 
 
 def shown_of(row: Row) -> str:
