@@ -1,8 +1,10 @@
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import pytest
 
+from shared.db import Database
 from tests.broker.brokerage import Brokerage, opened
+from tests.broker.oauth_rig import Broker, connecting
 from tests.broker.paper_rig import PaperRigs
 
 
@@ -20,3 +22,10 @@ def database_of_the_paper_venue(request: pytest.FixtureRequest) -> None:
     rigs = called.params.get("rigs") if called is not None else None
     if isinstance(rigs, PaperRigs):
         rigs.url = request.getfixturevalue("database_url")
+
+
+@pytest.fixture
+async def broker(database_url: str, open_database: Callable[[str], Database]) -> AsyncGenerator[Broker]:
+    """The routes of OAuth over a venue that has it."""
+    async with connecting(database_url, open_database) as found:
+        yield found

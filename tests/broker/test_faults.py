@@ -33,8 +33,7 @@ async def test_an_order_that_was_judged_before_a_kill_is_judged_again(database_u
             async with brokerage.dying():
                 await brokerage.worker.turn()
                 await brokerage.worker.idle()
-            begun = "select 1 from sendings where order_id = :id and (status <> 'claimed')"
-            if await brokerage.state(order) == "pending_submit" and not await brokerage.rows(begun, id=order):
+            if await brokerage.state(order) == "pending_submit" and order not in brokerage.desk(account).submits():
                 break
             await brokerage.finish()
         assert await brokerage.state(order) == "pending_submit"
