@@ -1,6 +1,6 @@
 """alerts: turns activity into alerts for the users whose watchlist or rule matches, and tells them.
 
-Owns     schema `alerts`: users and watchlists as the gateway tells them, rules, channels and the mails that
+Owns     schema `alerts`: users and watchlists as the gateway tells them, rules, channels (sealed) and the mails that
          confirm them, contracts and quotes of the session, events of 30 days, alerts, notices, deliveries of both,
          what of them waits in groups or for somebody to acknowledge it
 Reads    detector.activity (ActivityDetected), api.users (UserSignedUp, UserSettingsChanged),
@@ -12,7 +12,7 @@ Reads    detector.activity (ActivityDetected), api.users (UserSignedUp, UserSett
 Publishes alerts.alerts (AlertRaised, AlertUpdated, NoticeRaised), alerts.deliveries (DeliverySettled,
          NoticeDeliverySettled), api.audit (ActionAudited)
 Serves   /api/alerts/{user_id}: the alerts, opened, stats, channels, rules, notices, charts, digests;
-         /links/confirm-email
+         /links/confirm-email; /api/alerts/targets/rotate
 
 An alert is one for (user, rule, symbol, session). It rings on the user's channels at first and again when the
 score rises by a set step.
