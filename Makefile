@@ -11,7 +11,7 @@ export OPENBELL_KAFKA := $(or $(KAFKA),$(OPENBELL_KAFKA))
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt bench chaos simulate manifests image deploy test-image test-compose up down sbom migrate backup restore asyncapi openapi replay lock clean
+.PHONY: help install run test check fmt bench chaos simulate manifests image deploy test-image test-containers test-compose up down sbom migrate backup restore asyncapi openapi replay lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 13
@@ -85,6 +85,11 @@ deploy: $(STAMP) ## Roll IMAGE out onto kubectl's cluster, schemas first, back i
 test-image: $(STAMP) ## Run every service from the image until somebody is alerted (slow; needs Docker on Linux)
 	$(MAKE) image PYTHON_IMAGE=$$($(PYTHON) -m tests.deploy.stand_ins python)
 	$(PYTHON) -m tests.deploy.containers openbell:$(TAG)
+
+test-containers: $(STAMP) ## Run tests (ARGS) on a Postgres and a Kafka in containers (slow; needs Docker)
+	TEST_POSTGRES_IMAGE=$$($(PYTHON) -m tests.deploy.stand_ins postgres) \
+		TEST_KAFKA_IMAGE=$$($(PYTHON) -m tests.deploy.stand_ins kafka) TESTCONTAINERS_RYUK_DISABLED=true \
+		$(PYTHON) -m pytest $(or $(ARGS),tests/flows/test_first_light.py tests/conformance)
 
 test-compose: $(STAMP) ## Bring the core of docker-compose.yml up until somebody is alerted, and take it down (slow; needs Docker)
 	$(PYTHON) -m tests.deploy.compose

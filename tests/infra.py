@@ -1,7 +1,8 @@
 """A real Postgres and a real Kafka for the tests; they need not know where these run.
 
 Containers where a Docker engine answers and has (or can pull) the images, else child processes of
-deploy/local in a folder of their own. A forced Kafka (OPENBELL_KAFKA, OPENBELL_KAFKA_BOOTSTRAP) is obeyed.
+deploy/local in a folder of their own. A forced Kafka (OPENBELL_KAFKA, OPENBELL_KAFKA_BOOTSTRAP) is obeyed, and images
+that are named (TEST_POSTGRES_IMAGE, TEST_KAFKA_IMAGE; `make test-containers` does) are taken, or the tests fail.
 """
 
 import contextlib
@@ -16,8 +17,9 @@ from pathlib import Path
 
 from deploy.local import kafka, postgres
 
-POSTGRES_IMAGE = "postgres:18"
-KAFKA_IMAGE = f"apache/kafka:{kafka.KAFKA_VERSION}"
+POSTGRES_IMAGE = os.environ.get("TEST_POSTGRES_IMAGE", "postgres:18")
+KAFKA_IMAGE = os.environ.get("TEST_KAFKA_IMAGE", f"apache/kafka:{kafka.KAFKA_VERSION}")
+NAMED = {os.environ.get("TEST_POSTGRES_IMAGE"), os.environ.get("TEST_KAFKA_IMAGE")}
 
 
 @contextlib.contextmanager
@@ -59,21 +61,26 @@ def _folder() -> Generator[Path]:
 
 @cache
 def _docker_has(image: str) -> bool:
-    """Whether a Docker engine answers at once and has `image` or can pull it."""
-    if not os.environ.get("DOCKER_HOST"):  # docker leaks a socket when nobody listens: ask first
+    """Whether a Docker engine answers at once and has `image`, and what cleans up behind it, or can pull them."""
+    if image not in NAMED and not os.environ.get("DOCKER_HOST"):  # docker leaks a socket when nobody listens: ask first
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex("/var/run/docker.sock"):
                 return False
     import docker  # noqa: PLC0415 - slow to import, and often not needed
     from docker.errors import DockerException  # noqa: PLC0415
+    from testcontainers.core.config import testcontainers_config  # noqa: PLC0415
 
+    needed = [image] if testcontainers_config.ryuk_disabled else [image, testcontainers_config.ryuk_image]
     try:
         with contextlib.closing(docker.from_env(timeout=2)) as client:
             client.ping()
         with contextlib.closing(docker.from_env(timeout=300)) as client:
-            if not client.images.list(name=image):
-                client.images.pull(image)
+            for one in needed:
+                if not client.images.list(name=one):
+                    client.images.pull(one)
     except (DockerException, OSError):
+        if image in NAMED:
+            raise
         return False
     return True
 
@@ -110,7 +117,7 @@ def _kafka_container() -> Generator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     container = DockerContainer(KAFKA_IMAGE).with_bind_ports(9092, port)
-    host = container.get_container_host_ip()
+    host = container.get_docker_client().host()
     settings = {
         "KAFKA_PROCESS_ROLES": "broker,controller",
         "KAFKA_NODE_ID": "1",
