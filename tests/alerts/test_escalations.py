@@ -75,6 +75,9 @@ async def test_what_nobody_acknowledges_goes_from_channel_to_channel_and_the_log
     steps = [("discord", "done", None), ("email", "done", after("discord")), ("webhook", "done", after("email"))]
     assert await told(bench) == await told(bench, "notice_deliveries") == steps
     assert [len(one.sent) for one in (bench.discord, bench.email, bench.webhook)] == [2, 2, 2]
+    notes = [{note for one in sender.sent for note in one.notes[:1]} for sender in (bench.email, bench.webhook)]
+    assert notes == [{f"Escalated: {after(name)}."} for name in ("discord", "email")]
+    assert not any("Escalated" in str(one.notes) for one in bench.discord.sent)
 
 
 @pytest.mark.parametrize("what", ["alert", "notice"])

@@ -17,7 +17,7 @@ def of_notice(found: Row, link: str | None) -> Message:
         target=found["target"],
         title=found["title"],
         lines=tuple(found["lines"]),
-        notes=(REPEAT_NOTE,) if found["uncertain"] else (),
+        notes=(*_escalation(found), *((REPEAT_NOTE,) if found["uncertain"] else ())),
         simulated=any(one["simulated"] for one in sections or ()),
         at=found["at"],
         user_id=found["user_id"],
@@ -39,7 +39,8 @@ def of_alert(found: Row, link: str | None, *, repeat: bool) -> Message:
         target=found["target"],
         title=found["title"],
         lines=body(found["symbol"], best, found["contract_count"], words),
-        notes=notes(
+        notes=_escalation(found)
+        + notes(
             rule_name=found["rule_name"],
             session=found["session"],
             as_of=found["as_of"],
@@ -59,3 +60,8 @@ def of_alert(found: Row, link: str | None, *, repeat: bool) -> Message:
         link=link,
         image=picture.png if picture else None,
     )
+
+
+def _escalation(found: Row) -> tuple[str, ...]:
+    """Return why it is told here, of what was told elsewhere before."""
+    return (f"Escalated: {found['because']}.",) if found["escalated"] else ()

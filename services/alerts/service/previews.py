@@ -74,4 +74,4 @@ class Previews:
 
 def _nowhere(row: Row) -> Row:
     """Return what a delivery would read, without a target."""
-    return cast("Row", {**row, "target": ""})
+    return cast("Row", {**row, "target": "", "escalated": False})

@@ -58,7 +58,7 @@ _SAVE_ALERTS = text("""
         acknowledged_at = case when excluded.notifications > a.notifications then null else a.acknowledged_at end,
         notifications = excluded.notifications""")
 _DELIVERIES = text(f"""
-    select d.id, d.uncertain, d.user_id, d.channel, d.lane, d.alert_id, d.escalated, a.acknowledged_at,
+    select d.id, d.uncertain, d.user_id, d.channel, d.lane, d.alert_id, d.escalated, d.because, a.acknowledged_at,
         c.target, c.key_id, c.wrapped, c.body, c.enabled, p.choices, {RUNNING} as silences,
         p.inhibitions, {FIRING} as firing, cast(null as uuid) as account_id,
         exists (select from deliveries l where l.alert_id = d.alert_id and l.session = d.session

@@ -19,7 +19,7 @@ _ADD: Final = text("""
 _KNOWN: Final = text("select notice_id from notices where notice_id = any(cast(:notices as uuid[]))")
 _DELIVERY: Final = text(f"""
     select d.id, d.uncertain, d.user_id, d.channel, d.lane, d.notice_id, n.kind, n.title, n.lines, n.at,
-        n.symbol, n.rule_id, d.escalated, n.acknowledged_at, p.choices, {RUNNING} as silences,
+        n.symbol, n.rule_id, d.escalated, d.because, n.acknowledged_at, p.choices, {RUNNING} as silences,
         n.account_id, p.inhibitions, {FIRING} as firing,
         (select g.sections from digests g where g.id = d.notice_id) as sections,
         c.target, c.key_id, c.wrapped, c.body, c.enabled, coalesce(p.timezone, u.timezone) as timezone, p.locale
