@@ -29,6 +29,7 @@ from shared.messaging.outbox import Outbox
 from shared.work import Worker
 from tests.alerts.conftest import ACTOR, NOW, Bench, activity, contract
 from tests.alerts.test_notices import filled
+from tests.alerts.test_preferences import wish
 from tests.alerts.test_routes import Client, client
 
 __all__ = ["client"]
@@ -397,3 +398,29 @@ async def test_who_holds_things_back_has_a_digest_until_nothing_is_held_back(cli
     assert (await client("PUT", at, user, json={"frequency": "off"})).status_code == 409
     assert (await client("PUT", f"{about}/preferences", user, json={})).status_code == 200
     assert (await client("PUT", at, user, json={"frequency": "off"})).status_code == 200
+
+
+async def test_a_zone_of_ones_own_holds_whatever_the_settings_say(desk: Desk) -> None:
+    bench = desk.bench
+    user = await bench.user(settings={"timezone": "America/New_York"})
+    assert await desk.choose(user) == datetime(2025, 6, 3, 12, tzinfo=UTC)
+    await wish(bench, user, Wishes(), "Asia/Tokyo")
+    async with bench.database.transaction() as tx:
+        await desk.digests.note_wishes(user, Wishes(), tx)
+    tokyo = datetime(2025, 6, 3, 23, tzinfo=UTC)
+    assert [row["next_due_at"] for row in await bench.rows("digest_plans")] == [tokyo]
+    fields: dict[str, Any] = {"alerts_enabled": True, "min_score": 60.0, "min_premium_usd": Decimal(0)}
+    moved = UserSettingsChanged(id=uuid4(), time=NOW, user_id=user, timezone="Europe/Berlin", **fields)
+    await bench.handle(desk.digests.note_settings, moved)
+    assert [row["next_due_at"] for row in await bench.rows("digest_plans")] == [tokyo]
+
+
+async def test_a_digest_is_made_a_minute_after_its_period_for_what_is_on_its_way(desk: Desk) -> None:
+    user = await desk.held_back()
+    (plan,) = await desk.bench.rows("digest_plans")
+    desk.bench.clock.now = plan["next_due_at"] + timedelta(seconds=59)
+    await desk.run()
+    assert await desk.lines(user) == []
+    desk.bench.clock.advance(2)
+    await desk.run()
+    assert len(await desk.lines(user)) == 1

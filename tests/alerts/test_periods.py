@@ -177,6 +177,16 @@ def test_a_user_who_moves_gets_the_next_digest_at_the_new_hour_and_none_soon_aft
     assert [one.until.isoformat()[5:16] for one in user.told] == ["06-01T15:00", "06-02T20:00", "06-03T15:00"]
 
 
+def test_half_a_period_after_the_last_digest_is_far_enough_and_less_is_not() -> None:
+    plan, due = Plan("daily", 12, 0, "UTC"), datetime(2026, 6, 1, 12, tzinfo=UTC)
+    half = due - timedelta(hours=12)
+    assert following(plan, half, half) == due
+    assert period(plan, half, due) == Period(half, due)
+    later = half + timedelta.resolution
+    assert following(plan, later, later) == due + timedelta(days=1)
+    assert period(plan, later, due) is None
+
+
 def test_after_an_outage_one_digest_covers_all_of_it() -> None:
     user = Simulated(Plan("daily", 8, 0, "UTC"), datetime(2026, 6, 1, tzinfo=UTC))
     user.look(datetime(2026, 6, 9, 11, tzinfo=UTC))

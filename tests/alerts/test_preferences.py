@@ -1,5 +1,6 @@
 """Preferences on a real database: what is held back is a row with its reason, what waits goes out at its time."""
 
+import asyncio
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -19,6 +20,7 @@ from shared.errors import Transient
 from tests.alerts.conftest import ACTOR, NOW, Bench, activity, contract
 from tests.alerts.test_notices import filled, receipt, traded
 from tests.alerts.test_routes import Client, client
+from tests.conftest import eventually
 
 __all__ = ["client"]
 
@@ -105,6 +107,35 @@ async def test_what_is_over_a_cap_is_digested_and_the_next_hour_has_room_again(b
     rows = [row for row in await bench.rows("notice_deliveries") if row["user_id"] == user]
     assert [status for _, status, _ in outcomes(rows)] == ["digested"] * 2 + ["pending"] * 3
     assert sum(row["user_id"] == other for row in await bench.rows("notice_deliveries")) == 4
+
+
+async def test_of_two_that_ring_at_once_a_cap_of_one_lets_one_through(bench: Bench) -> None:
+    user = await bench.user()
+    await bench.channel(user)
+    await wish(bench, user, Wishes(caps=(Cap(ANY, ANY, 1),)))
+    async with bench.database.transaction() as tx:
+        await bench.telling.tell([receipt(user)], tx)
+        second = asyncio.create_task(bench.handle(bench.telling.tell, [receipt(user)]))
+
+        async def waits_or_is_done() -> bool:
+            blocked = "pg_stat_activity where wait_event_type = 'Lock' and query like '%preferences%'"
+            return second.done() or bool(await bench.rows(blocked))
+
+        await eventually(waits_or_is_done)
+    await second
+    assert sorted(row["status"] for row in await bench.rows("notice_deliveries")) == ["digested", "pending"]
+
+
+async def test_what_waits_for_the_end_of_very_long_quiet_hours_counts_for_the_hour_in_which_it_goes_out(
+    bench: Bench,
+) -> None:
+    user = await bench.user()
+    await bench.channel(user)
+    await wish(bench, user, Wishes(quiet=Quiet(time(14, 30), time(14, 29)), caps=(Cap(ANY, ANY, 1),)))
+    await bench.handle(bench.telling.tell, [receipt(user)])  # it is 14:30
+    bench.clock.advance(24 * 3600 - 60)
+    await bench.handle(bench.telling.tell, [receipt(user)])
+    assert sorted(row["status"] for row in await bench.rows("notice_deliveries")) == ["digested", "pending"]
 
 
 async def test_a_cap_counts_alerts_and_notices_together_and_not_what_was_not_told(bench: Bench) -> None:
