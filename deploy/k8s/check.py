@@ -2,9 +2,10 @@
 
     python -m deploy.k8s.check
 
-Kubernetes' own kinds are held to its published schemas (unknown fields refused), custom resources to our models of
-theirs (crds.py) and to what operators publish of them (published.py), and what production gets to checkov's rules. A
-tool that cannot be had is said, and costs nothing: what it would have found is then for CI to find.
+Kubernetes' own kinds are held to its published schemas (unknown fields refused), custom resources to what operators
+publish of them (published.py) and, where that is nothing or leaves much open, to models of ours (crds.py), and what
+production gets to checkov's rules. A tool that cannot be had is said, and costs nothing: what it would have found is
+then for CI to find.
 """
 
 import subprocess
@@ -20,20 +21,19 @@ from pydantic import ValidationError
 
 from deploy.k8s import published
 from deploy.k8s.crds import MODELS
-from deploy.k8s.crds_edge import EDGE
 from deploy.tools import ToolMissing, find, verdict
 
 HERE: Final = Path(__file__).parent
 OVERLAYS: Final = tuple(sorted(path.name for path in (HERE / "overlays").iterdir()))
 VERSION: Final = "1.34"
 """The oldest Kubernetes that we keep to (a pod's `sleep` before its end is stable there)."""
-CUSTOM: Final = {(version, model.__name__): model for version, models in (MODELS | EDGE).items() for model in models}
 SKIPPED: Final[Mapping[str, str]] = {
     "CKV_K8S_43": "a digest is known when the image was pushed: the pipeline sets it (docs/deploy.md)",
     "CKV_K8S_15": "tags are never moved, and a node that has the image should start without the registry",
 }
 
 Resource = dict[str, Any]
+Kind = tuple[str, str]
 
 
 def built(overlay: str) -> list[Resource]:
@@ -46,22 +46,26 @@ def built(overlay: str) -> list[Resource]:
     return list(yaml.safe_load_all(done.stdout))
 
 
-def faults(resources: Iterable[Resource]) -> Iterator[str]:
-    """Yield what is wrong with resources, each by itself."""
+def faults(resources: Iterable[Resource], known: Mapping[Kind, Resource] | None) -> Iterator[str]:
+    """Yield what is wrong with each of resources; `known`: what operators publish, None where that is not to be had."""
     for resource in resources:
         name = f"{resource['kind']} {resource['metadata']['name']}"
-        model = CUSTOM.get((resource["apiVersion"], resource["kind"]))
+        kind = (resource["apiVersion"], resource["kind"])
+        modelled, defined = kind in MODELS, known is not None and kind in known
         try:
-            if model is not None:
-                model.model_validate(resource)
-            else:
+            if modelled:
+                MODELS[kind].model_validate(resource)
+            if known is not None and defined:
+                yield from (f"{name}: {fault}" for fault in published.faults(resource, known[kind]))
+            if not modelled and not defined:
                 kubernetes_validate.validate(resource, VERSION, strict=True)
         except ValidationError as error:
             yield from (f"{name}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         except kubernetes_validate.ValidationError as error:
             yield f"{name}: {'.'.join(map(str, error.path))}: {error.message}"
         except kubernetes_validate.SchemaNotFoundError:
-            yield f"{name}: Kubernetes has no such kind, and deploy/k8s/crds.py has no model of it"
+            if known is not None:
+                yield f"{name}: neither Kubernetes nor deploy/k8s/published.py nor deploy/k8s/crds.py has such a kind"
 
 
 def checkov(resources: Iterable[Resource]) -> Iterator[str]:
@@ -76,13 +80,13 @@ def checkov(resources: Iterable[Resource]) -> Iterator[str]:
         yield done.stdout + done.stderr
 
 
-def definitions() -> Mapping[tuple[str, str], Resource]:
-    """Return what operators publish, by API version and kind; without it, say so and return nothing."""
+def definitions() -> Mapping[Kind, Resource] | None:
+    """Return what operators publish, by API version and kind; without it, say so and return None."""
     try:
         return published.schemas()
     except ToolMissing as missing:
-        sys.stderr.write(f"SKIPPED: custom resources were held to our models alone: {missing}\n")
-        return {}
+        sys.stderr.write(f"SKIPPED: of custom resources, only those with models of ours were checked: {missing}\n")
+        return None
 
 
 def problems() -> Iterator[str]:
@@ -90,10 +94,7 @@ def problems() -> Iterator[str]:
     known = definitions()
     for overlay in OVERLAYS:
         resources = built(overlay)
-        yield from (f"{overlay}: {fault}" for fault in faults(resources))
-        for one in resources:
-            name = f"{overlay}: {one['kind']} {one['metadata']['name']}"
-            yield from (f"{name}: {fault}" for fault in published.faults(one, known))
+        yield from (f"{overlay}: {fault}" for fault in faults(resources, known))
         if overlay == "production":
             yield from checkov(resources)
 

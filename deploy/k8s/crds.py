@@ -1,18 +1,17 @@
-"""Models of the custom resources that we use: what we set, from their published definitions; all else is refused.
+"""Models of the custom resources that no published definition holds tightly: Strimzi's, and what KEDA's leaves open.
 
-What would surprise you: they are narrower than the definitions. A field that nobody here has used yet is refused like a
-misspelt one; add it from the operator's reference when you need it.
+Strimzi publishes the Java classes that its definitions are made from, and not these; the other operators' resources are
+held to what they publish (published.py). What would surprise you: the models are narrower than the definitions. A field
+that nobody here has used yet is refused like a misspelt one; add it from the operator's reference when you need it.
 """
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9.]+(m|Ki|Mi|Gi|Ti)?$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Duration = Annotated[str, Field(pattern=r"^([0-9]+(h|m|s|ms))+$")]
 
 
 class Part(BaseModel):
@@ -169,159 +168,11 @@ class KafkaUser(Resource):
     spec: UserSpec
 
 
-# Of CloudNativePG and its plugin for backups
-
-
-class InitDb(Part):
-    database: str
-    owner: str
-    encoding: str
-    locale_c_type: str = Field(alias="localeCType")
-    locale_collate: str
-
-
-class RecoveryTarget(Part):
-    target_time: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d)$")]
-
-
-class Recovery(Part):
-    source: str
-    database: str
-    owner: str
-    recovery_target: RecoveryTarget | None = None
-
-
-class Bootstrap(Part):
-    initdb: InitDb | None = None
-    recovery: Recovery | None = None
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if (self.initdb is None) == (self.recovery is None):
-            raise ValueError("a cluster begins in one way: initdb or recovery")
-        return self
-
-
-class Role(Part):
-    name: str
-    ensure: Literal["present", "absent"]
-    login: bool
-    createrole: bool
-
-
-class Managed(Part):
-    roles: list[Role]
-
-
-class Synchronous(Part):
-    method: Literal["any", "first"]
-    number: Annotated[int, Field(ge=1)]
-    data_durability: Literal["required", "preferred"]
-
-
-class PostgresConfiguration(Part):
-    parameters: dict[str, str]
-    synchronous: Synchronous | None = None
-
-
-class Disk(Part):
-    size: Quantity
-
-
-class Affinity(Part):
-    enable_pod_anti_affinity: bool
-    pod_anti_affinity_type: Literal["required", "preferred"]
-    topology_key: str
-
-
-class Plugin(Part):
-    name: str
-    is_wal_archiver: bool = Field(alias="isWALArchiver")
-    parameters: dict[str, str]
-
-
-class SourcePlugin(Part):
-    name: str
-    parameters: dict[str, str]
-
-
-class ExternalCluster(Part):
-    name: str
-    plugin: SourcePlugin
-
-
-class ClusterSpec(Part):
-    instances: Annotated[int, Field(ge=1)]
-    image_name: str
-    primary_update_strategy: Literal["unsupervised", "supervised"]
-    bootstrap: Bootstrap
-    managed: Managed
-    postgresql: PostgresConfiguration
-    storage: Disk
-    wal_storage: Disk
-    resources: Resources
-    affinity: Affinity
-    plugins: list[Plugin] = []
-    external_clusters: list[ExternalCluster] = []
-
-
-class Cluster(Resource):
-    spec: ClusterSpec
+# Of KEDA, whose definition leaves open what a trigger says
 
 
 class Named(Part):
     name: Name
-
-
-class ScheduledBackupSpec(Part):
-    schedule: Annotated[str, Field(pattern=r"^(\S+ ){5}\S+$")]  # six fields, seconds first
-    immediate: bool
-    backup_owner_reference: Literal["none", "self", "cluster"]
-    method: Literal["plugin", "volumeSnapshot"]
-    cluster: Named
-    plugin_configuration: Named
-
-
-class ScheduledBackup(Resource):
-    spec: ScheduledBackupSpec
-
-
-class SecretKey(Part):
-    name: Name
-    key: str
-
-
-class S3Credentials(Part):
-    access_key_id: SecretKey
-    secret_access_key: SecretKey
-
-
-class WalBackup(Part):
-    compression: Literal["gzip", "zstd", "lz4", "snappy"]
-    max_parallel: Annotated[int, Field(ge=1)]
-
-
-class DataBackup(Part):
-    compression: Literal["gzip", "bzip2", "snappy"]
-
-
-class StoreConfiguration(Part):
-    destination_path: Annotated[str, Field(pattern="^s3://")]
-    s3_credentials: S3Credentials
-    wal: WalBackup
-    data: DataBackup
-
-
-class ObjectStoreSpec(Part):
-    retention_policy: Annotated[str, Field(pattern=r"^[1-9][0-9]*[dwm]$")]
-    configuration: StoreConfiguration
-
-
-class ObjectStore(Resource):
-    spec: ObjectStoreSpec
-
-
-# Of KEDA
 
 
 class ScaleTarget(Part):
@@ -358,30 +209,11 @@ class ScaledObject(Resource):
     spec: ScaledObjectSpec
 
 
-class FromEnv(Part):
-    parameter: str
-    name: str
-    container_name: str
-
-
-class FromSecret(Part):
-    parameter: str
-    name: Name
-    key: str
-
-
-class TriggerAuthenticationSpec(Part):
-    env: list[FromEnv]
-    secret_target_ref: list[FromSecret]
-
-
-class TriggerAuthentication(Resource):
-    spec: TriggerAuthenticationSpec
-
-
-MODELS: Final[dict[str, tuple[type[Resource], ...]]] = {
-    "kafka.strimzi.io/v1": (Kafka, KafkaNodePool, KafkaTopic, KafkaUser),
-    "postgresql.cnpg.io/v1": (Cluster, ScheduledBackup),
-    "barmancloud.cnpg.io/v1": (ObjectStore,),
-    "keda.sh/v1alpha1": (ScaledObject, TriggerAuthentication),
+MODELS: Final = {
+    ("kafka.strimzi.io/v1", "Kafka"): Kafka,
+    ("kafka.strimzi.io/v1", "KafkaNodePool"): KafkaNodePool,
+    ("kafka.strimzi.io/v1", "KafkaTopic"): KafkaTopic,
+    ("kafka.strimzi.io/v1", "KafkaUser"): KafkaUser,
+    ("keda.sh/v1alpha1", "ScaledObject"): ScaledObject,
 }
+"""By API version and kind."""

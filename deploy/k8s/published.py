@@ -1,8 +1,7 @@
 """The definitions that operators publish of their custom resources, and what ours have that these do not allow.
 
-They come by Go, which CloudNativePG, KEDA and the Gateway API publish them with, pinned by version and by hash. Those
-of Strimzi, the Barman plugin, External Secrets and the Prometheus operator cannot be had that way: crds.py alone speaks
-for them.
+They come by Go, which these operators are published with, pinned by version and by hash. Strimzi is no Go module:
+crds.py alone speaks for it.
 
 What would surprise you: a cluster drops a field that a definition does not name, and says nothing. Here it is refused.
 Rules in CEL (`x-kubernetes-validations`) are for a cluster to judge.
@@ -32,7 +31,37 @@ MODULES: Final[Mapping[GoModule, tuple[str, ...]]] = {
         "config/crd/standard/gateway.networking.k8s.io_gateways.yaml",
         "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml",
     ),
+    GoModule(
+        "github.com/cloudnative-pg/plugin-barman-cloud", "v0.15.0", "h1:gNVytrzzYUE08wxLDrjfJqy1FPPSFkMe1OEr4s4pVI0="
+    ): ("config/crd/bases/barmancloud.cnpg.io_objectstores.yaml",),
+    GoModule(
+        "github.com/external-secrets/external-secrets", "v1.3.2", "h1:u2J8RjlHIeF0oZCqtl92adI/uZWUwOesJIDkfql6LqQ="
+    ): (
+        "config/crds/bases/external-secrets.io_externalsecrets.yaml",
+        "config/crds/bases/external-secrets.io_secretstores.yaml",
+    ),
+    GoModule(
+        "github.com/prometheus-operator/prometheus-operator",
+        "v0.85.0",
+        "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",
+    ): (
+        "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
+        "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
+    ),
 }
+_TEXTS: Final = {"type": "object", "additionalProperties": {"type": "string"}}
+METADATA: Final = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "namespace": {"type": "string"},
+        "labels": _TEXTS,
+        "annotations": _TEXTS,
+    },
+    "required": ["name", "namespace"],
+    "additionalProperties": False,
+}
+"""What we say of any resource: a definition leaves it to Kubernetes, which knows more fields."""
 
 Schema = dict[str, Any]
 
@@ -50,7 +79,9 @@ def schemas() -> Mapping[tuple[str, str], Schema]:
             definition = yaml.load((where / file).read_bytes(), Loader=yaml.CSafeLoader)["spec"]
             for version in definition["versions"]:
                 name = (f"{definition['group']}/{version['name']}", definition["names"]["kind"])
-                found[name] = closed(version["schema"]["openAPIV3Schema"])
+                schema = closed(version["schema"]["openAPIV3Schema"])
+                schema["properties"]["metadata"] = METADATA
+                found[name] = schema
     return found
 
 
@@ -67,8 +98,7 @@ def closed(schema: Schema) -> Schema:
     return made
 
 
-def faults(resource: Schema, known: Mapping[tuple[str, str], Schema]) -> Iterator[str]:
-    """Yield what the definition of its kind has against a resource; nothing where none is known."""
-    schema = known.get((resource["apiVersion"], resource["kind"]))
-    for error in Draft4Validator(schema).iter_errors(resource) if schema else ():
+def faults(resource: Schema, schema: Schema) -> Iterator[str]:
+    """Yield what the definition of its kind has against a resource."""
+    for error in Draft4Validator(schema).iter_errors(resource):
         yield f"{'.'.join(map(str, error.path))}: {error.message}"
