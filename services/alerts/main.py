@@ -1,9 +1,7 @@
 """Wires the alerts service."""
 
-import base64
 import json
 import os
-import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
@@ -18,7 +16,7 @@ from services.alerts.adapters.laid_out import LaidOut
 from services.alerts.adapters.resend import Resend
 from services.alerts.adapters.sendgrid import SendGrid
 from services.alerts.adapters.smtp import Smtp, SmtpServer
-from services.alerts.adapters.webhook import WebhookSender
+from services.alerts.adapters.webhook import WebhookSender, new_secret
 from services.alerts.adapters.webpush import Vapid, WebPush
 from services.alerts.domain.clicks import Clicks
 from services.alerts.domain.links import Links
@@ -187,7 +185,7 @@ def build(env: Environment) -> Service:
         links=links,
         clock=service.clock,
         new_id=new_id,
-        new_secret=_new_secret,
+        new_secret=new_secret,
         checks=checks,
         wake=wake,
     )
@@ -274,10 +272,6 @@ def _vapid(settings: AlertsSettings) -> Vapid | None:
     """Return what signs for browsers; None without a key."""
     key = settings.vapid_private_key
     return None if key is None else Vapid(key.get_secret_value(), settings.vapid_subject)
-
-
-def _new_secret() -> str:
-    return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"  # the form of Standard Webhooks
 
 
 def _digests(

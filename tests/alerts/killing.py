@@ -47,11 +47,11 @@ class SlowDiscord(FakeDiscord):
         self._chance, self._most_s = chance, most_s
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(self._chance.uniform(0, self._most_s))
+        await asyncio.sleep(self._chance.uniform(0, self._most_s))  # the time that a message is on its way
 
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start":
-                await asyncio.sleep(self._chance.uniform(0, self._most_s))
+                await asyncio.sleep(self._chance.uniform(0, self._most_s))  # the time that its answer is on its way
             await send(message)
 
         await super()._app(scope, receive, answer)
@@ -66,7 +66,7 @@ class SlowSmtp(FakeSmtp):
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
         answer = await super().handle_DATA(server, session, envelope)
-        await asyncio.sleep(self._chance.uniform(0, self._most_s))
+        await asyncio.sleep(self._chance.uniform(0, self._most_s))  # the time that its answer is on its way
         return answer
 
 

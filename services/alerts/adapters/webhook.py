@@ -12,6 +12,7 @@ import base64
 import hashlib
 import hmac
 import json
+import secrets
 from typing import Any, Final
 
 from services.alerts.domain.targets import Webhook, webhook_of
@@ -63,6 +64,11 @@ class WebhookSender:
         at = str(int(self._clock().timestamp()))
         signatures = [f"v1,{signature(secret, delivery_id, at, body)}" for secret in webhook.secrets]
         return {"webhook-id": delivery_id, "webhook-timestamp": at, "webhook-signature": " ".join(signatures)}
+
+
+def new_secret() -> str:
+    """Return a secret to sign with: 32 random bytes."""
+    return f"{_PREFIX}{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
 
 def signature(secret: str, delivery_id: str, at: str, body: bytes) -> str:
