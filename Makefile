@@ -11,7 +11,7 @@ export OPENBELL_KAFKA := $(or $(KAFKA),$(OPENBELL_KAFKA))
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt bench chaos simulate manifests image deploy test-image test-containers test-compose up down sbom migrate backup restore asyncapi openapi replay lock clean
+.PHONY: help install run test check fmt bench chaos simulate manifests image scan deploy test-image test-containers test-compose up down sbom migrate backup restore asyncapi openapi replay lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 13
@@ -78,13 +78,16 @@ image: ## Build the image of all services, openbell:TAG (SERVICE=api: openbell-a
 	  --build-arg REVISION=$$(git rev-parse HEAD) --build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
 	  $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) $(ARGS) .
 
-# Where no registry gives the base image, one in its place is made (tests/deploy/stand_ins).
+scan: $(STAMP) ## Look in the image for high and critical weaknesses that a newer package mends (IMAGE=openbell:TAG)
+	"$$($(PYTHON) -m deploy.tools grype)" "docker:$(or $(IMAGE),openbell:$(TAG))" --only-fixed --fail-on high
+
 deploy: $(STAMP) ## Roll IMAGE out onto kubectl's cluster, schemas first, back if it is not healthy (OVERLAY=staging)
 	$(PYTHON) -m deploy.k8s.rollout "$(OVERLAY)" --image "$(IMAGE)"
 
-test-image: $(STAMP) ## Run every service from the image until somebody is alerted (slow; needs Docker on Linux)
-	$(MAKE) image PYTHON_IMAGE=$$($(PYTHON) -m tests.deploy.stand_ins python)
-	$(PYTHON) -m tests.deploy.containers openbell:$(TAG)
+# Where no registry gives the base image, one in its place is made (tests/deploy/stand_ins).
+test-image: $(STAMP) ## Run every service from the image until somebody is alerted (IMAGE: not a fresh one; slow; needs Docker on Linux)
+	$(if $(IMAGE),,$(MAKE) image PYTHON_IMAGE=$$($(PYTHON) -m tests.deploy.stand_ins python))
+	$(PYTHON) -m tests.deploy.containers $(or $(IMAGE),openbell:$(TAG))
 
 test-containers: $(STAMP) ## Run tests (ARGS) on a Postgres and a Kafka in containers (slow; needs Docker)
 	TEST_POSTGRES_IMAGE=$$($(PYTHON) -m tests.deploy.stand_ins postgres) \

@@ -24,24 +24,12 @@ from pathlib import Path
 from typing import Final
 
 FETCH_S: Final = 300
+BUILD_S: Final = 1800
 LOCK: Final = Path(__file__).with_name("tools.lock")
 
 
 class ToolMissing(Exception):
     """A program is not on the PATH and could not be fetched."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tool:
-    """Where a program comes from: the Debian or Ubuntu package that holds it, or the Go module that builds it.
-
-    A `locked` one is of Python, pinned in deploy/tools.lock, in an environment of its own.
-    """
-
-    apt: str | None = None
-    go: str | None = None
-    called: str | None = None  # in the package, where that is another name
-    locked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +59,21 @@ class GoModule:
         return Path(fetched["Dir"])
 
 
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """Where a program comes from: the Debian or Ubuntu package that holds it, or the Go module that builds it.
+
+    A `locked` one is of Python, pinned in deploy/tools.lock, in an environment of its own. `source` is a module with a
+    program below cmd/ that `go install` refuses, for its go.mod replaces others: it is built where it lies.
+    """
+
+    apt: str | None = None
+    go: str | None = None
+    source: GoModule | None = None
+    called: str | None = None  # in the package, where that is another name
+    locked: bool = False
+
+
 TOOLS: Final[Mapping[str, Tool]] = {
     "promtool": Tool(apt="prometheus"),
     "prometheus": Tool(apt="prometheus"),
@@ -79,6 +82,10 @@ TOOLS: Final[Mapping[str, Tool]] = {
     "checkov": Tool(locked=True),
     "cyclonedx-py": Tool(locked=True),
     "actionlint": Tool(go="github.com/rhysd/actionlint/cmd/actionlint@v1.7.7"),
+    # Minutes to build, once. What it looks up it fetches itself, daily.
+    "grype": Tool(
+        source=GoModule("github.com/anchore/grype", "v0.92.2", "h1:Rpa6TWV3burpEFdN28RkYiETb6L5nYXBkbvJvWvbqBU=")
+    ),
     # What `docker compose config` is made of, without the rest.
     "compose-go": Tool(go="github.com/compose-spec/compose-go/v2/cmd@v2.16.2", called="cmd"),
 }
@@ -114,6 +121,8 @@ def resolve(name: str, tool: Tool, into: Path) -> Path:
         return Path(on_path)
     if tool.locked:
         return _by_lock(name, into)
+    if tool.source:
+        return _by_source(name, tool.source, into)
     ways: Sequence[tuple[str | None, Callable[[str, str, Path], None]]] = ((tool.apt, _by_apt), (tool.go, _by_go))
     into.mkdir(parents=True, exist_ok=True)
     tried: list[str] = []
@@ -151,6 +160,23 @@ def _by_lock(name: str, into: Path) -> Path:
     return made / "bin" / name
 
 
+def _by_source(name: str, module: GoModule, into: Path) -> Path:
+    """Return a program that is built in its module's folder; one of another version does not count."""
+    kept = into / f"{name}-{module.version}"
+    into.mkdir(parents=True, exist_ok=True)
+    with (into / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            try:
+                with tempfile.TemporaryDirectory(dir=into) as scratch:
+                    built = Path(scratch) / name
+                    _run("go", "build", "-o", str(built), f"./cmd/{name}", cwd=str(module.folder()), seconds=BUILD_S)
+                    built.rename(kept)
+            except (OSError, subprocess.SubprocessError) as error:
+                raise ToolMissing(f"{name} is not on the PATH and could not be built: {_why(error)}") from error
+    return kept
+
+
 def _by_apt(package: str, program: str, kept: Path) -> None:
     """Unpack a package of the distribution beside the machine's own programs: nothing is installed or started."""
     with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
@@ -166,9 +192,9 @@ def _by_go(module: str, program: str, kept: Path) -> None:
         (Path(scratch) / program).rename(kept)
 
 
-def _run(*command: str, cwd: str, **environment: str) -> bytes:
+def _run(*command: str, cwd: str, seconds: float = FETCH_S, **environment: str) -> bytes:
     return subprocess.run(  # noqa: S603 - the commands are those above
-        command, cwd=cwd, env=os.environ | environment, check=True, capture_output=True, timeout=FETCH_S
+        command, cwd=cwd, env=os.environ | environment, check=True, capture_output=True, timeout=seconds
     ).stdout
 
 

@@ -65,3 +65,32 @@ def test_a_module_that_nobody_gives_is_missing_with_the_reason(bin_folder: Path)
     _program(bin_folder / "go", f'{SCRIPT}echo \'{{"Error": "no such host"}}\'; exit 1\n')
     with pytest.raises(ToolMissing, match=r"example\.org/a-module@v1 cannot be had: no such host"):
         GoModule("example.org/a-module", "v1", "h1:any").folder()
+
+
+SOURCE = GoModule("example.org/a-checker", "v1", "h1:right")
+BUILDS = """#!/bin/sh
+case "$1" in
+  mod) echo '{"Dir": "FOLDER", "Sum": "h1:right"}';;
+  build) echo "$(pwd): $*" >"$3"; echo built >>BUILT;;
+esac
+"""
+
+
+def test_what_go_does_not_install_is_built_in_its_own_folder_once(bin_folder: Path, tmp_path: Path) -> None:
+    _program(bin_folder / "go", BUILDS.replace("FOLDER", str(bin_folder)).replace("BUILT", str(tmp_path / "built")))
+    for _ in range(2):
+        found = resolve("a-checker", Tool(source=SOURCE), tmp_path / "kept")
+        where, said = found.read_text().split(": ")
+        assert where == str(bin_folder)
+        assert said.split()[::3] == ["build", "./cmd/a-checker"]
+    assert (tmp_path / "built").read_text() == "built\n"
+    newer = GoModule(SOURCE.path, "v2", SOURCE.checksum)
+    assert resolve("a-checker", Tool(source=newer), tmp_path / "kept") != found
+
+
+def test_what_does_not_build_is_missing_with_the_reason(bin_folder: Path, tmp_path: Path) -> None:
+    fails = BUILDS.replace("FOLDER", str(bin_folder)).replace('echo "$(pwd): $*" >"$3"', "echo no compiler >&2; exit 1")
+    _program(bin_folder / "go", fails)
+    with pytest.raises(ToolMissing, match=r"a-checker .* could not be built: no compiler"):
+        resolve("a-checker", Tool(source=SOURCE), tmp_path / "kept")
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {".lock"}

@@ -1,5 +1,6 @@
 """What GitHub runs: workflows that hold, and commands that run by hand; and a rollout, with a kubectl of our own."""
 
+import os
 import re
 import subprocess
 from collections.abc import Generator
@@ -44,6 +45,45 @@ def test_each_step_runs_what_runs_by_hand(file: Path):
         found = _TARGET.findall(said)
         assert found or ".ci/run" in said
         assert set(found) <= set(targets)
+
+
+def _steps(file: str, job: str) -> list[dict[str, Any]]:
+    text = next(one for one in WORKFLOWS if one.stem == file).read_text()
+    return yaml.safe_load(text)["jobs"][job]["steps"]
+
+
+def _position(steps: list[dict[str, Any]], words: str) -> int:
+    (found,) = [number for number, step in enumerate(steps) if words in step.get("run", "")]
+    return found
+
+
+@pytest.mark.parametrize(("file", "job"), [("ci", "image"), ("nightly", "scan"), ("deploy", "deploy")])
+def test_each_image_that_is_built_is_scanned(file: str, job: str):
+    steps = _steps(file, job)
+    built, scanned = _position(steps, "make image"), _position(steps, "make scan")
+    assert built < scanned
+    assert steps[built]["run"].split()[2:] == steps[scanned]["run"].split()[2:], "the same one"
+
+
+def test_what_was_pushed_is_run_before_it_is_rolled_out():
+    steps = _steps("deploy", "deploy")
+    order = [_position(steps, words) for words in ("make scan", "docker push", "make test-image", "make deploy")]
+    assert order == sorted(order)
+    tried, rolled_out = (steps[number]["run"] for number in order[2:])
+    assert [re.findall(r'IMAGE="(\$\w+)"', one) for one in (tried, rolled_out)] == [["$PUSHED"], ["$PUSHED"]]
+    assert not [step for step in steps if step.get("continue-on-error") or "if" in step]
+
+
+def test_a_scan_fails_by_what_could_be_mended(tmp_path: Path):
+    """The scanner is one of ours: the real one's findings need its database."""
+    scanner = tmp_path / "grype"
+    scanner.write_text('#!/bin/sh\necho "asked: $*"\nexit 2\n')
+    scanner.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["make", "scan", "IMAGE=place/openbell:2"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "asked: docker:place/openbell:2 --only-fixed --fail-on high" in done.stdout
 
 
 class Cluster:
