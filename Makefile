@@ -85,8 +85,13 @@ deploy: $(STAMP) ## Roll IMAGE out onto kubectl's cluster, schemas first, back i
 	$(PYTHON) -m deploy.k8s.rollout "$(OVERLAY)" --image "$(IMAGE)"
 
 # Where no registry gives the base image, one in its place is made (tests/deploy/stand_ins).
-test-image: $(STAMP) ## Run every service from the image until somebody is alerted (IMAGE: not a fresh one; slow; needs Docker on Linux)
-	$(if $(IMAGE),,$(MAKE) image PYTHON_IMAGE=$$($(PYTHON) -m tests.deploy.stand_ins python))
+test-image: $(STAMP) ## Look into the image, run all services from it until somebody is alerted (IMAGE: a built one; slow; needs Docker)
+ifeq ($(IMAGE),)
+	for service in "" api; do \
+	  $(MAKE) image SERVICE=$$service PYTHON_IMAGE=$$($(PYTHON) -m tests.deploy.stand_ins python) || exit; \
+	done
+endif
+	$(PYTHON) -m tests.deploy.contents $(or $(IMAGE),openbell:$(TAG) openbell-api:$(TAG))
 	$(PYTHON) -m tests.deploy.containers $(or $(IMAGE),openbell:$(TAG))
 
 test-containers: $(STAMP) ## Run tests (ARGS) on a Postgres and a Kafka in containers (slow; needs Docker)

@@ -14,6 +14,7 @@ from opentelemetry import trace
 
 from shared.identity import REQUEST_ID
 
+_OURS: Final = ("openbell", "services", "shared", "deploy", "cli", "__main__")
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -40,15 +41,18 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str, file: Path | None = None) -> None:
-    """Send all logs to standard error, or to a file, as JSON; libraries speak from warnings on."""
+    """Send all logs to standard error, or to a file, as JSON. Libraries speak from warnings on, whatever the level.
+
+    Below that some of them write whole requests, keys and addresses included.
+    """
     handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "uvicorn", "alembic", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger(
-        "uvicorn.access"
-    ).propagate = False  # it speaks whenever it finds a handler, whatever its settings
-    logging.getLogger("aiokafka").setLevel(
-        logging.CRITICAL
-    )  # each rebalance is an error to it; our loop tells what matters
+    for ours in _OURS:
+        logging.getLogger(ours).setLevel(level.upper())
+    root = logging.getLogger()
+    root.setLevel(max(root.level, logging.WARNING))
+    access = logging.getLogger("uvicorn.access")
+    access.propagate = False  # it speaks whenever it finds a handler, whatever its settings
+    kafka = logging.getLogger("aiokafka")
+    kafka.setLevel(logging.CRITICAL)  # each rebalance is an error to it; our loop tells what matters
