@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -69,7 +69,7 @@ class SharedSettings(Settings):
     """Comma-separated. Who connects from there, no proxy between, may read /metrics and what /readyz is made of."""
     upstreams: dict[str, str] = Field(default_factory=dict)
     """Where the gateway finds each service over HTTP: {"detector": "http://127.0.0.1:8102"}."""
-    log_level: str = "INFO"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)] = "INFO"
     otlp_endpoint: str | None = None
     trace_sample_ratio: float = Field(default=0.1, ge=0, le=1)
 

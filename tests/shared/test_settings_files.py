@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from services.api.settings import ApiSettings
 from shared.messaging.kafka import KafkaAddress
@@ -29,3 +30,11 @@ def test_a_login_without_a_certificate_is_not_encrypted_and_says_so():
         "security_protocol": "PLAINTEXT",
     }
     assert "its password" not in repr(address)
+
+
+def test_a_level_that_logs_do_not_know_is_refused_with_those_that_they_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENBELL_LOG_LEVEL", "debug")
+    assert SharedSettings().log_level == "DEBUG"
+    monkeypatch.setenv("OPENBELL_LOG_LEVEL", "loud")
+    with pytest.raises(ValidationError, match=r"log_level\s+Input should be 'DEBUG', 'INFO'"):
+        SharedSettings()
