@@ -33,7 +33,7 @@ PUBLIC: Final = "certifi/cacert.pem"
 SECRET: Final = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(?:sk|rk)_live_\w{8}|\bwhsec_[\w+/]{20}|\bAKIA[0-9A-Z]{16}\b|\bgh[ps]_\w{36}|://[^\s/:@{}\"']+:[^\s/@{}\"']+@"
 )
-TOLD: Final = re.compile(r"SECRET|PASSWORD|TOKEN|(?<!GPG_)KEY|CREDENTIAL|PIP_|INDEX_URL", re.IGNORECASE)
+TOLD: Final = re.compile(r"SECRET|PASSWORD|TOKEN|(?<!GPG_)KEY|CREDENTIAL|(?:PIP|UV)_", re.IGNORECASE)
 MADE: Final = ("__pycache__", ".cache")
 
 

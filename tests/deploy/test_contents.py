@@ -135,9 +135,9 @@ def test_what_may_be_changed_or_raises_rights_is_found(image: Image, change: dic
         ({"User": ""}, "runs as root, not as 10001:10001"),
         ({"Healthcheck": None}, "has no health check"),
         ({"Env": [*WELL["Env"], "OPENBELL_API_KEY_SECRET=x"]}, "tells OPENBELL_API_KEY_SECRET to everybody"),
-        ({"Env": [*WELL["Env"], "PIP_INDEX_URL=x"]}, "tells PIP_INDEX_URL to everybody"),
+        ({"Env": [*WELL["Env"], "PIP_CONFIG_FILE=x"]}, "tells PIP_CONFIG_FILE to everybody"),
     ],
-    ids=["root", "no health", "a secret", "pip's index"],
+    ids=["root", "no health", "a secret", "where from"],
 )
 def test_what_its_settings_tell_is_found(image: Image, change: dict[str, Any], said: str):
     image.config |= change
@@ -146,7 +146,7 @@ def test_what_its_settings_tell_is_found(image: Image, change: dict[str, Any], s
 
 def test_a_secret_that_was_built_with_is_found_in_the_history(image: Image):
     image.history.append({"created_by": "ARG TOKEN=abc", "empty_layer": True})
-    image.history.append({"created_by": "RUN pip install --index-url https://me:word@place", "empty_layer": True})
+    image.history.append({"created_by": "RUN pip install --find-links https://me:word@place", "empty_layer": True})
     assert len(image.said()) == 2
 
 
