@@ -11,6 +11,8 @@ from typing import Final, Generic, TypeVar
 ROUND_S: Final = 0.002
 """A longer round of the event loop is a slow one; measured, the least at which others were not held up."""
 LEAST: Final = 4.0
+ALONE_S: Final = 1.0
+"""After so long without one who cannot wait, those who can are held back for nobody."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -125,7 +127,7 @@ class Patience:
     """How many of those who can wait are served at once: as many as the event loop keeps time with, `most` at most.
 
     What is slow for want of an answer from outside leaves the loop free, and more are let in; what fills the loop
-    makes everybody else wait at each of their steps.
+    makes everybody else wait at each of their steps. While there is nobody else, `most` are served.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -133,11 +135,16 @@ class Patience:
         self._least = min(self._most, LEAST)
         self._places = self._least
         self._clock = clock
+        self._others_at = float("-inf")
 
     @property
     def places(self) -> int:
         """So many at once, for now."""
-        return int(self._places)
+        return int(self._most if self._clock() - self._others_at > ALONE_S else self._places)
+
+    def others(self) -> None:
+        """Take note that one has come who cannot wait."""
+        self._others_at = self._clock()
 
     async def look(self) -> None:
         """Take one round of the loop: after a slow one a quarter fewer are let in, after others slowly more."""

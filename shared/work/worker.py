@@ -190,6 +190,8 @@ class Worker:
         async with self._door.transaction() as tx:
             await tx.execute(self._serialise)  # lanes stay single across replicas
             candidates = await tx.fetch(self._claimable, now=now, kind=self._pauses, candidates=limit)
+            if not all(map(self._can_wait, candidates)):
+                self._patience.others()
             chosen = choose(candidates, free, self._can_wait, self._patience.places - self._waiting)
             ids = [row["id"] for row in chosen]
             until = now + timedelta(seconds=self._policy.lease_s)

@@ -116,6 +116,12 @@ def test_only_a_link_that_stands_after_a_label_is_one_on_discord() -> None:
     )
 
 
+@given(st.text("ab1 \t\n\r.#-+\\`*_~|<>[]:/@!&") | st.sampled_from(["@everyone", "@HERE", "@1", "1. a", "a://b"]))
+def test_a_value_that_discord_would_read_as_markup_is_never_passed_over(value: str) -> None:
+    beside = escape(f"{value}\n*")  # the star alone has it looked through
+    assert str(escape(value)) == beside.removesuffix("\n\\*")
+
+
 def test_a_link_in_a_mails_html_is_a_button_and_cannot_break_out_of_its_attribute() -> None:
     receipt = alert(
         lines=('Receipt: https://pay.example/r?"onclick=x', "Receipt: https://pay.example/r"), kind="receipt"

@@ -116,6 +116,7 @@ async def test_those_who_can_wait_are_let_in_while_the_loop_keeps_time_and_give_
         return now
 
     patience = Patience(10, clock)
+    patience.others()
     seen = [patience.places]
     for _ in range(60):
         await patience.look()
@@ -250,6 +251,13 @@ async def test_of_two_waits_in_one_batch_that_bind_the_same_the_longer_holds(
     assert [(row["lane"], row["until"]) for row in kept] == [("one", now + timedelta(seconds=7))]
 
 
+PATIENT: dict[str, object] = {
+    "order": "lane like 'patient%', due_at, id",
+    "rank": lambda row: int(row["lane"].startswith("patient")),
+}
+"""Rows that can wait, by their lane."""
+
+
 async def test_of_those_who_can_wait_no_more_are_claimed_than_are_let_in_and_others_all(bench: Bench) -> None:
     finish = asyncio.Event()
 
@@ -260,8 +268,7 @@ async def test_of_those_who_can_wait_no_more_are_claimed_than_are_let_in_and_oth
 
     bench.effect = effect
     await bench.add(*(f"patient{number}" for number in range(9)), *(f"urgent{number}" for number in range(9)))
-    rank = {"order": "lane like 'patient%', due_at, id", "rank": lambda row: int(row["lane"].startswith("patient"))}
-    one = worker(bench, replace(MANY, concurrency=20), **rank)
+    one = worker(bench, replace(MANY, concurrency=20), **PATIENT)
     await one.turn()
     await bench.until(lambda: len(bench.performed) == 9 + LEAST)
     await one.turn()
@@ -277,3 +284,33 @@ async def test_of_those_who_can_wait_no_more_are_claimed_than_are_let_in_and_oth
         async with bench.database.read() as tx:
             left = await tx.fetch(text("select lane from chores where status = 'pending'"))
     assert len(bench.settled) == 18
+
+
+async def test_while_nobody_else_comes_all_who_can_wait_are_claimed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = asyncio.Event()
+
+    async def effect(row: Row) -> Performed:
+        if row["lane"] != "urgent":
+            await finish.wait()
+        return Performed()
+
+    async def claimed() -> int:
+        async with bench.database.read() as tx:
+            return int(await tx.fetchval(text("select count(*) from chores where status in ('claimed', 'started')")))
+
+    bench.effect = effect
+    monkeypatch.setattr("shared.work.pace.ALONE_S", 3_600.0)
+    one = worker(bench, replace(MANY, concurrency=20), **PATIENT)
+    await bench.add("urgent")
+    await one.turn()
+    await one.idle()
+    await bench.add(*(f"patient{number}" for number in range(9)))
+    await one.turn()
+    assert await claimed() == LEAST
+    monkeypatch.setattr("shared.work.pace.ALONE_S", 0.0)
+    await one.turn()
+    assert await claimed() == 9
+    finish.set()
+    await one.idle()

@@ -1,5 +1,6 @@
 """What the answers of other people's APIs say, read without trust."""
 
+import json
 from typing import Any, cast
 
 import httpx
@@ -7,11 +8,16 @@ import httpx
 
 def json_of(answer: httpx.Response) -> dict[str, Any]:
     """Return the answer's object; empty for anything else."""
+    return object_of(answer.content)
+
+
+def object_of(body: bytes) -> dict[str, Any]:
+    """Return the object that a body holds; empty for anything else."""
     try:
-        body = answer.json()
+        told = json.loads(body)
     except ValueError:
         return {}
-    return cast("dict[str, Any]", body) if isinstance(body, dict) else {}
+    return cast("dict[str, Any]", told) if isinstance(told, dict) else {}
 
 
 def seconds(value: object, longest_s: float) -> float | None:

@@ -7,27 +7,26 @@ a 429 is obeyed to the millisecond, and an answer that says the bucket is empty 
 Discord bans an address after 10,000 invalid answers in ten minutes, so after half of that nothing is sent for a while;
 replicas behind one address share the ban and not the count, so give each its part (`most_invalid`).
 
-What would surprise you: the URL is a secret and httpx logs URLs at INFO, so its logger is raised to WARNING.
+What would surprise you: `Posting` is imported with the first message, for an idle service does without its 8 MB.
 """
 
 import json
-import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import httpx
-
-from services.alerts.adapters.answers import json_of, seconds
+from services.alerts.adapters.answers import seconds
 from services.alerts.domain.cutting import clip, fit, units
 from services.alerts.domain.templates import seen
 from services.alerts.domain.text import IMAGE_NAME, Message, fitted
 from services.alerts.ports import ChannelGone, Sent
 from services.alerts.templates import rendered
 from shared.errors import Permanent, Transient
-from shared.external import Client
-from shared.work import Busy, OutcomeUnknown
+from shared.work import Busy
+
+if TYPE_CHECKING:
+    from services.alerts.adapters.posting import Answer, Posting
 
 CONTENT_MAX: Final = 2_000
 TITLE_MAX: Final = 256
@@ -42,6 +41,7 @@ MOST_INVALID: Final = 5_000
 LONGEST_WAIT_S: Final = 30 * 86_400.0
 """Longer waits are obeyed as this one: no delivery lives to see its end, and a date so far off need not exist."""
 
+_OK: Final = range(200, 300)
 _GONE: Final = {
     401: "Discord refuses the webhook's token",
     403: "Discord forbids this webhook",
@@ -64,10 +64,9 @@ class Discord:
         most_invalid: int = MOST_INVALID,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        logging.getLogger("httpx").setLevel(logging.WARNING)
-        self._timeout = httpx.Timeout(timeout_s, pool=30.0)
-        self._limits = httpx.Limits(max_connections=connections, keepalive_expiry=60.0)
-        self._http: httpx.AsyncClient | None = None
+        self._connections = connections
+        self._timeout_s = timeout_s
+        self._posting: Posting | None = None
         self._most_invalid = most_invalid
         self._clock = clock
         self._invalid: deque[float] = deque(maxlen=most_invalid)
@@ -75,28 +74,26 @@ class Discord:
     async def send(self, message: Message) -> Sent:
         """Post the message; see services.alerts.ports for how it may end."""
         self._stay_below_the_ban()
-        try:
-            answer = await self._post(fitted(message))
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise Transient(f"Discord is not reachable: {type(error).__name__}") from None
-        except httpx.HTTPError as error:
-            raise OutcomeUnknown(f"Discord did not answer: {type(error).__name__}") from None
-        if answer.is_success:
-            return Sent(str(json_of(answer).get("id", "")), pause_s=_pause_s(answer))
-        if answer.status_code == _WAIT or answer.status_code in _GONE:
+        answer = await self._post(fitted(message))
+        if answer.status in _OK:
+            return Sent(str(answer.told.get("id", "")), pause_s=_pause_s(answer))
+        if answer.status == _WAIT or answer.status in _GONE:
             self._invalid.append(self._clock())
         raise _refusal(answer)
 
-    async def _post(self, message: Message) -> httpx.Response:
-        made = payload(message)
-        client, params = self._client(), {"wait": "true"}
+    async def _post(self, message: Message) -> "Answer":
+        if self._posting is None:
+            from services.alerts.adapters.posting import Posting  # noqa: PLC0415 - memory, see above
+
+            self._posting = Posting("Discord", connections=self._connections, timeout_s=self._timeout_s)
+        made, params = payload(message), {"wait": "true"}
         if message.image is None:
-            return await client.post(message.target, params=params, json=made)
+            return await self._posting.post(message.target, params, json=made)
         made["embeds"][0]["image"] = {"url": f"attachment://{IMAGE_NAME}"}
         alt = clip(str(message.fields.get("image_alt", "")), ALT_MAX)
         made["attachments"] = [{"id": 0, "filename": IMAGE_NAME, **({"description": alt} if alt else {})}]
-        files = {"files[0]": (IMAGE_NAME, message.image, "image/png")}
-        return await client.post(message.target, params=params, data={"payload_json": json.dumps(made)}, files=files)
+        file = (IMAGE_NAME, message.image, "image/png")
+        return await self._posting.post(message.target, params, form={"payload_json": json.dumps(made)}, file=file)
 
     def _stay_below_the_ban(self) -> None:
         since = self._clock() - INVALID_WINDOW_S
@@ -110,15 +107,9 @@ class Discord:
 
     async def close(self) -> None:
         """Close the connections; another send opens new ones."""
-        client, self._http = self._http, None
-        if client is not None:
-            await client.aclose()
-
-    def _client(self) -> httpx.AsyncClient:
-        if self._http is None:
-            headers = {"user-agent": "Openbell (alerts)"}
-            self._http = Client("discord", timeout=self._timeout, limits=self._limits, headers=headers)
-        return self._http
+        posting, self._posting = self._posting, None
+        if posting is not None:
+            await posting.close()
 
 
 def payload(message: Message) -> dict[str, Any]:
@@ -141,10 +132,10 @@ def payload(message: Message) -> dict[str, Any]:
     }
 
 
-def _refusal(answer: httpx.Response) -> Exception:
-    status = answer.status_code
+def _refusal(answer: "Answer") -> Exception:
+    status = answer.status
     if status == _WAIT:
-        body = json_of(answer)
+        body = answer.told
         everyone = bool(body.get("global")) or "via" not in answer.headers  # without: Cloudflare's ban of our address
         wait_s = (
             seconds(body.get("retry_after"), LONGEST_WAIT_S)
@@ -153,16 +144,16 @@ def _refusal(answer: httpx.Response) -> Exception:
         )
         return Busy("Discord asks to wait", retry_after_s=wait_s, everyone=everyone)
     if status in _GONE:
-        if "code" in json_of(answer):
+        if "code" in answer.told:
             return ChannelGone(_GONE[status])
         return Transient(f"somebody between us and Discord answered {status}")  # Discord's own answers have a code
     if status >= _THEIR_FAULT:
         retry_after_s = seconds(answer.headers.get("retry-after"), LONGEST_WAIT_S)
         return Transient(f"Discord answered {status}", retry_after_s=retry_after_s)
-    return Permanent(f"Discord refused the message: {status}, code {json_of(answer).get('code', 'none')}")
+    return Permanent(f"Discord refused the message: {status}, code {answer.told.get('code', 'none')}")
 
 
-def _pause_s(answer: httpx.Response) -> float:
+def _pause_s(answer: "Answer") -> float:
     if answer.headers.get("x-ratelimit-remaining") != "0":
         return 0.0
     return seconds(answer.headers.get("x-ratelimit-reset-after"), LONGEST_WAIT_S) or 0.0

@@ -11,6 +11,8 @@ _MARKUP: Final = re.compile(r"([\\`*_~|<>\[\]]|(?<=[a-z]):(?=//))", re.IGNORECAS
 _BLOCK: Final = re.compile(r"^(\s*)([#\-+])", re.MULTILINE)
 _NUMBERED: Final = re.compile(r"^(\s*[0-9]+)\.", re.MULTILINE)
 _MENTION: Final = re.compile(r"@(?=everyone|here|[!&]?[0-9])", re.IGNORECASE)
+_SPECIAL: Final = re.compile(r"[\\`*_~|<>\[\]:#\-+@\r]|[0-9]\.")
+"""What one of the others may match: of most values there is nothing to escape."""
 _LABELLED: Final = re.compile(r"([^:\n]{1,40}): (https://[^\s<>\"`\\]{1,500})")
 
 
@@ -24,7 +26,9 @@ def escape(value: object) -> Markdown:
     """Return a value as Discord shows it letter by letter; `Markdown` stays as it is."""
     if isinstance(value, Markdown):
         return value
-    text = _MARKUP.sub(r"\\\1", str(value).replace("\r", ""))
+    if not _SPECIAL.search(text := str(value)):
+        return Markdown(text)
+    text = _MARKUP.sub(r"\\\1", text.replace("\r", ""))
     text = _NUMBERED.sub(r"\1\\.", _BLOCK.sub(r"\1\\\2", text))
     return Markdown(_MENTION.sub("@\u200b", text))
 

@@ -34,17 +34,14 @@ class Words:
 
     def number(self, amount: Decimal | float) -> str:
         """Return a quantity or a price without idle zeros: 10, 1,234.5, 0.00000001."""
-        with localcontext(prec=120):
-            exact = Decimal(str(amount)).normalize()
-            digits = max(0, -int(exact.as_tuple().exponent))
-            return self._decimal(exact, digits)
+        return _number(amount, self.locale)
 
     def money(self, amount: Decimal, currency: str) -> str:
         """Return an amount as a receipt shows it: 29.00 USD, 500 JPY, 1.500 KWD, 0.0125 BTC."""
         decimals = _DECIMALS.get(currency, 2)
         with localcontext(prec=120):
             exact = amount == round(amount, decimals)
-            shown = self._decimal(amount, decimals) if exact else self.number(amount)
+            shown = _spaced(_decimal(amount, "#,##0", decimals, self.locale)) if exact else self.number(amount)
         return f"{shown} {currency}"
 
     def dollars(self, amount: Decimal) -> str:
@@ -64,13 +61,8 @@ class Words:
         local = at.astimezone(_zone(self.timezone))
         return f"{_spaced(format_time(local, 'short', locale=_locale(self.locale)))} {local.tzname()}"
 
-    def _decimal(self, amount: Decimal, digits: int) -> str:
-        pattern = "#,##0" + ("." + "0" * digits if digits else "")
-        return _spaced(format_decimal(amount, format=pattern, locale=_locale(self.locale)))
-
     def _plain(self, amount: Decimal, digits: int) -> str:
-        pattern = "0" + ("." + "0" * digits if digits else "")
-        return format_decimal(amount, format=pattern, locale=_locale(self.locale))
+        return _decimal(amount, "0", digits, self.locale)
 
 
 DEFAULT: Final = Words()
@@ -90,6 +82,19 @@ def _zone(name: str) -> tzinfo:
         return ZoneInfo(name)
     except (KeyError, OSError, ValueError):
         return UTC
+
+
+@lru_cache(maxsize=10_000)
+def _number(amount: Decimal | float, locale: str) -> str:
+    with localcontext(prec=120):
+        exact = Decimal(str(amount)).normalize()
+        return _spaced(_decimal(exact, "#,##0", max(0, -int(exact.as_tuple().exponent)), locale))
+
+
+@lru_cache(maxsize=10_000)  # what a signal tells a hundred thousand readers is the same few numbers
+def _decimal(amount: Decimal, whole: str, digits: int, locale: str) -> str:
+    pattern = f"{whole}.{'0' * digits}" if digits else whole
+    return format_decimal(amount, format=pattern, locale=_locale(locale))
 
 
 def _spaced(text: str) -> str:
