@@ -9,6 +9,7 @@ not the folder, and its user is not yours.
 import base64
 import secrets
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -17,13 +18,31 @@ NOBODY: Final = "http://127.0.0.1:9/nobody-listens-here"
 """Where alerts go until somebody says where to."""
 
 
+def word() -> str:
+    """Return a fresh secret to sign or log in with."""
+    return secrets.token_urlsafe(36)
+
+
+def key() -> str:
+    """Return a fresh key to encrypt with, under a name that no other has."""
+    return f"k{secrets.token_hex(4)}:{base64.b64encode(secrets.token_bytes(32)).decode()}"
+
+
+MADE_HERE: Final[Mapping[str, Callable[[], str]]] = {
+    "OPENBELL_IDENTITY_SECRET": word,
+    "OPENBELL_API_KEY_SECRET": word,
+    "OPENBELL_DATABASE_PASSWORD": word,
+    "OPENBELL_BROKER_CREDENTIAL_KEYS": key,
+    "OPENBELL_ALERTS_TARGET_KEYS": key,
+}
+"""Secrets of ours that no one else has to know, and what makes each."""
+
+
 def main(folder: Path = FOLDER) -> int:
     """Write what is missing; return the exit code."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    for name in ("OPENBELL_IDENTITY_SECRET", "OPENBELL_API_KEY_SECRET", "OPENBELL_DATABASE_PASSWORD"):
-        _keep(folder / name, secrets.token_urlsafe(36))
-    for name in ("OPENBELL_BROKER_CREDENTIAL_KEYS", "OPENBELL_ALERTS_TARGET_KEYS"):
-        _keep(folder / name, f"first:{base64.b64encode(secrets.token_bytes(32)).decode()}")
+    for name, make in MADE_HERE.items():
+        _keep(folder / name, make())
     _keep(folder / "grafana_admin_password", secrets.token_urlsafe(18))
     password = _keep(folder / "postgres_password", secrets.token_urlsafe(36))
     _keep(folder / "admin_database_url", f"postgresql://postgres:{password}@postgres:5432/openbell")
