@@ -18,7 +18,7 @@ from services.alerts.domain.text import confirmation
 from services.alerts.ports import ChannelGone, Sender
 from services.alerts.service import Alerts
 from services.alerts.service.messages import of_alert, of_notice
-from services.alerts.service.outcomes import failed_with, told_of
+from services.alerts.service.outcomes import failed_with
 from services.alerts.service.pictures import Pictures
 from services.alerts.service.routing import Router, still_wanted
 from services.alerts.service.targets import Targets
@@ -136,7 +136,7 @@ class Delivery:
         for end in ends:
             if (gone := await as_gone(self._store, end, tx)) is not None:
                 lost += await fail_with_channel(self._store, self._notices, gone, tx)
-        return [*told_of(lost), *await self._router.hand_on(lost, tx)]
+        return await self._router.ended(lost, tx)
 
     async def _read_rows(self, rows: Sequence[Row]) -> list[Row | None]:
         async with self._door.read() as tx:
@@ -217,7 +217,7 @@ class NoticeDelivery:
         lost = [settled]
         if (gone := await as_gone(self._alerts, settled, tx)) is not None:
             lost += await fail_with_channel(self._alerts, self._notices, gone, tx)
-        return [*told_of(lost), *await self._router.hand_on(lost, tx)]
+        return await self._router.ended(lost, tx)
 
 
 async def as_gone(alerts: AlertsStore, settled: Settled, tx: Tx) -> Settled | None:

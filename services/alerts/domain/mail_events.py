@@ -38,6 +38,7 @@ ENDS: Final[Mapping[str, str]] = {
     "unsubscribed": "the reader of this address unsubscribed at the provider of our mail",
 }
 """Kinds after which nothing more goes to an address, and what its user is told."""
+_NOT_DELIVERED: Final = "the provider of our mail could not deliver it"
 
 _SENDGRID: Final[Mapping[str, Kind]] = {
     "delivered": "delivered",
@@ -57,6 +58,8 @@ _DROPPED: Final[Mapping[str, Kind]] = {
     "unsubscribed address": "unsubscribed",
 }
 """Why SendGrid drops a mail, where that is about its address; all else (a quota, spam content) is about us."""
+_LOST: Final = frozenset({"bounce", "dropped", "email.bounced", "email.suppressed", "email.failed"})
+"""Events of mails that do not arrive, whatever that says of their addresses."""
 _RESEND: Final[Mapping[str, Kind]] = {
     "email.delivered": "delivered",
     "email.delivery_delayed": "deferred",
@@ -96,7 +99,7 @@ class BadMailEvent(Invalid):
 
 @dataclass(frozen=True, slots=True)
 class MailEvent:
-    """What became of one mail. `delivery_id` is None for a mail that was not ours."""
+    """What became of one mail; one that is `lost` does not arrive. `delivery_id` is None where it was not ours."""
 
     provider: Provider
     event_id: str
@@ -105,6 +108,12 @@ class MailEvent:
     delivery_id: UUID | None
     detail: str
     at: datetime
+    lost: bool
+
+
+def why_lost(kind: str, detail: str) -> str:
+    """Return what is said of a delivery whose mail did not arrive."""
+    return f"{ENDS.get(kind, _NOT_DELIVERED)}: {detail}".removesuffix(": ")
 
 
 def address_hash(address: str) -> str:
@@ -188,7 +197,8 @@ def of_resend(body: bytes, event_id: str) -> list[MailEvent]:
             kind = "blocked"
         at = datetime.fromisoformat(event["created_at"]).astimezone(UTC)
         detail = _detail(bounce.get("message") or bounce.get("subType") or "")
-        return [MailEvent("resend", event_id, kind, str(data["to"][0]), _delivery(_tag(data)), detail, at)]
+        address, delivery_id = str(data["to"][0]), _delivery(_tag(data))
+        return [MailEvent("resend", event_id, kind, address, delivery_id, detail, at, event["type"] in _LOST)]
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadMailEvent from error
 
@@ -207,6 +217,7 @@ def _of_sendgrid(one: Mapping[str, Any]) -> MailEvent:
         delivery_id=_delivery(one.get("delivery_id")),
         detail=_detail(one.get("reason") or one.get("response") or ""),
         at=datetime.fromtimestamp(int(one["timestamp"]), UTC),
+        lost=one["event"] in _LOST,
     )
 
 

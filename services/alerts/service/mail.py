@@ -17,6 +17,7 @@ from services.alerts.domain.mail_events import (
     check_sendgrid,
     of_resend,
     of_sendgrid,
+    why_lost,
 )
 from services.alerts.domain.unsubscribing import UNSUBSCRIBED, Unsubscribe, UnsubscribeLinks
 from services.alerts.service.audit import Actor, audited
@@ -89,6 +90,7 @@ class Mail:
 
         async def keep(tx: Tx) -> Done[list[MailEvent]]:
             new = [event for event in sorted(events, key=_order) if await self._store.add(tx, event, now)]
+            await self._store.hold(tx, {event.delivery_id for event in new if event.lost and event.delivery_id})
             return Done(new, [told for event in new for told in await self._apply(event, now, tx)])
 
         new = await self._door.run(keep)
@@ -97,21 +99,21 @@ class Mail:
         return len(new)
 
     async def _apply(self, event: MailEvent, now: datetime, tx: Tx) -> Sequence[Event]:
-        """Act on an event: deferred and blocked ones are counted and nothing else.
+        """Act on an event; one that only waits is counted and nothing else.
 
-        A mail that came back goes to the channel whose turn is next, as one that was not taken.
+        What did not arrive goes to the channel whose turn is next, as what was not taken. Where the delivery has not
+        ended yet, its end does that (`Router.ended`).
         """
         if event.kind in {"delivered", "opened", "clicked"} and event.delivery_id is not None:
             await self._store.note(tx, event)
         if event.kind in ENDS:
-            reason = ENDS[event.kind]
-            await self._store.suppress(tx, event, reason, now)
-            if event.kind == "bounced" and event.delivery_id is not None:
-                detail = f"{reason}: {event.detail}".removesuffix(": ")
-                rows = await self._store.fail(tx, event.delivery_id, detail)
-                ends = [Settled(row, "failed", row["attempts"], None, detail, {}, now) for row in rows]
-                return await self._router.hand_on(ends, tx)
-        return ()
+            await self._store.suppress(tx, event, ENDS[event.kind], now)
+        if not event.lost or event.delivery_id is None:
+            return ()
+        detail = why_lost(event.kind, event.detail)
+        rows = await self._store.fail(tx, event.delivery_id, detail)
+        ends = [Settled(row, "failed", row["attempts"], None, detail, {}, now) for row in rows]
+        return await self._router.hand_on(ends, tx)
 
     # What readers want
 

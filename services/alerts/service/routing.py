@@ -25,11 +25,13 @@ from services.alerts.domain.routing import (
     unwanted,
 )
 from services.alerts.domain.states import end_of
+from services.alerts.service.outcomes import told_of
 from services.alerts.store.deliveries import Audience, DeliveryStore, ring_of
 from services.alerts.store.digests import DigestStore
 from services.alerts.store.escalations import EscalationStore
 from services.alerts.store.groups import GroupStore, Joining
 from services.alerts.store.inhibitions import firing_of, inhibitions_of
+from services.alerts.store.mail import MailStore
 from services.alerts.store.preferences import choices_of
 from services.alerts.store.silences import silences_of
 from shared.contracts.alerts import Channel, DeliverySettled
@@ -79,6 +81,7 @@ class Router:
     def __init__(self, store: DeliveryStore, offered: Sequence[Channel], *, wake: Callable[[], None]) -> None:
         self._store = store
         self._escalations, self._groups, self._digests = EscalationStore(), GroupStore(), DigestStore()
+        self._mail = MailStore()
         self._offered = tuple(offered)
         self._wake = wake
 
@@ -98,10 +101,11 @@ class Router:
             for change in ringing
         ]
         rows = await self._planned(calls, now, tx)
-        if await self._store.add_of_alerts(tx, rows, now):
+        if added := await self._store.add_of_alerts(tx, rows, now):
             tx.after_commit(self._wake)
         causes = {change.alert_id: change.cause for change in ringing}
-        return [_settled(row, causes[row["alert_id"]].time) for row in rows if row["settled_at"] is not None]
+        ended = [row for row in rows if row["id"] in added and row["settled_at"] is not None]
+        return [_settled(row, causes[row["alert_id"]].time) for row in ended]
 
     async def ring_notices(self, ringing: Sequence[NoticeRing], now: datetime, tx: Tx, *, alone: bool = False) -> None:
         """Write a delivery for each target of each notice's user; what is not `alone` may join a group."""
@@ -118,6 +122,21 @@ class Router:
         ]
         if await self._store.add_of_notices(tx, await self._planned(calls, now, tx), now):
             tx.after_commit(self._wake)
+
+    async def ended(self, ends: Sequence[Settled], tx: Tx) -> list[Event]:
+        """Tell how deliveries ended, and hand on what did not arrive, in the transaction of their end.
+
+        A mail may have come back before its taking was recorded: it failed.
+        """
+        taken = [end.row["id"] for end in ends if end.status == "done" and end.row["channel"] == "email"]
+        lost = await self._mail.lost(tx, taken)
+        for delivery_id, why in lost.items():
+            await self._mail.fail(tx, delivery_id, why)
+        found = [
+            replace(end, status="failed", detail=lost[end.row["id"]], result={}) if end.row["id"] in lost else end
+            for end in ends
+        ]
+        return [*told_of(found), *await self.hand_on(found, tx)]
 
     async def hand_on(self, ends: Sequence[Settled], tx: Tx) -> list[Event]:
         """Let what did not arrive be told by the channel whose turn is next, once, in the transaction of its end.
@@ -157,9 +176,9 @@ class Router:
         rows = await self._planned(calls, now, tx)
         of_alerts, of_notices = _split(rows)
         added = await self._store.add_of_alerts(tx, of_alerts, now)
-        if added + await self._store.add_of_notices(tx, of_notices, now):
+        if await self._store.add_of_notices(tx, of_notices, now) or added:
             tx.after_commit(self._wake)
-        return [_settled(row, now) for row in of_alerts if row["settled_at"] is not None]
+        return [_settled(row, now) for row in of_alerts if row["id"] in added and row["settled_at"] is not None]
 
     async def audience_of(self, user_id: UUID, now: datetime, tx: Tx) -> Audience | None:
         """Return what a user wants and where; None for one without a target."""
@@ -183,9 +202,9 @@ class Router:
             if target["channel"] in told
         ]
         of_alerts, of_notices = _split(rows)
-        await self._store.add_of_alerts(tx, of_alerts, now)
+        added = await self._store.add_of_alerts(tx, of_alerts, now)
         await self._store.add_of_notices(tx, of_notices, now)
-        return [_settled(row, now) for row in of_alerts]
+        return [_settled(row, now) for row in of_alerts if row["id"] in added]
 
     async def ring_target(self, notice_id: UUID, target: Row, now: datetime, tx: Tx) -> UUID:
         """Write a delivery of a notice to one target, now and whatever its user wishes; return its id."""

@@ -61,7 +61,7 @@ _ADD_OF_ALERTS: Final = text("""
             cast(:settled_at as timestamptz[]))
         as r (id, session, alert_id, user_id, channel, lane, ring, bulk, status, due_at, planned_at, reason,
             because, escalated, settled_at)
-    on conflict (id, session) do nothing""")
+    on conflict (id, session) do nothing returning id""")
 _OF_ALERTS: Final = (
     *("id", "session", "alert_id", "user_id", "channel", "lane", "ring", "bulk"),
     *("status", "due_at", "planned_at", "reason", "because", "escalated", "settled_at"),
@@ -149,11 +149,12 @@ class DeliveryStore:
             found[row["user_id"]][row["kind"], row["channel"], row["hour"]] = row["n"]
         return found
 
-    async def add_of_alerts(self, tx: Tx, rows: Sequence[dict[str, Any]], now: datetime) -> int:
-        """Add deliveries of alerts, those that are there left as they are; return how many are new."""
+    async def add_of_alerts(self, tx: Tx, rows: Sequence[dict[str, Any]], now: datetime) -> set[UUID]:
+        """Add deliveries of alerts, those that are there left as they are; return the ids of the new ones."""
         if not rows:
-            return 0
-        return await tx.execute(_ADD_OF_ALERTS, now=now, **{name: [row[name] for row in rows] for name in _OF_ALERTS})
+            return set()
+        columns = {name: [row[name] for row in rows] for name in _OF_ALERTS}
+        return {row["id"] for row in await tx.fetch(_ADD_OF_ALERTS, now=now, **columns)}
 
     async def add_of_notices(self, tx: Tx, rows: Sequence[dict[str, Any]], now: datetime) -> int:
         """Add deliveries of notices, those that are there left as they are; return how many are new."""

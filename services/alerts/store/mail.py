@@ -1,21 +1,22 @@
 """What became of mails, and the addresses that get none any more, of which a hash is kept."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 from sqlalchemy import text
 
-from services.alerts.domain.mail_events import MailEvent, address_hash
+from services.alerts.domain.mail_events import MailEvent, address_hash, why_lost
 from shared import retention
 from shared.db import Row, Tx
 
 KEEP: Final = timedelta(days=90)
 
 _ADD: Final = text("""
-    insert into mail_events (provider, event_id, kind, address_hash, delivery_id, detail, at, received_at)
-    values (:provider, :event_id, :kind, :address_hash, :delivery_id, :detail, :at, :now) on conflict do nothing""")
+    insert into mail_events (provider, event_id, kind, address_hash, delivery_id, detail, at, received_at, lost)
+    values (:provider, :event_id, :kind, :address_hash, :delivery_id, :detail, :at, :now, :lost)
+    on conflict do nothing""")
 _NOTED: Final = {
     (table, column): text(
         f"update {table} set {column} = coalesce({column}, :at) where id = :delivery_id"  # noqa: S608 - our own words
@@ -23,6 +24,13 @@ _NOTED: Final = {
     for table in ("deliveries", "notice_deliveries")
     for column in ("delivered_at", "opened_at", "clicked_at")
 }
+_HOLD: Final = tuple(
+    text(f"select id from {table} where id = any(cast(:ids as uuid[])) order by id for update")  # noqa: S608 - our own
+    for table in ("deliveries", "notice_deliveries")
+)
+_LOST: Final = text("""
+    select distinct on (delivery_id) delivery_id, kind, detail from mail_events
+    where delivery_id = any(cast(:ids as uuid[])) and lost order by delivery_id, received_at""")
 _FAILED: Final = tuple(
     text(
         f"update {table} set status = 'failed', last_error = :detail"  # noqa: S608 - our own words
@@ -59,8 +67,20 @@ class MailStore:
             detail=event.detail,
             at=event.at,
             now=now,
+            lost=event.lost,
         )
         return bool(added)
+
+    async def hold(self, tx: Tx, deliveries: Collection[UUID]) -> None:
+        """Hold deliveries until the caller's transaction ends: who settles them sees its events, or we see that end."""
+        if deliveries:
+            for one in _HOLD:
+                await tx.execute(one, ids=list(deliveries))
+
+    async def lost(self, tx: Tx, deliveries: Collection[UUID]) -> dict[UUID, str]:
+        """Return which deliveries' mails are known not to arrive, and why; the caller holds them."""
+        rows = await tx.fetch(_LOST, ids=list(deliveries)) if deliveries else []
+        return {row["delivery_id"]: why_lost(row["kind"], row["detail"]) for row in rows}
 
     async def note(self, tx: Tx, event: MailEvent) -> None:
         """Note on the delivery when it was first delivered, opened or clicked."""
