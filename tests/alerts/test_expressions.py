@@ -214,6 +214,15 @@ CALL: dict[str, Any] = {"field": "right", "op": "==", "value": "C"}
         (SCORE, False),
         ({"field": "score", "op": ">=", "value": 0}, True),
         ({"not": {"field": "score", "op": "<", "value": -1}}, True),
+        ({"field": "score", "op": "<=", "value": 100}, True),
+        ({"field": "score", "op": "<", "value": 1e12}, True),
+        ({"field": "score", "op": "!=", "value": 101}, True),
+        ({"not": {"field": "score", "op": ">", "value": 100}}, True),
+        ({"not": {"field": "score", "op": "==", "value": 101}}, True),
+        ({"field": "score", "op": ">=", "value": 101}, False),
+        ({"field": "score", "op": "<", "value": 100}, False),
+        ({"field": "score", "op": ">", "value": 0}, False),
+        ({"field": "score", "op": "!=", "value": -1}, True),
         ({"field": "right", "op": "exists"}, True),
         ({"field": "iv", "op": "exists"}, False),
         ({"field": "right", "op": "in", "value": ["P", "C"]}, True),
@@ -239,6 +248,8 @@ def test_a_rule_without_any_limit_is_refused_and_so_are_limits_of_another_kind()
     for kind in KINDS:
         with pytest.raises(MatchesEverything):
             check(kind, (), 0.0, Decimal(0), None)
+    with pytest.raises(MatchesEverything):
+        check(ACTIVITY, (), 1e-300, Decimal("0.01"), None)
     for limits in ((("AAPL",), 0.0, Decimal(0)), ((), 1.0, Decimal(0)), ((), 0.0, Decimal(1))):
         with pytest.raises(Invalid, match="write `field` and `op`"):
             check("orders", *limits, parse({"field": "whole", "op": "==", "value": True}, KINDS["orders"].fields))

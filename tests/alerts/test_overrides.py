@@ -1,11 +1,12 @@
 """Templates that administrators write: checked, versioned, taken back, and never in the way of a delivery."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID, uuid4
 
 import pytest
@@ -17,11 +18,13 @@ from services.alerts.domain.templates import Source, TemplateRefused, render
 from services.alerts.domain.text import Message, context
 from services.alerts.domain.unsubscribing import UnsubscribeLinks
 from services.alerts.domain.words import Words
+from services.alerts.main import PAYLOADS
 from services.alerts.service.layout import Layout
 from services.alerts.service.templates import Draft, Templates
 from services.alerts.store.templates import TemplateStore
 from services.alerts.templates import packaged, rendered
 from shared.clock import new_id
+from shared.contracts.alerts import Channel
 from shared.db import Database
 from shared.errors import NotFound
 from tests.alerts.conftest import ACTOR, NOW, Bench, FakeSender, activity
@@ -281,3 +284,22 @@ def test_what_is_rendered_follows_its_budget_and_not_the_number_of_lines() -> No
     long = context(told(lines=tuple(f"line {number}" for number in range(2_000))))
     made = render(source("{% for line in lines %}\n{{ line }}\n{% endfor %}", kind="message"), long)
     assert "line 1999" in made.text
+
+
+@pytest.mark.parametrize(
+    "unseen", ["\u202e", "\u2066", "\u200f", "\x1b", "\x9b", "\u200b", "\ufeff", "\xad", "\U000e0041"]
+)
+async def test_on_every_channel_a_name_cannot_turn_or_hide_the_words_around_it(bench: Bench, unseen: str) -> None:
+    name, family = f"Evil {unseen}Corp", "\U0001f468\u200d\U0001f467"
+    words = replace(told(title=name, lines=(name,)), notes=(name, family), fields={"sections": [{"title": name}]})
+    layout = Laying(bench).layout
+    for channel in get_args(Channel):
+        dressed = await layout.dress(channel, words)
+        shown = [dressed.title, *dressed.lines, *dressed.notes, *dressed.fields["sections"][0].values()]
+        if dressed.rendered is not None:
+            shown += [dressed.rendered.subject, dressed.rendered.text, dressed.rendered.html or ""]
+        if channel in PAYLOADS:
+            shown.append(json.dumps(PAYLOADS[channel](dressed), ensure_ascii=False, default=str))
+        assert not [one for one in shown if unseen in one], channel
+        assert [one for one in shown if "Evil Corp" in one], channel
+        assert family in dressed.notes

@@ -96,17 +96,6 @@ def test_what_others_wrote_is_escaped_as_each_channel_needs_it() -> None:
         assert r"\`rm\` \*x\* \[click\]" in part
 
 
-@pytest.mark.parametrize("channel", ["email", "discord", "fcm"])
-@pytest.mark.parametrize("unseen", ["\u202e", "\u2066", "\u200f", "\x1b", "\x9b"])
-def test_a_name_cannot_turn_the_words_around_it(channel: str, unseen: str) -> None:
-    message = alert(title=f"Evil {unseen}Corp", lines=(f"Rule {unseen}mine",), kind="order_rejected", fields={})
-    made = render_packaged(channel, message.kind, context(message))
-    for part in (made.subject, made.text, made.html or ""):
-        assert unseen not in part
-    assert "Corp" in made.subject
-    assert "mine" in made.text
-
-
 def test_only_a_link_that_stands_after_a_label_is_one_on_discord() -> None:
     assert line("Receipt: https://pay.example/r?a=1&b=_2_") == "Receipt: <https://pay.example/r?a=1&b=_2_>"
     assert line("see https://evil.example") == r"see https\://evil.example"

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from services.alerts.adapters.answers import seconds
 from services.alerts.domain.cutting import clip, fit, units
-from services.alerts.domain.templates import seen
 from services.alerts.domain.text import IMAGE_NAME, Message, fitted
 from services.alerts.ports import ChannelGone, Sent
 from services.alerts.templates import rendered
@@ -115,7 +114,7 @@ class Discord:
 def payload(message: Message) -> dict[str, Any]:
     """Return the webhook's JSON: the title as content, the rest as one embed; nobody is mentioned."""
     shown = rendered("discord", message)
-    title, footer = clip(shown.subject, TITLE_MAX), clip(seen("\n".join(message.notes)), FOOTER_MAX)
+    title, footer = clip(shown.subject, TITLE_MAX), clip("\n".join(message.notes), FOOTER_MAX)
     room = min(DESCRIPTION_MAX, EMBED_MAX - units(title) - units(footer))
     return {
         "content": clip(shown.subject, CONTENT_MAX),

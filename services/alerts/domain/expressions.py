@@ -234,11 +234,14 @@ def _always(asked: Question) -> bool | None:
         return None
     if asked.op == "exists" or (asked.op == "in" and set(asked.field.choices) == set(cast("Any", asked.value))):
         return True
-    if asked.field.least is not None and isinstance(asked.value, Decimal):
-        below = asked.value < asked.field.least
-        if (asked.op == ">=" and asked.value <= asked.field.least) or (asked.op in (">", "!=") and below):
+    if isinstance(asked.value, Decimal):
+        least, most, value = asked.field.least, asked.field.most, asked.value
+        below, above = least is not None and value < least, most is not None and value > most
+        if below or above:
+            return {"!=": True, "==": False, ">": below, ">=": below}.get(asked.op, above)
+        if (asked.op, value) in {(">=", least), ("<=", most)}:
             return True
-        if (asked.op == "<" and asked.value <= asked.field.least) or (asked.op in ("<=", "==") and below):
+        if (asked.op, value) in {("<", least), (">", most)}:
             return False
     return None
 

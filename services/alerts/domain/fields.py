@@ -36,13 +36,14 @@ _LISTS: Final[Mapping[Type, Type]] = {"text": "texts", "choice": "texts", "numbe
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What can be named. `required`: every event of the kind has it. `least`: no event has less."""
+    """What can be named. `required`: every event of the kind has it. `least`, `most`: no event has less, or more."""
 
     name: str
     type: Type
     choices: tuple[str, ...] = ()
     required: bool = True
     least: Decimal | None = None
+    most: Decimal | None = None
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, Field]:

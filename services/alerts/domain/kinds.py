@@ -79,6 +79,7 @@ def _lines() -> Kind:
     for name, field in found.items():
         if field.type == "number" and name not in _MAY_BE_NEGATIVE:
             found[name] = replace(field, least=Decimal(0))
+    found["score"] = replace(found["score"], most=Decimal(100))
     return Kind(ACTIVITY, found | {"simulated": Field("simulated", "flag")})
 
 
@@ -106,15 +107,16 @@ def check(
     kind: str, symbols: tuple[str, ...], min_score: float, min_premium_usd: Decimal, expression: Expression | None
 ) -> None:
     """Refuse a rule that does not fit its kind (Invalid) or that asks for everything (MatchesEverything)."""
-    thresholds = bool(symbols) or min_score > 0 or min_premium_usd > 0
-    if kind != ACTIVITY and thresholds:
+    if kind != ACTIVITY and (symbols or min_score > 0 or min_premium_usd > 0):
         raise Invalid(
             "symbols, min_score and min_premium_usd are for rules on activity: write `field` and `op` in an expression",
             kind=kind,
         )
-    if not thresholds and (expression is None or certain(expression.node)):
+    limited = bool(symbols) or min_score >= 1 or min_premium_usd >= 1  # less leaves nothing out
+    if not limited and (expression is None or certain(expression.node)):
         raise MatchesEverything(
-            "this rule would match everything: give symbols, a score, a premium or an expression that leaves some out"
+            "this rule would match everything: give symbols, a score or premium of 1 or more, or an expression that"
+            " leaves some out"
             if kind == ACTIVITY
             else "this rule would match everything: give an expression that leaves some out"
         )

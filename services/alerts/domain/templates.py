@@ -1,9 +1,8 @@
 """Templates: what a message of a kind says on a channel, rendered in a sandbox (domain/sandbox.py).
 
 A template has a subject, a text, and for mail MJML: Jinja fills it, then MRML makes HTML of it. A value is escaped for
-where it goes: as HTML in mail, as Discord's markdown there, not at all in plain text, and a subject is one line. What
-is not seen and changes how the rest reads is left out. A template sees the message's own words and nothing else; a name
-that is not there is an error.
+where it goes: as HTML in mail, as Discord's markdown there, not at all in plain text, and a subject is one line. A
+template sees the message's own words and nothing else; a name that is not there is an error.
 """
 
 import re
@@ -20,8 +19,6 @@ from services.alerts.domain.words import DEFAULT, Words
 from shared.errors import Invalid
 
 SUBJECT_MAX: Final = 250
-_UNSEEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters, and marks that turn the direction of what follows: a name must not turn the words around it."""
 _NO_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 TEXT_MAX: Final = 100_000
 """Characters of a rendered text, which is cut there; MJML with more than five times as many is refused."""
@@ -78,11 +75,6 @@ def parts(source: Source) -> dict[str, tuple[str, str]]:
     return found if source.mjml is None else found | {"mjml": ("html", source.mjml)}
 
 
-def seen(text: str) -> str:
-    """Return a text without what is not seen and changes how the rest reads."""
-    return _UNSEEN.sub("", text)
-
-
 def one_line(text: str) -> str:
     """Return a subject: one line without control characters, of `SUBJECT_MAX` at most."""
     line = " ".join("".join(one if one.isprintable() else " " for one in text).split())
@@ -110,7 +102,7 @@ def _filled(
         raise _refused(error.message or type(error).__name__, line) from error
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, Spent) as error:
         raise _refused(str(error), _line(error)) from error
-    return seen(filled)
+    return filled
 
 
 def _refused(reason: str, line: int | None) -> TemplateRefused:

@@ -1,10 +1,11 @@
 """How an alert reads. What is simulated says so, first thing."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 from services.alerts.domain.matching import Line, Summary
@@ -18,6 +19,14 @@ IMAGE_NAME: Final = "chart.png"
 IMAGE_MAX: Final = 8 * 1024 * 1024
 """Bytes. What Discord takes; mail servers take more."""
 
+_UNSEEN: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+    "\xad\u034f\u180e\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+"""Control characters; marks that turn the direction of what follows; what takes no room or looks like nothing.
+
+Joiners (U+200C, U+200D) and variation selectors stay: scripts and emoji need them.
+"""
 _SIDES: Final = {
     "above_ask": "above the ask",
     "ask": "at the ask",
@@ -76,6 +85,27 @@ def fitted(message: Message) -> Message:
         return message
     note = f"The chart was left out: it is larger than {IMAGE_MAX // 1024 // 1024} MiB."
     return replace(message, image=None, notes=(*message.notes, note))
+
+
+def visible(message: Message) -> Message:
+    """Return the message without what nobody sees in its words: a name must not turn or hide the words around it."""
+    return replace(
+        message,
+        title=_visible(message.title),
+        lines=_visible(message.lines),
+        notes=_visible(message.notes),
+        fields=_visible(message.fields),
+    )
+
+
+def _visible(value: Any) -> Any:
+    if isinstance(value, str):
+        return _UNSEEN.sub("", value)
+    if isinstance(value, Mapping):
+        return {name: _visible(one) for name, one in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_visible, cast("Sequence[Any]", value)))
+    return value
 
 
 def title(symbol: str, summary: Summary) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from services.alerts.domain.channels import lane_of
-from services.alerts.domain.text import Message, fitted
+from services.alerts.domain.text import Message, fitted, visible
 from services.alerts.domain.unsubscribing import Unsubscribe, UnsubscribeLinks
 from services.alerts.service.templates import Templates
 from shared.clock import Clock
@@ -11,7 +11,7 @@ from shared.contracts.alerts import Channel
 
 
 class Layout:
-    """Lays messages out; only those that name their user can be unsubscribed from."""
+    """Lays messages out for every channel; only those that name their user can be unsubscribed from."""
 
     def __init__(self, links: UnsubscribeLinks, templates: Templates, clock: Clock) -> None:
         self._links = links
@@ -20,7 +20,7 @@ class Layout:
 
     async def dress(self, channel: Channel, message: Message) -> Message:
         """Return the message as its reader gets it."""
-        message = fitted(message)
+        message = visible(fitted(message))
         if channel == "email" and message.user_id is not None:
             about = Unsubscribe(message.user_id, lane_of(channel, message.target), message.kind)
             message = replace(message, unsubscribe=self._links.link(about, self._clock()))

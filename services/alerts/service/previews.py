@@ -68,7 +68,7 @@ class Previews:
         made, payload = dressed.rendered, self._payloads.get(channel)
         posted = None if payload is None else payload(dressed)
         if made is None:
-            return Shown(channel, None, message.title, "\n".join([*message.lines, *message.notes]), None, posted)
+            return Shown(channel, None, dressed.title, "\n".join([*dressed.lines, *dressed.notes]), None, posted)
         return Shown(channel, made.version, made.subject, made.text, made.html, posted)
 
 
