@@ -1,5 +1,8 @@
 """`make test-compose`: brings the core of docker-compose.yml up, until somebody is alerted through the published port.
 
+Then Postgres is dumped, dropped and restored, as docs/backup.md says, and secrets are changed, as docs/secrets.md
+says: the alert has to be there, for the key that was made before.
+
 Everything is as `make up` does it, in a project of its own: other names, another port, secrets made up for it, volumes
 that go with it. Images that no registry gives have stand-ins (tests/deploy/stand_ins). What it brings up it takes down.
 
@@ -8,6 +11,7 @@ that go with it. Images that no registry gives have stand-ins (tests/deploy/stan
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -20,6 +24,7 @@ import yaml
 
 from deploy.docker import secrets
 from deploy.docker.check import COMPOSE, ROOT
+from deploy.docker.rotate import rotate
 from deploy.services import SERVICES
 from tests.deploy.containers import first_light
 from tests.deploy.stand_ins import image, written
@@ -53,25 +58,60 @@ def main() -> int:
         over = Path(scratch) / "changes.json"
         over.write_text(json.dumps(changes(Path(scratch) / "secrets")))
         files = ("--file", COMPOSE, "--file", str(over), "--project-directory", str(ROOT), "--env-file", os.devnull)
-        return _up_and_down((docker, "compose", "--project-name", PROJECT, *files, "--profile", "core"))
+        compose = (docker, "compose", "--project-name", PROJECT, *files, "--profile", "core")
+        return _up_and_down(compose, Path(scratch) / "secrets")
 
 
-def _up_and_down(compose: tuple[str, ...]) -> int:
+def _up_and_down(compose: tuple[str, ...], folder: Path) -> int:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = int(held.getsockname()[1])
     env = {**os.environ, "TAG": TAG, "OPENBELL_PORT": str(port)}
     try:
         _run(*compose, "up", "--build", "--wait", "--wait-timeout", str(UP_S), env=env)
-        sys.stdout.write(f"alerted: {first_light(port)}\n")
+        alerted = first_light(port)
+        sys.stdout.write(f"alerted: {alerted.title}\n")
+        _dump_and_restore(compose, env)
+        back = alerted.title in alerted.titles(port)
+        sys.stdout.write(f"dumped, dropped and restored: the alert is {'there' if back else 'gone'}\n")
+        _rotate(compose, env, folder)
+        known = alerted.title in alerted.titles(port)
+        sys.stdout.write(f"secrets changed: the key made before is {'good' if known else 'refused'}\n")
         _run(*compose, "stop", env=env)
         wrong = _ended_badly(compose, env)
         sys.stdout.write(f"ended badly: {wrong}\n" if wrong else "all ended when asked to\n")
-        return 1 if wrong else 0
+        return 1 if wrong or not (back and known) else 0
     except BaseException:
         subprocess.run([*compose, "logs", "--tail", "20"], env=env, cwd=ROOT, check=False)
         raise
     finally:
         _run(*compose, "down", "--volumes", "--timeout", "25", env=env)
+
+
+def _dump_and_restore(compose: tuple[str, ...], env: dict[str, str]) -> None:
+    """Do what docs/backup.md says, "In containers"."""
+    ours = [one.name for one in SERVICES]
+    inside = (*compose, "exec", "-T", "postgres")
+    with tempfile.TemporaryFile() as dump:
+        dumps = (*inside, "pg_dump", "-U", "postgres", "-Fc", "openbell")
+        subprocess.run(dumps, env=env, cwd=ROOT, check=True, stdout=dump)
+        _run(*compose, "stop", *ours, env=env)
+        _run(*inside, "dropdb", "-U", "postgres", "openbell", env=env)
+        _run(*inside, "createdb", "-U", "postgres", "openbell", env=env)
+        dump.seek(0)
+        restores = (*inside, "pg_restore", "-U", "postgres", "--exit-on-error", "-d", "openbell")
+        subprocess.run(restores, env=env, cwd=ROOT, check=True, stdin=dump)
+    _run(*compose, "up", "--wait", "--wait-timeout", str(UP_S), *ours, env=env)
+
+
+def _rotate(compose: tuple[str, ...], env: dict[str, str], folder: Path) -> None:
+    """Change secrets as docs/secrets.md says, and start again what the command names."""
+    for step, name in (
+        ("add", "OPENBELL_IDENTITY_SECRET"),
+        ("renew", "OPENBELL_API_KEY_SECRET"),
+        ("renew", "OPENBELL_DATABASE_PASSWORD"),
+    ):
+        now, *_ = rotate(folder, step, name)
+        _run(*compose, *shlex.split(now.partition("--profile core ")[2]), env=env)
 
 
 def _run(*command: str, env: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,8 +68,24 @@ def _ports() -> dict[str, int]:
     return {**found, GATEWAY.name: PORT}  # where the image's own health check asks
 
 
-def first_light(port: int = PORT) -> str:
-    """Sign up at the gateway, watch the simulator's stocks, and wait until an alert is there; return its title."""
+@dataclass(frozen=True, slots=True)
+class Alerted:
+    """Somebody who was told something."""
+
+    user: str
+    api_key: str
+    title: str
+
+    def titles(self, port: int) -> list[str]:
+        """Return what the gateway has told them."""
+        headers = {"authorization": f"Bearer {self.api_key}"}
+        url = f"http://127.0.0.1:{port}/api/alerts/{self.user}"
+        answer = httpx.get(url, headers=headers, timeout=10, trust_env=False).raise_for_status()
+        return [one["title"] for one in answer.json()["alerts"]]
+
+
+def first_light(port: int = PORT) -> Alerted:
+    """Sign up at the gateway, watch the simulator's stocks, and wait until an alert is there."""
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as http:
         body = http.post("/api/users", json={"email": "trader@example.com"}).raise_for_status().json()
         user, http.headers["authorization"] = body["user"]["id"], f"Bearer {body['api_key']}"
@@ -77,7 +94,7 @@ def first_light(port: int = PORT) -> str:
         quiet = {"min_score": 0, "min_premium_usd": "0"}
         http.patch(f"/api/user/{user}/settings", json=quiet).raise_for_status()
         alerts = wait("an alert", lambda: http.get(f"/api/alerts/{user}").json().get("alerts"))
-        return str(alerts[0]["title"])
+        return Alerted(user, body["api_key"], str(alerts[0]["title"]))
 
 
 def main() -> int:
@@ -108,7 +125,7 @@ def main() -> int:
         try:
             state = ("inspect", "--format", "{{.State.Health.Status}}", made[GATEWAY.name])
             wait("the gateway's health", lambda: docker(*state) == "healthy")
-            _say(f"alerted: {first_light()}")
+            _say(f"alerted: {first_light().title}")
             began = time.monotonic()
             docker("stop", "--time", "25", *made.values())
             took = time.monotonic() - began

@@ -40,6 +40,7 @@ def test_nothing_runs_without_limits_a_profile_and_a_pinned_image(name: str):
     assert set(service["profiles"]) <= set(check.PROFILES)
     assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}
     assert service["cap_drop"] == ["ALL"]
+    assert set(service["logging"]["options"]) == {"max-size", "max-file"}
     assert service["image"] in {*COMPOSE["x-images"], "openbell:${TAG:-local}"}
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     if name not in {*OURS, "migrations"}:

