@@ -11,7 +11,7 @@ export OPENBELL_KAFKA := $(or $(KAFKA),$(OPENBELL_KAFKA))
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt bench chaos simulate manifests image scan deploy test-image test-containers test-compose up down sbom migrate backup restore asyncapi openapi replay lock clean
+.PHONY: help install run test check fmt bench chaos simulate manifests image scan deploy test-image test-rollback test-containers test-compose up down sbom migrate backup restore asyncapi openapi replay lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 13
@@ -93,6 +93,14 @@ ifeq ($(IMAGE),)
 endif
 	$(PYTHON) -m tests.deploy.contents $(or $(IMAGE),openbell:$(TAG) openbell-api:$(TAG))
 	$(PYTHON) -m tests.deploy.containers $(or $(IMAGE),openbell:$(TAG))
+
+# The code that did not know the newest migration yet.
+BEFORE ?= $(shell git log -1 --format=%h^ -- 'services/*/migrations/*')
+test-rollback: $(STAMP) ## Run all services, then those of BEFORE on the same schemas and data (slow; needs Docker)
+	$(MAKE) image PYTHON_IMAGE=$$($(PYTHON) -m tests.deploy.stand_ins python)
+	git archive $(BEFORE) | DOCKER_BUILDKIT=1 docker build --tag openbell:before \
+	  --build-arg PYTHON_IMAGE=$$($(PYTHON) -m tests.deploy.stand_ins python) -
+	$(PYTHON) -m tests.deploy.containers openbell:$(TAG) openbell:before
 
 test-containers: $(STAMP) ## Run tests (ARGS) on a Postgres and a Kafka in containers (slow; needs Docker)
 	TEST_POSTGRES_IMAGE=$$($(PYTHON) -m tests.deploy.stand_ins postgres) \

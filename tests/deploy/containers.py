@@ -4,7 +4,10 @@ Containers are read-only, without rights, as nobody, with their secrets as files
 `make run` (deploy/local), so that no registry is needed but for the image's own base. An engine on Linux is: containers
 share the machine's network.
 
-    python -m tests.deploy.containers IMAGE
+    python -m tests.deploy.containers IMAGE [BEFORE]
+
+With BEFORE, an image of older code, that one takes over as after a roll-out that is taken back: on the newer schemas,
+the same Kafka, and what the newer version wrote (`make test-rollback`).
 """
 
 import json
@@ -26,6 +29,7 @@ from deploy.services import GATEWAY, PORT, SERVICES
 from tests.deploy.stand_ins import docker
 
 WAIT_S: Final = 180
+FILES: Final = ("OPENBELL_IDENTITY_SECRET", "OPENBELL_DATABASE_PASSWORD", "OPENBELL_DATABASE_URL")
 READ_BY: Final = {
     GATEWAY.name: "OPENBELL_API_KEY_SECRET",
     "alerts": "OPENBELL_ALERTS_TARGET_KEYS",
@@ -74,68 +78,102 @@ class Alerted:
 
     user: str
     api_key: str
+    alert: tuple[str, str]
+    """Its id and when it was made: one that is raised again has the same id."""
     title: str
 
-    def titles(self, port: int) -> list[str]:
-        """Return what the gateway has told them."""
+    def still(self, port: int) -> bool:
+        """Whether the gateway still tells them."""
         headers = {"authorization": f"Bearer {self.api_key}"}
         url = f"http://127.0.0.1:{port}/api/alerts/{self.user}"
         answer = httpx.get(url, headers=headers, timeout=10, trust_env=False).raise_for_status()
-        return [one["title"] for one in answer.json()["alerts"]]
+        return self.alert in {(one["id"], one["created_at"]) for one in answer.json()["alerts"]}
 
 
-def first_light(port: int = PORT) -> Alerted:
+def first_light(port: int = PORT, email: str = "trader@example.com") -> Alerted:
     """Sign up at the gateway, watch the simulator's stocks, and wait until an alert is there."""
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as http:
-        body = http.post("/api/users", json={"email": "trader@example.com"}).raise_for_status().json()
+        body = http.post("/api/users", json={"email": email}).raise_for_status().json()
         user, http.headers["authorization"] = body["user"]["id"], f"Bearer {body['api_key']}"
         watched = {"investing_style": "trader", "tickers": ["AAPL", "GOOG", "IBM", "MSFT"]}
         http.post(f"/api/user/{user}/onboarding", json=watched).raise_for_status()
         quiet = {"min_score": 0, "min_premium_usd": "0"}
         http.patch(f"/api/user/{user}/settings", json=quiet).raise_for_status()
         alerts = wait("an alert", lambda: http.get(f"/api/alerts/{user}").json().get("alerts"))
-        return Alerted(user, body["api_key"], str(alerts[0]["title"]))
+        return Alerted(user, body["api_key"], (alerts[0]["id"], alerts[0]["created_at"]), str(alerts[0]["title"]))
+
+
+class Below:
+    """Postgres, Kafka and secrets, for one version after another."""
+
+    def __init__(self, folder: Path, servers: stack.Stack) -> None:
+        self.secrets = folder / "secrets"
+        self._kafka = servers.kafka.bootstrap
+        (self.secrets / "OPENBELL_DATABASE_URL").write_text(servers.admin_url)
+        (self.secrets / "OPENBELL_DATABASE_URL").chmod(0o644)
+
+    def migrate(self, image: str) -> None:
+        """Bring the schemas to what the image knows."""
+        options = _options(self.secrets, "migrations", list(FILES[1:]), {})
+        docker("run", "--rm", *options, image, "python", "-m", "shared.migrate", "up")
+
+    def alerted(self, image: str, email: str, seen: Alerted | None = None) -> Alerted:
+        """Run every service of an image until somebody is alerted, and stop them.
+
+        Raises RuntimeError when one does not end as it should, or when `seen` do not find what they were told before.
+        """
+        ports = _ports()
+        common = {
+            "OPENBELL_KAFKA_BOOTSTRAP": self._kafka,
+            "OPENBELL_DATA_SOURCE": "simulator",
+            "OPENBELL_UPSTREAMS": json.dumps({name: f"http://127.0.0.1:{port}" for name, port in ports.items()}),
+        }
+        made: dict[str, str] = {}
+        with ExitStack() as held:
+            for one in SERVICES:
+                environment = {**common, "SERVICE": one.name, "OPENBELL_HTTP_PORT": str(ports[one.name])}
+                its = [READ_BY[one.name]] if one.name in READ_BY else []
+                options = _options(self.secrets, one.name, [*FILES, *its], environment)
+                made[one.name] = held.enter_context(container(image, options))
+            try:
+                return _until_alerted(made, email, seen)
+            except BaseException:
+                for name, one in made.items():
+                    _say(f"--- {name}\n{docker('logs', '--tail', '20', one)}")
+                raise
+
+
+def _until_alerted(made: dict[str, str], email: str, seen: Alerted | None) -> Alerted:
+    state = ("inspect", "--format", "{{.State.Health.Status}}", made[GATEWAY.name])
+    wait("the gateway's health", lambda: docker(*state) == "healthy")
+    if seen and not seen.still(PORT):
+        raise RuntimeError("who was alerted before does not find it")
+    found = first_light(PORT, email)
+    _say(f"alerted: {found.title}")
+    began = time.monotonic()
+    docker("stop", "--time", "25", *made.values())
+    took = time.monotonic() - began
+    codes = {name: docker("inspect", "--format", "{{.State.ExitCode}}", one) for name, one in made.items()}
+    _say(f"stopped in {took:.1f} s: {codes}")
+    if set(codes.values()) != {"0"}:
+        raise RuntimeError("a service did not end when asked to")
+    return found
 
 
 def main() -> int:
     """Run it; return the exit code."""
-    image = sys.argv[1]
+    image, *before = sys.argv[1:]
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="openbell-image-")))
         folder.chmod(0o711)  # Postgres started by root runs as nobody and must pass through
         secrets.main(folder / "secrets")
-        below = held.enter_context(stack.running(folder / "home", _say))
-        (folder / "secrets" / "OPENBELL_DATABASE_URL").write_text(below.admin_url)
-        (folder / "secrets" / "OPENBELL_DATABASE_URL").chmod(0o644)
-        ports = _ports()
-        common = {
-            "OPENBELL_KAFKA_BOOTSTRAP": below.kafka.bootstrap,
-            "OPENBELL_DATA_SOURCE": "simulator",
-            "OPENBELL_UPSTREAMS": json.dumps({name: f"http://127.0.0.1:{port}" for name, port in ports.items()}),
-        }
-        files = ["OPENBELL_IDENTITY_SECRET", "OPENBELL_DATABASE_PASSWORD", "OPENBELL_DATABASE_URL"]
-        migrating = _options(folder / "secrets", "migrations", files[1:], {})
-        docker("run", "--rm", *migrating, image, "python", "-m", "shared.migrate", "up")
-        made: dict[str, str] = {}
-        for one in SERVICES:
-            environment = {**common, "SERVICE": one.name, "OPENBELL_HTTP_PORT": str(ports[one.name])}
-            its = [READ_BY[one.name]] if one.name in READ_BY else []
-            options = _options(folder / "secrets", one.name, [*files, *its], environment)
-            made[one.name] = held.enter_context(container(image, options))
-        try:
-            state = ("inspect", "--format", "{{.State.Health.Status}}", made[GATEWAY.name])
-            wait("the gateway's health", lambda: docker(*state) == "healthy")
-            _say(f"alerted: {first_light().title}")
-            began = time.monotonic()
-            docker("stop", "--time", "25", *made.values())
-            took = time.monotonic() - began
-            codes = {name: docker("inspect", "--format", "{{.State.ExitCode}}", one) for name, one in made.items()}
-            _say(f"stopped in {took:.1f} s: {codes}")
-            return 0 if set(codes.values()) == {"0"} else 1
-        except BaseException:
-            for name, one in made.items():
-                _say(f"--- {name}\n{docker('logs', '--tail', '20', one)}")
-            raise
+        below = Below(folder, held.enter_context(stack.running(folder / "home", _say)))
+        below.migrate(image)
+        seen = below.alerted(image, "trader@example.com")
+        for older in before:
+            _say(f"back to {older}, on the schemas of {image}:")
+            below.alerted(older, "later@example.com", seen)
+    return 0
 
 
 def _say(line: str) -> None:
