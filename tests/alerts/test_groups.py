@@ -15,6 +15,7 @@ from services.alerts.service import Preferences
 from services.alerts.service.bundling import Bundling
 from services.alerts.service.preferences import Said
 from services.alerts.service.silences import NewSilence, Silences
+from services.alerts.store.engagement import EngagementStore
 from services.alerts.store.groups import KEEP, GroupStore
 from services.alerts.store.preferences import PreferenceStore
 from services.alerts.store.silences import SilenceStore
@@ -148,6 +149,24 @@ async def test_what_nobody_acknowledges_is_repeated_for_a_day_and_no_more_once_s
         await pass_seconds(bench, 3600)
     assert len(titles(bench)) == 4 + 22  # the 2nd to the 23rd hour: the 24th is more than a day after the first ring
     assert await bench.rows("bundles where status <> 'done'") == []
+
+
+@pytest.mark.parametrize("repeats", [0, 1], ids=["first", "repetition"])
+async def test_whoever_acknowledges_a_groups_message_acknowledges_what_it_told(bench: Bench, repeats: int) -> None:
+    user = await somebody(bench, AGAIN)
+    other = await somebody(bench)
+    await ring(bench, *SYMBOLS)
+    await pass_seconds(bench, 30)
+    await ring(bench, "TSLA", score=95.0)  # rang again since
+    for _ in range(repeats):
+        await pass_seconds(bench, 3600)
+    message = (await bench.rows("notices order by created_at, notice_id"))[-1]
+    engagement = EngagementStore()
+    assert await bench.handle(lambda _, tx: engagement.acknowledged(tx, other, message["notice_id"], NOW), None) is None
+    assert await bench.handle(lambda _, tx: engagement.acknowledged(tx, user, message["notice_id"], NOW), None) == NOW
+    rows = {row["symbol"]: row["acknowledged_at"] for row in await bench.rows(f"alerts where user_id = '{user}'")}
+    assert rows == {"AAPL": NOW, "MSFT": NOW, "TSLA": None}
+    assert {row["acknowledged_at"] for row in await bench.rows(f"alerts where user_id = '{other}'")} == {None}
 
 
 async def test_what_rang_again_is_repeated_by_its_later_message_alone(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """Users' own rules over events: held against what comes, tried on what was, each user's own."""
 
+import asyncio
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -167,6 +168,19 @@ async def test_a_trial_sees_the_users_own_events_of_thirty_days_and_nobody_elses
     assert {one.fields["quantity"] for one in trial.examples} == {"100", "101"}
     bench.clock.advance(31 * 86_400)
     assert (await bench.rules.trial(user, rule, bench.door.read)).fired == 0
+
+
+async def test_a_short_trial_does_not_wait_for_the_end_of_a_long_one(bench: Bench) -> None:
+    users = [await bench.user() for _ in range(2)]
+    await bench.handle(bench.rules.hear, [filled(users[0]) for _ in range(3 * PAGE)])
+    await bench.handle(bench.rules.hear, [filled(users[1])])
+    ended: list[int] = []
+
+    async def trying(number: int) -> None:
+        ended.append((await bench.rules.trial(users[number], orders(WHOLE), bench.door.read)).fired)
+
+    await asyncio.gather(trying(0), trying(1))
+    assert ended == [1, 3 * PAGE]
 
 
 async def test_a_trial_of_very_many_events_says_that_it_is_at_least(bench: Bench) -> None:

@@ -99,7 +99,7 @@ class Rules:
         self._max_tried = max_tried
         self._kinds = kinds
         self._kind_of = {event: kind for kind in kinds.values() for event in kind.events}
-        self._trying = asyncio.Semaphore(1)  # a trial is work for a second or two; alerts go first
+        self._reading = asyncio.Semaphore(1)  # trials take turns, page by page; alerts go first
 
     # What the other services tell
 
@@ -176,17 +176,16 @@ class Rules:
         fired: set[object] = set()
         examples: list[Example] = []
         examined, complete = 0, True
-        async with self._trying:
-            async for rows in self._newest(kind, user_id, rule.symbols, until, read):
-                examined += len(rows)
-                for row in rows:
-                    what = (row["symbol"], row["session"]) if kind.name == ACTIVITY else row["id"]
-                    if what not in fired and (example := _fires(kind, limits, row)) is not None:
-                        fired.add(what)
-                        examples = _newest_few(examples, example)
-                if examined >= self._max_tried:
-                    complete = False
-                    break
+        async for rows in self._newest(kind, user_id, rule.symbols, until, read):
+            examined += len(rows)
+            for row in rows:
+                what = (row["symbol"], row["session"]) if kind.name == ACTIVITY else row["id"]
+                if what not in fired and (example := _fires(kind, limits, row)) is not None:
+                    fired.add(what)
+                    examples = _newest_few(examples, example)
+            if examined >= self._max_tried:
+                complete = False
+                break
         return Trial(len(fired), complete, examined, until - KEPT, tuple(examples))
 
     async def _newest(
@@ -197,7 +196,7 @@ class Rules:
         for symbol in sorted(set(symbols)) or [None]:
             before = (until, _LAST)
             while True:
-                async with read() as tx:
+                async with self._reading, read() as tx:
                     rows = await self._kept.newest(tx, kind.name, owner, symbol, since=until - KEPT, before=before)
                 yield rows
                 if len(rows) < PAGE:

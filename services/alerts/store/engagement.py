@@ -33,6 +33,20 @@ _ACKNOWLEDGED: Final = text("""
         where notice_id = :id and user_id = :user_id returning acknowledged_at
     )
     select acknowledged_at from alert union all select acknowledged_at from notice""")
+# A group's message has the id of its bundle. What has rung again since was not told by it.
+_ACKNOWLEDGED_GROUP: Final = text("""
+    with item as materialized (
+        select i.* from bundles b join bundle_items i on i.bundle_id = coalesce(b.again_of, b.id)
+        where b.id = :id and b.user_id = :user_id
+    ), alert as materialized (
+        select a.alert_id, a.session from item join alerts a using (alert_id, session)
+        where a.notifications = item.ring order by a.alert_id, a.session for update of a
+    ), alerted as (
+        update alerts a set acknowledged_at = coalesce(a.acknowledged_at, :now), opened_at = coalesce(a.opened_at, :now)
+        from alert where a.alert_id = alert.alert_id and a.session = alert.session
+    )
+    update notices n set acknowledged_at = coalesce(n.acknowledged_at, :now), opened_at = coalesce(n.opened_at, :now)
+    from item where n.notice_id = item.notice_id""")
 _CLICKED: Final = text("""
     with alert as (
         update alerts set clicked_at = coalesce(clicked_at, :now), opened_at = coalesce(opened_at, :now)
@@ -95,8 +109,14 @@ class EngagementStore:
         return await tx.fetchval(_OPENED, id=subject_id, user_id=user_id, now=now)
 
     async def acknowledged(self, tx: Tx, user_id: UUID, subject_id: UUID, now: datetime) -> datetime | None:
-        """Keep when a user first acknowledged an alert or a notice, opened by that too; None when it is not theirs."""
-        return await tx.fetchval(_ACKNOWLEDGED, id=subject_id, user_id=user_id, now=now)
+        """Keep when a user first acknowledged an alert or a notice, opened by that too; None when it is not theirs.
+
+        With a group's message goes all that it told.
+        """
+        at: datetime | None = await tx.fetchval(_ACKNOWLEDGED, id=subject_id, user_id=user_id, now=now)
+        if at is not None:
+            await tx.execute(_ACKNOWLEDGED_GROUP, id=subject_id, user_id=user_id, now=now)
+        return at
 
     async def clicked(self, tx: Tx, user_id: UUID, subject_id: UUID, now: datetime) -> None:
         """Keep when a user first followed a link about an alert or a notice; it counts as opened too."""
