@@ -81,6 +81,7 @@ TOOLS: Final[Mapping[str, Tool]] = {
     "kubectl": Tool(locked=True),
     "checkov": Tool(locked=True),
     "cyclonedx-py": Tool(locked=True),
+    "zizmor": Tool(locked=True),
     "actionlint": Tool(go="github.com/rhysd/actionlint/cmd/actionlint@v1.7.7"),
     # Minutes to build, once. What it looks up it fetches itself, daily.
     "grype": Tool(

@@ -47,6 +47,25 @@ def test_each_step_runs_what_runs_by_hand(file: Path):
         assert set(found) <= set(targets)
 
 
+def test_workflows_hold_no_risk_that_zizmor_knows():
+    """Actions by their commit, no credentials left behind, nothing of others put into a script."""
+    try:
+        zizmor = find("zizmor")
+    except ToolMissing as missing:
+        pytest.skip(str(missing))
+    done = subprocess.run([zizmor, "--offline", *WORKFLOWS], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_make_takes_no_variable_from_the_environment_of_a_workflow_unseen(file: Path):
+    taken = set(re.findall(r"\$\((?:or |if )?([A-Z_]+)", (ROOT / "Makefile").read_text()))
+    assert "IMAGE" in taken
+    content: dict[str, Any] = yaml.safe_load(file.read_text())
+    levels = [content, *content["jobs"].values(), *(one for job in content["jobs"].values() for one in job["steps"])]
+    assert [name for level in levels for name in level.get("env", {}) if name in taken] == []
+
+
 def _steps(file: str, job: str) -> list[dict[str, Any]]:
     text = next(one for one in WORKFLOWS if one.stem == file).read_text()
     return yaml.safe_load(text)["jobs"][job]["steps"]
