@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import asyncpg
 import httpx
@@ -31,6 +32,11 @@ from tests.conftest import eventually
 KILLS = int(os.environ.get("OPENBELL_ALERTS_KILLS", "4"))
 PEOPLE = 3
 MOST_S = 0.05
+PREFERENCES: dict[str, dict[str, Any]] = {
+    "grouped": {"groupings": [{"kind": "*", "by": "kind", "wait_s": 1, "interval_s": 10}]},
+    "in turns": {"turns": ["discord", "email"]},
+}
+"""Of all users; else each message comes on each channel. In turns Discord refuses half of what it gets."""
 
 
 @pytest.fixture
@@ -68,15 +74,16 @@ async def ready(stage: Stage) -> bool:
 @pytest.mark.apache  # each life is a member that has to be noticed dead
 @pytest.mark.slow
 @pytest.mark.timeout(900 + 60 * KILLS)
-@pytest.mark.parametrize("grouped", [False, True], ids=["each", "grouped"])
+@pytest.mark.parametrize("way", ["each", "grouped", "in turns"])
 async def test_one_message_a_channel_through_kills_at_any_point(
-    stage: Stage, capsys: pytest.CaptureFixture[str], grouped: bool
+    stage: Stage, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
     await stage.lives.begin()
     await eventually(lambda: ready(stage), 120)
     for _ in range(PEOPLE):
-        await stage.join(grouped=grouped)
+        await stage.join(PREFERENCES.get(way))
     await stage.lives.kill()
+    stage.discord.picky = way == "in turns"
     stop, chance = asyncio.Event(), Random(KILLS)
     streaming = asyncio.create_task(stage.stream(stop))
     for _ in range(KILLS):
