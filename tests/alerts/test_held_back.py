@@ -4,6 +4,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from asyncpg.exceptions import CheckViolationError
 from sqlalchemy import text
 
 from services.alerts.service.sections.held_back import MOST
@@ -104,6 +105,26 @@ async def test_what_no_channel_took_with_a_digest_is_told_by_the_next_one(desk: 
     desk.bench.discord.errors = [Permanent("refused")]
     await told(desk)
     desk.bench.discord.sent.clear()
+    await desk.next(user)
+    assert await told(desk) == [True]
+    await desk.next(user)
+    assert await told(desk) == [True]
+
+
+async def test_what_could_not_be_given_back_with_a_digests_end_is_with_its_next_end(desk: Desk) -> None:
+    bench, user = desk.bench, await desk.held_back()
+    await desk.next(user)
+    await bench.execute("alter table deliveries add constraint stays check (digest_id is not null) not valid")
+    bench.discord.errors = [Permanent("refused")] * 2
+    with pytest.raises(CheckViolationError):
+        await bench.deliver()
+    assert [row["status"] for row in await bench.rows("notice_deliveries")] == ["started"]
+    await bench.execute("alter table deliveries drop constraint stays")
+    for _ in range(3):
+        bench.clock.advance(31)
+        await bench.deliver()
+    assert [row["status"] for row in await bench.rows("notice_deliveries")] == ["failed"]
+    bench.discord.sent.clear()
     await desk.next(user)
     assert await told(desk) == [True]
     await desk.next(user)

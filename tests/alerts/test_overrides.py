@@ -1,7 +1,6 @@
 """Templates that administrators write: checked, versioned, taken back, and never in the way of a delivery."""
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
@@ -94,13 +93,11 @@ def told(**changed: Any) -> Message:
 def test_a_template_that_is_wrong_is_refused_with_its_part_and_line(
     written: Source, part: str, line: int | None, reason: str
 ) -> None:
-    began = time.monotonic()
     with pytest.raises(TemplateRefused) as refused:
         check(written, packaged().partials)
     details = refused.value.details
     assert (details["part"], details.get("line")) == (part, line)
     assert reason in details.get("reason", "")
-    assert time.monotonic() - began < 20  # a loaded machine; what runs on would take hours
 
 
 def test_every_packaged_template_holds_what_is_asked_of_an_administrators() -> None:
