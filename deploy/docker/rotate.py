@@ -1,9 +1,9 @@
 """Changes a secret of docker-compose.yml, with an overlap where it takes several. docs/secrets.md says which does.
 
-    python -m deploy.docker.rotate add OPENBELL_IDENTITY_SECRET        # old       -> old,new
-    python -m deploy.docker.rotate swap OPENBELL_IDENTITY_SECRET       # old,new   -> new,old
-    python -m deploy.docker.rotate drop OPENBELL_IDENTITY_SECRET       # new,old   -> new
-    python -m deploy.docker.rotate renew OPENBELL_API_KEY_SECRET       # old       -> new, where only one is taken
+    .venv/bin/python -m deploy.docker.rotate add OPENBELL_IDENTITY_SECRET        # old       -> old,new
+    .venv/bin/python -m deploy.docker.rotate swap OPENBELL_IDENTITY_SECRET       # old,new   -> new,old
+    .venv/bin/python -m deploy.docker.rotate drop OPENBELL_IDENTITY_SECRET       # new,old   -> new
+    .venv/bin/python -m deploy.docker.rotate renew OPENBELL_API_KEY_SECRET       # old       -> new, if one is taken
 
 Each step says what to restart and what comes then. A secret that somebody else makes is read from standard input with
 --given. What would surprise you: it shows no secret, and it works on any folder of such files (--folder), as one that
@@ -94,14 +94,20 @@ def what_then(step: str, name: str, last: str) -> list[str]:
     ]
     match step:
         case "add" if name in secrets.MADE_HERE:
-            lines.append(f"then: python -m deploy.docker.rotate swap {name}")
+            lines.append(f"then: .venv/bin/python -m deploy.docker.rotate swap {name}")
         case "add":
-            lines.append(f"then: change it where it was made; then python -m deploy.docker.rotate swap {name}")
+            lines.append(
+                f"then: change it where it was made; then .venv/bin/python -m deploy.docker.rotate swap {name}"
+            )
         case "swap" if name.endswith("_KEYS"):
             lines.append("then: openbell rotate-credentials, until nothing lies under the key " + last)
-            lines.append(f"then: python -m deploy.docker.rotate drop {name}, when no backup needs it any more")
+            lines.append(
+                f"then: .venv/bin/python -m deploy.docker.rotate drop {name}, when no backup needs it any more"
+            )
         case "swap":
-            lines.append(f"then: python -m deploy.docker.rotate drop {name}, when nothing signed by the old one counts")
+            lines.append(
+                f"then: .venv/bin/python -m deploy.docker.rotate drop {name}, when nothing signed by the old one counts"
+            )
         case _:
             pass
     return lines
@@ -124,7 +130,9 @@ def rotate(folder: Path, step: str, name: str, given: str | None = None) -> list
 
 def main() -> int:
     """Do what the words say; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.docker.rotate", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog=".venv/bin/python -m deploy.docker.rotate", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("name", help="of the setting, as its file is called")
     parser.add_argument("--given", action="store_true", help="read the new one from standard input")
