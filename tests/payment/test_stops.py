@@ -57,6 +57,12 @@ def audited(running: InProcess, action: str) -> list[dict[str, Any]]:
     return [body for kind, body in running.told if kind.startswith("api.") and body["action"] == action]
 
 
+async def books(running: InProcess) -> dict[str, int]:
+    """Return the ledger's balances in US cents."""
+    rows = await running.rows("select account, sum(amount) as held from ledger_postings group by account")
+    return {row["account"]: int(row["held"]) for row in rows}
+
+
 async def paid_in_all(running: InProcess, days: int) -> int:
     """Return how many charges went well when so many days have passed."""
     running.fake.advance(days=days)
@@ -106,6 +112,52 @@ async def test_a_dispute_ends_the_subscription_with_its_period_and_a_lost_one_at
     assert subscription(running)["status"] == "canceled"
     assert await stops(running) == [("stop.at_end", "done"), ("stop.now", "done")]
     assert await paid_in_all(running, 70) == 1
+
+
+@pytest.mark.parametrize("won", [True, False], ids=["won", "lost"])
+async def test_a_dispute_of_an_earlier_payment_leaves_the_period_that_is_paid_and_bills_nothing_more_unasked(
+    running: InProcess, *, won: bool
+) -> None:
+    user_id = await subscriber(running)
+    first = last_charge(running)
+    assert await paid_in_all(running, 32) == 2
+    dispute = running.fake.dispute(first)
+    await follow(running)
+    assert subscription(running)["cancel_at_period_end"] is True
+    running.fake.decide(dispute["id"], won=won)
+    await follow(running)
+    found = await have(running, user_id)
+    assert (found["status"], found["entitlements"]) == ("active", ["pro"])
+    assert await stops(running) == [("stop.at_end", "done")]
+    disputed = 0 if won else 2900
+    assert await books(running) == {
+        "assets:stripe": 2 * (2900 - 114) - 1500 - disputed,
+        "expenses:disputes": disputed,
+        "expenses:dispute_fees": 1500,
+        "expenses:fees": 2 * 114,
+        "income:subscriptions": -2 * 2900,
+    }
+    await asked(running, user_id, "resume", None, 200)
+    await follow(running)
+    assert await paid_in_all(running, 30) == 3
+
+
+async def test_a_dispute_of_a_payment_for_what_is_over_does_not_touch_what_came_after(running: InProcess) -> None:
+    user_id = await subscriber(running)
+    first = last_charge(running)
+    await asked(running, user_id, "cancel?now=true", None, 200)
+    await follow(running)
+    session = await asked(running, user_id, "checkout", {"plan": "pro"}, 201)
+    assert running.fake.complete(session["id"])
+    await follow(running)
+    dispute = running.fake.dispute(first)
+    await follow(running)
+    running.fake.decide(dispute["id"], won=False)
+    await follow(running)
+    assert (await have(running, user_id))["entitlements"] == ["pro"]
+    assert await stops(running) == []
+    assert await paid_in_all(running, 32) == 3
+    assert (await books(running))["expenses:disputes"] == 2900
 
 
 async def test_who_wins_a_dispute_back_may_resume_and_is_not_stopped_again(running: InProcess) -> None:

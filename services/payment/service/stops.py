@@ -2,7 +2,7 @@
 
     refunded in full, disputed          the subscription ends with its period
     disputed, while a payment is due    it ends at once, and so does Stripe's asking for that payment
-    a dispute is lost                   it ends at once
+    a dispute is lost                   it ends at once, unless it was of a payment of an earlier period
 
 Each is one call for a refund or a dispute, whoever applies which object when; what its user or a person at Stripe
 decides afterwards stays. A call that does not work is audited and counted, for a person has to look.

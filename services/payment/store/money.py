@@ -35,7 +35,8 @@ _HOLD: Final = text("""
 _HELD_AT_STRIPE: Final = text("""
     select s.user_id, s.provider_id, s.status, h.about, exists (
         select from stripe_objects o
-        where o.kind = 'dispute' and 'stripe/' || o.id = h.about and o.body ->> 'status' = 'lost') as lost
+        where o.kind = 'dispute' and o.id = substr(h.about, length('stripe/') + 1) and o.body ->> 'status' = 'lost'
+          and coalesce(to_timestamp((o.body ->> 'created')::bigint) < p.period_end, true)) as lost
     from holds h join invoice_payments p using (payment_intent)
         join subscriptions s on s.provider = 'stripe' and s.provider_id = p.subscription and s.user_id = h.user_id
     where h.user_id = :user_id and not h.lifted and s.status in ('trialing', 'active', 'past_due', 'paused')

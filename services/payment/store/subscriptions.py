@@ -40,14 +40,21 @@ _LAPSED: Final = text("""
 _HELD: Final = text("""
     select h.about from holds h join invoice_payments p using (payment_intent)
     where h.user_id = :user_id and not h.lifted and p.subscription = :provider_id
-      and (h.reason = 'disputed'
-           or coalesce(
-                p.period_start - cast(:period_start as timestamptz) between interval '-1 hour' and interval '1 hour'
-                    and p.period_end + interval '1 hour' >= cast(:period_end as timestamptz),
-                p.reason in ('subscription_create', 'subscription_cycle') and p.period_end > :period_start))
+      and case h.reason
+          when 'disputed' then not exists (
+              select from stripe_objects o
+              where o.kind = 'dispute' and o.id = substr(h.about, length('stripe/') + 1)
+                and to_timestamp((o.body ->> 'created')::bigint) >= p.period_end)
+          else coalesce(
+              p.period_start - cast(:period_start as timestamptz) between interval '-1 hour' and interval '1 hour'
+                  and p.period_end + interval '1 hour' >= cast(:period_end as timestamptz),
+              p.reason in ('subscription_create', 'subscription_cycle') and p.period_end > :period_start) end
     limit 1""")
 """What was refunded is what paid for the current period, from its beginning to its end. An hour is the difference that
-a change of plan makes which names a moment in the past. An invoice without a beginning counts by its reason."""
+a change of plan makes which names a moment in the past. An invoice without a beginning counts by its reason.
+
+What is disputed was paid for a period that had not ended when the dispute was opened: who disputes a payment of an
+earlier one has paid for the current one."""
 _ALL: Final = text("""
     select * from subscriptions
     where id > :after and (status in ('trialing', 'active', 'past_due', 'paused') or told -> 'entitlements' <> '[]')
