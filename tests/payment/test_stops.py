@@ -124,6 +124,7 @@ async def test_a_dispute_of_an_earlier_payment_leaves_the_period_that_is_paid_an
     dispute = running.fake.dispute(first)
     await follow(running)
     assert subscription(running)["cancel_at_period_end"] is True
+    assert (await have(running, user_id))["entitlements"] == ["pro"]
     running.fake.decide(dispute["id"], won=won)
     await follow(running)
     found = await have(running, user_id)
