@@ -11,6 +11,7 @@ from shared.db import Database
 from tests.conftest import ManualClock, _with_database
 from tests.fakes.stripe import FakeStripe
 from tests.payment.buying import Shop
+from tests.payment.inprocess import InProcess, started
 
 
 @pytest.fixture
@@ -31,3 +32,15 @@ async def shop(open_database: Callable[[str], Database]) -> AsyncGenerator[Shop]
         clock = ManualClock(datetime.fromtimestamp(fake.now, UTC))
         async with Shop(open_database("payment"), fake, clock).open() as shop:
             yield shop
+
+
+@pytest.fixture
+async def running(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[InProcess]:
+    """The service in this process, with two plans, in front of an account of its own."""
+    with FakeStripe(after_retries="past_due") as fake:
+        fake.price(2900, price_id="price_pro")
+        fake.price(5900, price_id="price_max")
+        running = started(fake, database_url, monkeypatch)
+        yield running
+        await running.close()
+        await fake.close()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -23,6 +23,7 @@ from sqlalchemy import text
 
 from services.payment.domain.stripe import KINDS
 from services.payment.main import build
+from shared.contracts.api import UserSignedUp
 from shared.contracts.base import Event
 from shared.identity import HEADER, Identity, Role, Signer
 from shared.messaging.record import unpack_headers
@@ -302,3 +303,27 @@ async def request(
     transport = httpx.ASGITransport(app=cast("Any", service.app))
     async with httpx.AsyncClient(transport=transport, base_url="http://payment") as http:
         return await http.request(method, path, headers=headers, **({} if body is None else {"json": body}))
+
+
+async def signed_up(running: InProcess) -> UUID:
+    """Let somebody sign up."""
+    user_id = uuid4()
+    at, email = running.service.clock(), f"{user_id.hex[:8]}@example.org"
+    await running.tell(UserSignedUp(id=uuid4(), time=at, user_id=user_id, email=email, role="user"))
+    await follow(running)
+    return user_id
+
+
+async def subscriber(running: InProcess) -> UUID:
+    """Let somebody sign up and buy the plan."""
+    user_id = await signed_up(running)
+    session = await asked(running, user_id, "checkout", {"plan": "pro"}, 201)
+    assert running.fake.complete(session["id"])
+    await follow(running)
+    return user_id
+
+
+async def books(running: InProcess) -> dict[str, int]:
+    """Return the ledger's balances in US cents."""
+    rows = await running.rows("select account, sum(amount) as held from ledger_postings group by account")
+    return {row["account"]: int(row["held"]) for row in rows}

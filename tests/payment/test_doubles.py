@@ -14,6 +14,7 @@ from services.payment.store.ledger import LedgerStore
 from shared.contracts.base import Event
 from shared.db import Row, Tx
 from tests.payment.buying import OURS, Shop
+from tests.payment.inprocess import InProcess, books, follow, have, subscriber
 
 
 async def test_a_plan_granted_for_nothing_gives_way_to_the_card_that_has_just_paid(shop: Shop) -> None:
@@ -68,6 +69,85 @@ async def test_a_third_that_appears_while_the_second_is_looked_at_is_ended_too_a
     assert len(await shop.ordered("subscription.cancel")) == 2
     told = [one["details"]["subscription"] for one in await shop.audited() if one["action"].startswith("cancel.")]
     assert told == [second, third[0]]
+
+
+async def test_a_debit_that_arrives_after_its_doubled_subscription_was_ended_is_paid_back_once(
+    running: InProcess,
+) -> None:
+    user_id, session = await _doubled_by_debit(running)
+    await follow(running)
+    second = running.fake.get("checkout.session", session)["subscription"]
+    assert running.fake.get("subscription", second)["status"] == "canceled"
+    assert running.fake.all("refund") == []
+    running.fake.advance(days=4)
+    running.fake.settle(session, good=True)
+    await follow(running)
+    await _assert_paid_back_once(running, user_id)
+
+
+async def test_a_debit_that_arrives_while_its_subscription_is_being_ended_is_paid_back_once(running: InProcess) -> None:
+    user_id, session = await _doubled_by_debit(running)
+    (calls,) = (one._work.perform.__self__ for one in running.workers if one._work.kind == "stripe")
+    (refreshing,) = (one for one in running.workers if one._work.kind == "refresh")
+    look = calls._hooks.before["doubles.check"]
+    arrived = False
+
+    async def slow(row: Row) -> Json:
+        nonlocal arrived
+        found = await look(row)
+        if not arrived:
+            arrived = True
+            running.fake.settle(session, good=True)
+            await running.deliver(running.fake.events[-10:])
+            await running.carry()
+            await refreshing.turn()
+            await refreshing.idle()
+            (invoice,) = running.fake.all("invoice", amount_due=5900)
+            (known,) = await running.rows("select body from stripe_objects where id = :id", id=invoice["id"])
+            assert known["body"]["status"] == "paid", "it has been applied before the subscription is ended"
+        return found
+
+    calls.before("doubles.check", slow)
+    await follow(running)
+    assert arrived
+    await _assert_paid_back_once(running, user_id)
+
+
+async def test_a_debit_that_fails_after_its_doubled_subscription_was_ended_costs_nobody_anything(
+    running: InProcess,
+) -> None:
+    user_id, session = await _doubled_by_debit(running)
+    await follow(running)
+    running.fake.settle(session, good=False)
+    await follow(running)
+    assert running.fake.all("refund") == []
+    assert (await books(running))["income:subscriptions"] == -2900
+    assert (await have(running, user_id))["entitlements"] == ["pro"]
+
+
+async def _doubled_by_debit(running: InProcess) -> tuple[UUID, str]:
+    """Return a subscriber who pays a session of the dashboard's too, by a debit that takes days; and that session."""
+    user_id = await subscriber(running)
+    (customer,) = running.fake.all("customer")
+    running.fake.advance(seconds=60)
+    wish = {"mode": "subscription", "customer": customer["id"], "success_url": OURS}
+    wish["line_items"] = [{"price": "price_max", "quantity": 1}]
+    session = running.fake.api.call("POST", "/v1/checkout/sessions", wish)["id"]
+    assert running.fake.complete(session, running.fake.card("delays"))
+    return user_id, session
+
+
+async def _assert_paid_back_once(running: InProcess, user_id: UUID) -> None:
+    (refund,) = running.fake.all("refund")
+    assert (refund["amount"], refund["reason"]) == (5900, "duplicate")
+    await running.deliver(running.fake.events)
+    await follow(running)
+    assert len(running.fake.all("refund")) == 1
+    found = await books(running)
+    assert (found["income:subscriptions"], found["income:refunds"]) == (-2900 - 5900, 5900)
+    assert (await have(running, user_id))["entitlements"] == ["pro"]
+    told = [body for _, body in running.told if body.get("action") == "refund.double_subscription"]
+    assert [one["details"]["refunded"] for one in told] == [[refund["payment_intent"]]]
 
 
 async def _granted_while_paying(shop: Shop, *, paid: bool = False) -> tuple[UUID, str, str]:

@@ -1,42 +1,12 @@
 """After a refund or a dispute nobody is billed for what they may not use: through the service as main wires it."""
 
-from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
-from uuid import UUID, uuid4
 
 import pytest
 
-from shared.contracts.api import UserSignedUp
-from tests.fakes.stripe import FakeStripe, Fault
-from tests.payment.inprocess import InProcess, asked, follow, have, started
-
-
-@pytest.fixture
-async def running(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[InProcess]:
-    with FakeStripe(after_retries="past_due") as fake:
-        fake.price(2900, price_id="price_pro")
-        fake.price(5900, price_id="price_max")
-        running = started(fake, database_url, monkeypatch)
-        yield running
-        await running.close()
-        await fake.close()
-
-
-async def signed_up(running: InProcess) -> UUID:
-    user_id = uuid4()
-    at, email = running.service.clock(), f"{user_id.hex[:8]}@example.org"
-    await running.tell(UserSignedUp(id=uuid4(), time=at, user_id=user_id, email=email, role="user"))
-    await follow(running)
-    return user_id
-
-
-async def subscriber(running: InProcess) -> UUID:
-    user_id = await signed_up(running)
-    session = await asked(running, user_id, "checkout", {"plan": "pro"}, 201)
-    assert running.fake.complete(session["id"])
-    await follow(running)
-    return user_id
+from tests.fakes.stripe import Fault
+from tests.payment.inprocess import InProcess, asked, books, follow, have, signed_up, subscriber
 
 
 def subscription(running: InProcess) -> dict[str, Any]:
@@ -55,12 +25,6 @@ async def stops(running: InProcess) -> list[tuple[str, str]]:
 
 def audited(running: InProcess, action: str) -> list[dict[str, Any]]:
     return [body for kind, body in running.told if kind.startswith("api.") and body["action"] == action]
-
-
-async def books(running: InProcess) -> dict[str, int]:
-    """Return the ledger's balances in US cents."""
-    rows = await running.rows("select account, sum(amount) as held from ledger_postings group by account")
-    return {row["account"]: int(row["held"]) for row in rows}
 
 
 async def paid_in_all(running: InProcess, days: int) -> int:

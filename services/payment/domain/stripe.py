@@ -122,6 +122,11 @@ def customer_of(thing: Object) -> str | None:
     return reference(thing.get("customer"))
 
 
+def subscription_of(invoice: Object) -> str | None:
+    """Return the subscription that an invoice bills, by Stripe's id."""
+    return reference(_mapping(_mapping(invoice.get("parent")).get("subscription_details")).get("subscription"))
+
+
 def user_named(thing: Object) -> UUID | None:
     """Return the user that we, or the checkout, wrote on an object."""
     for named in (_mapping(thing.get("metadata")).get("user_id"), thing.get("client_reference_id")):

@@ -4,21 +4,21 @@ A checkout closes the session before it, and refuses where a subscription is ope
 made in Stripe's dashboard, a crypto payment while a session is open) ends here. The first to be created stays. Each
 later one is cancelled at once, the payments of its latest invoice are refunded, and both is audited. Where the user's
 open subscription is not Stripe's, or another customer's there, none of this customer's stays; but a plan that was
-granted for nothing gives way to one that the user pays for. What of this does not work is audited and counted, for a
-person has to do it.
+granted for nothing gives way to one that the user pays for. A payment that was still on its way (a bank debit takes
+days) is refunded when it arrives. What of this does not work is audited and counted, for a person has to do it.
 
 What would surprise you: each subscription is suspected in a lane of its own. One that appears while another is looked
 at would else join a look that does not see it. Looks that overlap end nothing twice.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
 from prometheus_client import Counter
 
-from services.payment.domain.stripe import customer_of
+from services.payment.domain.stripe import customer_of, moment, reference, subscription_of
 from services.payment.ports import Json, NoSuchObject
 from services.payment.service.audit import Audit
 from services.payment.service.calls import PATIENT_LANES, Call, Calls
@@ -64,8 +64,9 @@ class Doubles:
             calls.failed(kind, self._unresolved)
 
     def register(self, appliers: Appliers) -> None:
-        """Hear of subscriptions; after what writes them down."""
+        """Hear of subscriptions and invoices; after what writes them down."""
         appliers.on("subscription", self.applied)
+        appliers.on("invoice", self.arrived)
 
     async def applied(self, tx: Tx, told: Json | None, object_id: str) -> list[Event]:
         """Apply what Stripe says of a subscription: one that runs beside another open one is looked at."""
@@ -79,6 +80,22 @@ class Doubles:
         if ours is not None and ours["provider_id"] != object_id:
             await self.suspect(tx, user_id, customer, object_id)
         return []
+
+    async def arrived(self, tx: Tx, told: Json | None, object_id: str) -> list[Event]:
+        """Apply what Stripe says of an invoice: what was paid for a subscription after it was ended here goes back."""
+        subscription = subscription_of(told) if told is not None and told["status"] == "paid" else None
+        ended = await self._calls.last(tx, f"{PATIENT_LANES}{subscription}") if subscription is not None else None
+        if told is None or subscription is None or ended is None:
+            return []
+        known = (await self._mirror.bodies(tx, "subscription", [subscription])).get(subscription) or {}
+        paid_at = moment((told.get("status_transitions") or {}).get("paid_at"))
+        if reference(known.get("latest_invoice")) != object_id and (paid_at is None or paid_at < ended["created_at"]):
+            return []  # it was paid for a period that had been used before the subscription was doubled
+        back = await self._pay_back(tx, ended["user_id"], subscription, _paid((told.get("payments") or {}).get("data") or ()))
+        if not back:
+            return []
+        about = {"subscription": subscription, "invoice": object_id, "refunded": back}
+        return [self._audit.of(None, "refund.double_subscription", str(ended["user_id"]), **about)]
 
     async def suspect(self, tx: Tx, user_id: UUID, customer: str, subscription: str) -> None:
         """Have a customer's subscriptions looked at: this one was found beside another."""
@@ -97,7 +114,8 @@ class Doubles:
         gives_way = ours["id"] if ours is not None and given and running else None
         keeps = 0 if ours is not None and not given and await self._runs_elsewhere(ours, known) else 1
         later: list[dict[str, Any]] = [
-            {"id": one["id"], "payments": await self._payments(one)} for one in running[keeps:]
+            {"id": one["id"], "payments": await self._payments(one), "invoice": reference(one.get("latest_invoice"))}
+            for one in running[keeps:]
         ]
         ended = ours["provider_id"] if keeps and ours is not None and ours["provider_id"] not in known else None
         keep = [one["id"] for one in running[:keeps]]
@@ -124,17 +142,11 @@ class Doubles:
 
     async def _payments(self, subscription: Json) -> list[dict[str, str]]:
         """Return what paid a subscription's latest invoice, as a refund names it."""
-        invoice = subscription.get("latest_invoice")
+        invoice = reference(subscription.get("latest_invoice"))
         if invoice is None:
             return []
-        invoice_id = invoice if isinstance(invoice, str) else invoice["id"]
-        found: list[dict[str, str]] = []
-        async for one in pages(self._calls.stripe, "invoice_payments", {"invoice": invoice_id, "status": "paid"}):
-            for kind in ("payment_intent", "charge"):
-                if paid := one["payment"].get(kind):
-                    found.append({kind: paid if isinstance(paid, str) else paid["id"]})
-                    break
-        return found
+        listed = pages(self._calls.stripe, "invoice_payments", {"invoice": invoice, "status": "paid"})
+        return _paid([one async for one in listed])
 
     async def _end(self, tx: Tx, row: Row, result: Json) -> Sequence[Event]:
         user_id: UUID = row["user_id"]
@@ -145,11 +157,10 @@ class Doubles:
             path, lane = f"subscriptions/{subscription}", f"{PATIENT_LANES}{subscription}"
             if not await self._once(tx, Call("subscription.cancel", lane, user_id, path, {}, "delete")):
                 continue
-            for payment in later["payments"]:
-                about = {"reason": "duplicate", "metadata": {"user_id": str(user_id), "subscription": subscription}}
-                lane = f"refund/{next(iter(payment.values()))}"
-                await self._once(tx, Call("refund.create", lane, user_id, "refunds", {**payment, **about}))
+            await self._pay_back(tx, user_id, subscription, later["payments"])
             refunded = [next(iter(payment.values())) for payment in later["payments"]]
+            if later.get("invoice") is not None:  # it may have been paid after the look, and applied before this
+                await self._calls.mark(tx, "invoice", later["invoice"])
             about = {"subscription": subscription, "kept": list(keep), "refunded": refunded}
             events.append(self._audit.of(None, "cancel.double_subscription", str(user_id), **about))
         events += await self._give_way(tx, user_id, result["kept"].get("given"))
@@ -158,6 +169,19 @@ class Doubles:
         if (ended := result["kept"].get("ended")) is not None:
             await self._calls.mark(tx, "subscription", ended)
         return events
+
+    async def _pay_back(
+        self, tx: Tx, user_id: UUID, subscription: str, payments: Sequence[Mapping[str, str]]
+    ) -> list[str]:
+        """Order a refund for each payment, once; return the ids of those that nobody had ordered yet."""
+        ordered: list[str] = []
+        for payment in payments:
+            (paid,) = payment.values()
+            about = {"reason": "duplicate", "metadata": {"user_id": str(user_id), "subscription": subscription}}
+            call = Call("refund.create", f"refund/{paid}", user_id, "refunds", {**payment, **about})
+            if await self._once(tx, call):
+                ordered.append(paid)
+        return ordered
 
     async def _once(self, tx: Tx, call: Call) -> bool:
         """Order what an overlapping look may have ordered already; whether it is new. What failed is tried again."""
@@ -188,3 +212,14 @@ class Doubles:
         tx.after_commit(UNRESOLVED.labels(row["kind"]).inc)
         about = {"kind": row["kind"], "call": row["key"], "why": why}
         return [self._audit.of(None, f"{row['kind'].partition('.')[0]}.failed", str(row["user_id"]), **about)]
+
+
+def _paid(payments: Sequence[Json]) -> list[dict[str, str]]:
+    """Return what paid an invoice, as a refund names it."""
+    found: list[dict[str, str]] = []
+    for one in payments:
+        for kind in ("payment_intent", "charge"):
+            if one["status"] == "paid" and (paid := reference(one["payment"].get(kind))) is not None:
+                found.append({kind: paid})
+                break
+    return found

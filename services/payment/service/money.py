@@ -23,7 +23,7 @@ from typing import Any, Final, Literal, cast
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from services.payment.domain.money import Money, fiat
-from services.payment.domain.stripe import Object, moment, reference
+from services.payment.domain.stripe import Object, moment, reference, subscription_of
 from services.payment.service.catalogue import Catalogue
 from services.payment.service.ledger import Ledger
 from services.payment.service.refresh import Appliers
@@ -305,10 +305,9 @@ def _intents(invoice: Object) -> list[object]:
 
 
 def _link(invoice: Object) -> dict[str, Any]:
-    details: Object = (invoice.get("parent") or {}).get("subscription_details") or {}
     start, end = _period(invoice)
     return {
-        "subscription": reference(details.get("subscription")),
+        "subscription": subscription_of(invoice),
         "reason": invoice.get("billing_reason"),
         "period_start": start,
         "period_end": end,
