@@ -98,7 +98,8 @@ async def test_a_debit_that_arrives_while_its_subscription_is_being_ended_is_pai
         if not arrived:
             arrived = True
             running.fake.settle(session, good=True)
-            await running.deliver(running.fake.events[-10:])
+            await running.deliver(running.fake.events)
+            running.fake.delivered(*(event["id"] for event in running.fake.events))
             await running.carry()
             await refreshing.turn()
             await refreshing.idle()
