@@ -91,7 +91,8 @@ class Doubles:
         paid_at = moment((told.get("status_transitions") or {}).get("paid_at"))
         if reference(known.get("latest_invoice")) != object_id and (paid_at is None or paid_at < ended["created_at"]):
             return []  # it was paid for a period that had been used before the subscription was doubled
-        back = await self._pay_back(tx, ended["user_id"], subscription, _paid((told.get("payments") or {}).get("data") or ()))
+        paid = _paid((told.get("payments") or {}).get("data") or ())
+        back = await self._pay_back(tx, ended["user_id"], subscription, paid)
         if not back:
             return []
         about = {"subscription": subscription, "invoice": object_id, "refunded": back}
