@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import httpx
 
 from services.alerts.adapters.answers import object_of
 from shared.errors import Transient
@@ -32,7 +33,10 @@ class Posting:
         self._name = name
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=connections, keepalive_timeout=60.0, resolver=aiohttp.ThreadedResolver()
+                limit=connections,
+                keepalive_timeout=60.0,
+                resolver=aiohttp.ThreadedResolver(),  # as the system does
+                ssl=httpx.create_ssl_context(),  # the same authorities as everywhere else
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(sock_connect=timeout_s, sock_read=timeout_s, connect=30.0, total=60.0),
