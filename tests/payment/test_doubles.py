@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any, cast
 from uuid import UUID
 
 from services.payment.domain.ledger import of_hand
@@ -87,8 +88,9 @@ async def test_a_debit_that_arrives_after_its_doubled_subscription_was_ended_is_
 
 async def test_a_debit_that_arrives_while_its_subscription_is_being_ended_is_paid_back_once(running: InProcess) -> None:
     user_id, session = await _doubled_by_debit(running)
-    (calls,) = (one._work.perform.__self__ for one in running.workers if one._work.kind == "stripe")
+    (performs,) = (cast("Any", one._work.perform) for one in running.workers if one._work.kind == "stripe")
     (refreshing,) = (one for one in running.workers if one._work.kind == "refresh")
+    calls = performs.__self__
     look = calls._hooks.before["doubles.check"]
     arrived = False
 
