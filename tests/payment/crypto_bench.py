@@ -48,7 +48,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.door = Door(self.database, Outbox("payment", lambda: None))
         store, receipts, self.subscription_store = CryptoStore(), ReceiptStore(), SubscriptionStore()
-        plans = Plans([PRO, TEAM])
+        self.plans = plans = Plans([PRO, TEAM])
         self.subscriptions = Subscriptions(
             self.subscription_store, Catalogue(plans, MirrorStore()), clock=self.clock, new_id=new_id
         )
