@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -33,16 +32,17 @@ class Write:
     """A write of ours: what asks for it, and what it is at Stripe. A double's refund is asked for by a webhook."""
 
     kind: str
-    asked: tuple[str, Any] | None
+    asked: str | None
+    plan: str | None
     method: str
     path: str
 
 
 WRITES = (
-    Write("checkout.create", ("/pay/checkout", {"plan": "pro"}), "POST", "/v1/checkout/sessions"),
-    Write("subscription.update", ("/pay/cancel", None), "POST", "/v1/subscriptions/{sub}"),
-    Write("subscription.update", ("/pay/change-plan", {"plan": "max"}), "POST", "/v1/subscriptions/{sub}"),
-    Write("refund.create", None, "POST", "/v1/refunds"),
+    Write("checkout.create", "/pay/checkout", "pro", "POST", "/v1/checkout/sessions"),
+    Write("subscription.update", "/pay/cancel", None, "POST", "/v1/subscriptions/{sub}"),
+    Write("subscription.update", "/pay/change-plan", "max", "POST", "/v1/subscriptions/{sub}"),
+    Write("refund.create", None, None, "POST", "/v1/refunds"),
 )
 TRIGGER = "before update on payment.stripe_calls for each row when (new.kind = '{kind}' and new.status = '{status}')"
 
@@ -94,7 +94,7 @@ class Buyer:
         happened = Counter(
             event["type"]
             for event in fake.events[self.events :]
-            if customer in {event["data"]["object"].get("customer"), event["data"]["object"]["id"]}
+            if customer in {event["data"]["object"].get("customer"), event["data"]["object"].get("id")}
         )
         happened["sessions"] = len(fake.all("checkout.session", customer=customer))
         happened["refunds"] = len(fake.all("refund", customer=customer))
@@ -137,14 +137,14 @@ async def ask(killable: Killable, buyer: Buyer) -> httpx.Response | None:
     """Ask as the gateway does, or tell of the second subscription as Stripe does; None where nobody answered."""
     if buyer.write.asked is None:
         sub = buyer.life.sub["id"]
-        told = [event for event in killable.fake.events if event["data"]["object"]["id"] == sub]
+        told = [event for event in killable.fake.events if event["data"]["object"].get("id") == sub]
         await killable.post(told)
         return None
-    path, body = buyer.write.asked
+    body = {"json": {"plan": buyer.write.plan}} if buyer.write.plan else {}
     signer = Signer(killable.settings.identity_secret.get_secret_value(), utc_now)
     token = signer.sign(Identity(buyer.life.user_id, "user"), audience="payment", request_id="r1")
     with contextlib.suppress(httpx.HTTPError):
-        return await killable.http.post(path, headers={HEADER: token}, **({} if body is None else {"json": body}))
+        return await killable.http.post(buyer.write.asked, headers={HEADER: token}, **body)
     return None
 
 

@@ -230,7 +230,7 @@ class Desk:
             charge_id = self.books.get("payment_intent", params["payment_intent"], "payment_intent")["latest_charge"]
         charge = self.books.get("charge", charge_id, "charge")
         amount = number(params["amount"], "amount", 1) if "amount" in params else None
-        return self.money.refund(charge, amount, params.get("reason"))
+        return self.money.refund(charge, amount, params.get("reason"), params.get("metadata"))
 
 
 def _named(kind: str, pattern: str) -> bool:

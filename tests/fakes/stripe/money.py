@@ -165,7 +165,9 @@ class Money:
         }
         return self.books.add("balance_transaction", transaction)
 
-    def refund(self, charge: Obj, given: int | None = None, reason: str | None = None) -> Obj:
+    def refund(
+        self, charge: Obj, given: int | None = None, reason: str | None = None, metadata: Obj | None = None
+    ) -> Obj:
         """Give money back: all that is left, unless less is said."""
         left: int = charge["amount"] - charge["amount_refunded"]
         amount = left if given is None else given
@@ -184,7 +186,7 @@ class Money:
             "created": self.books.now,
             "currency": charge["currency"],
             "customer": charge["customer"],
-            "metadata": {},
+            "metadata": metadata or {},
             "payment_intent": charge["payment_intent"],
             "reason": reason,
             "receipt_number": None,
