@@ -108,7 +108,7 @@ async def killable_payment(settings: SharedSettings, database_url: str, tmp_path
         port = probe.getsockname()[1]
     with FakeStripe(int(time.time())) as fake:
         for plan in PLANS:
-            cents = int(plan["price_usd"]) * 100
+            cents = int(str(plan["price_usd"])) * 100
             fake.feature(fake.price(cents, price_id=str(plan["stripe_price"]))["product"], str(plan["name"]))
         env = {
             **os.environ,

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -140,7 +141,7 @@ async def ask(killable: Killable, buyer: Buyer) -> httpx.Response | None:
         told = [event for event in killable.fake.events if event["data"]["object"].get("id") == sub]
         await killable.post(told)
         return None
-    body = {"json": {"plan": buyer.write.plan}} if buyer.write.plan else {}
+    body: dict[str, Any] = {"json": {"plan": buyer.write.plan}} if buyer.write.plan else {}
     signer = Signer(killable.settings.identity_secret.get_secret_value(), utc_now)
     token = signer.sign(Identity(buyer.life.user_id, "user"), audience="payment", request_id="r1")
     with contextlib.suppress(httpx.HTTPError):
