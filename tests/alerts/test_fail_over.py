@@ -1,5 +1,7 @@
 """Channels that take turns: what one could not take goes to the next, once, and the log says why."""
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,8 +13,10 @@ from hypothesis import strategies as st
 from services.alerts.domain.routing import ANY, Choice, Wishes, in_turn
 from services.alerts.ports import ChannelGone
 from shared.contracts.alerts import DeliverySettled
+from shared.contracts.base import Event
+from shared.db import Tx
 from shared.errors import Permanent, Transient
-from shared.work import OutcomeUnknown
+from shared.work import OutcomeUnknown, Settled
 from tests.alerts.conftest import Bench, activity, contract
 from tests.alerts.test_notices import receipt
 from tests.alerts.test_preferences import wish
@@ -136,6 +140,36 @@ async def test_an_end_that_is_not_recorded_hands_nothing_on(bench: Bench) -> Non
         await bench.deliver()
         bench.clock.advance(31)
     assert [(channel, status) for channel, status, _ in await ends(bench)] == [("discord", "failed"), ("email", "done")]
+
+
+async def test_what_a_replica_had_ended_when_it_died_another_one_hands_on_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await taking_turns(bench)
+    await bench.tell(activity())
+    other, ended = Bench(bench.database, bench.clock), asyncio.Event()
+    bench.discord.errors, other.discord.errors = [Permanent("refused")], [Permanent("refused")]
+
+    async def die(ends: Sequence[Settled], tx: Tx) -> list[Event]:
+        del ends, tx
+        ended.set()
+        return await asyncio.Event().wait() and []
+
+    monkeypatch.setattr(bench.router, "hand_on", die)
+    dying = asyncio.create_task(bench.deliver())
+    await ended.wait()
+    await other.deliver()
+    assert other.discord.sent == other.email.sent == []
+    for worker in bench.workers:
+        await worker._settle.close()  # and with it its transaction
+    with pytest.raises(asyncio.CancelledError):
+        await dying
+    assert await ends(bench) == [("discord", "started", None)]
+    for _ in range(4):
+        bench.clock.advance(31)
+        await other.deliver()
+    assert await ends(bench) == [("discord", "failed", None), ("email", "done", "discord did not take it: refused")]
+    assert (len(other.discord.sent), len(other.email.sent), bench.email.sent) == (1, 1, [])
 
 
 async def test_turns_are_kept_and_shown_and_those_that_make_no_sense_refused(client: Client) -> None:
