@@ -2,11 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
-from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -16,66 +13,14 @@ from hypothesis import strategies as st
 
 from services.payment.adapters.esplora import GENESIS, Esplora
 from services.payment.domain.chains import Chain
-from services.payment.domain.periods import period_after
-from services.payment.domain.subscriptions import State
 from services.payment.ports import WrongChain
 from services.payment.service.audit import Actor
 from services.payment.service.crypto import TooManyInvoices
-from services.payment.store.subscriptions import state_of
 from shared.db import Database
 from shared.errors import Transient
-from tests.conftest import ManualClock
 from tests.fakes.esplora import FakeEsplora
+from tests.payment.bitcoin_town import FINAL, NEEDED, NOW, OURS, PRICE, SHARED, Town, town_on
 from tests.payment.crypto_bench import Bench
-
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-OURS = ["bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080", "2MzQwSSnBHWHqSAqtTVQ6v47XtaisrJa1Vc"]
-SHARED = "mipcBbFg9gMiCh81Kj8tqqdgoZub1ZJRfn"
-PRICE = 29_000
-NEEDED, FINAL = 2, 4
-DAY = timedelta(days=1)
-_NAMES = count()
-
-
-@dataclass
-class Town:
-    """A chain, our address on it, and our bench."""
-
-    esplora: FakeEsplora
-    bench: Bench
-
-    async def pass_time(self, seconds: float) -> None:
-        self.bench.clock.advance(seconds)
-        self.esplora.now = int(self.bench.clock.now.timestamp())
-        await self.bench.round()
-
-    async def mine(self, blocks: int = 1) -> None:
-        self.esplora.mine(blocks)
-        self.bench.clock.now = max(self.bench.clock.now, datetime.fromtimestamp(self.esplora.now, UTC))
-        await self.bench.round()
-
-
-@asynccontextmanager
-async def town_on(database: Database) -> AsyncGenerator[Town]:
-    clock = ManualClock(NOW)
-    chain = Chain.model_validate(
-        {
-            "name": f"regtest-{next(_NAMES)}",
-            "kind": "bitcoin",
-            "network": "regtest",
-            "assets": [{"symbol": "BTC", "decimals": 8}],
-            "addresses": OURS,
-            "confirmations": [{"blocks": NEEDED}],
-            "final_blocks": FINAL,
-        }
-    )
-    async with FakeEsplora(NOW.timestamp()) as esplora:
-        esplora.mine()
-        reader = Esplora(esplora.url, "regtest", "BTC")
-        bench = Bench(database, clock, [(chain, reader)], {"BTC": Decimal(100_000)})
-        await bench.round()
-        yield Town(esplora, bench)
-        await bench.close()
 
 
 @pytest.fixture
@@ -291,103 +236,6 @@ async def test_what_was_paid_before_an_invoice_was_made_is_not_its_payment(town:
     assert invoice["address"] == OURS[0]
     await town.mine(NEEDED)
     assert await bench.state(invoice) == "new"
-
-
-async def test_a_second_invoice_extends_the_subscription_and_another_plan_is_refused(town: Town):
-    bench = town.bench
-    first = await bench.invoice("BTC")
-    user = first["user_id"]
-    town.esplora.send({first["address"]: PRICE})
-    await town.mine(NEEDED)
-    with pytest.raises(Exception, match="You have a subscription already"):
-        await bench.invoice("BTC", user=user, plan="team")
-    second = await bench.invoice("BTC", user=user)
-    before = await bench.subscription(user)
-    assert before is not None
-    assert second["renews"] == before["id"]
-    town.esplora.send({second["address"]: PRICE})
-    await town.mine(NEEDED)
-    after = await bench.subscription(user)
-    assert after is not None
-    assert after["id"] == before["id"]
-    assert after["current_period_start"] == before["current_period_start"]
-    assert after["current_period_end"] - before["current_period_end"] == timedelta(days=30)
-    assert [told["renewal"] for told in await bench.told("payment.payments")] == [False, True]
-
-
-async def test_periods_paid_one_after_the_other_return_to_the_day_the_first_began_on(town: Town):
-    bench, user = town.bench, uuid4()
-    town.esplora.now = int(datetime(2027, 1, 31, 12, tzinfo=UTC).timestamp())
-    bench.clock.now = datetime(2027, 1, 31, 12, tzinfo=UTC)
-    ends: list[str] = []
-    for _ in range(2):
-        await bench.round()
-        invoice = await bench.invoice("BTC", user=user)
-        town.esplora.send({invoice["address"]: PRICE})
-        await town.mine(NEEDED)
-        subscription = await bench.subscription(user)
-        assert subscription is not None
-        assert subscription["anchor_day"] == 31
-        ends.append(f"{subscription['current_period_end']:%m-%d}")
-    assert ends == ["02-28", "03-31"]
-
-
-@pytest.mark.parametrize(("days", "kept"), [(-1, True), (3, True), (7, False), (20, False)])
-async def test_a_period_paid_after_access_stopped_begins_with_the_payment(town: Town, days: int, kept: bool):
-    bench, user = town.bench, uuid4()
-    invoice = await bench.invoice("BTC", user=user)
-    end = bench.clock.now - timedelta(days=days)
-    graced = State("crypto", None, "pro", "past_due", end - 30 * DAY, end, grace_until=end + 7 * DAY)
-    await bench.door.publish(lambda tx: bench.subscriptions.become(tx, user, graced))
-    town.esplora.send({invoice["address"]: PRICE})
-    await town.mine(NEEDED)
-    row, subscription = await bench.get(invoice), await bench.subscription(user)
-    assert subscription is not None
-    assert row["granted_from"] == (end if kept else bench.clock.now)
-    assert subscription["current_period_end"] == row["granted_until"] == period_after(row["granted_from"], "month")
-
-
-async def test_when_a_period_is_taken_back_the_days_of_grace_move_with_its_end(town: Town):
-    bench = town.bench
-    invoice = await bench.invoice("BTC")
-    user, end = invoice["user_id"], bench.clock.now + 20 * DAY
-    paid = State("crypto", None, "pro", "active", end - 30 * DAY, end)
-    await bench.door.publish(lambda tx: bench.subscriptions.become(tx, user, paid))
-    tx = town.esplora.send({invoice["address"]: PRICE})
-    await town.mine(NEEDED)
-    granted = await bench.subscription(user)
-    assert granted is not None
-    graced = replace(state_of(granted), grace_until=granted["current_period_end"] + 7 * DAY)  # as the daily run does
-    await bench.door.publish(lambda tx: bench.subscriptions.become(tx, user, graced, granted["id"]))
-    town.esplora.reorganise(NEEDED)
-    town.esplora.forget(tx)
-    await bench.round()
-    await town.pass_time(3601)
-    row = await bench.subscription(user)
-    assert row is not None
-    assert (row["status"], row["current_period_end"], row["grace_until"]) == ("active", end, end + 7 * DAY)
-
-
-async def test_who_subscribed_elsewhere_meanwhile_is_told_and_not_subscribed_twice(town: Town):
-    bench = town.bench
-    invoice = await bench.invoice("BTC")
-    user = invoice["user_id"]
-    by_card = State("stripe", "sub_1", "pro", "active")
-    await bench.door.publish(lambda tx: bench.subscriptions.become(tx, user, by_card))
-    with pytest.raises(Exception, match="You have a subscription already"):
-        await bench.invoice("BTC", user=user)
-    town.esplora.send({invoice["address"]: PRICE})
-    await town.mine(NEEDED)
-    row = await bench.get(invoice)
-    assert (row["state"], row["problem"], row["granted_until"]) == ("paid", "ALREADY_SUBSCRIBED", None)
-    assert len(await bench.rows("select * from subscriptions")) == 1
-    over = State("stripe", "sub_1", "pro", "canceled")
-    await bench.door.publish(lambda tx: bench.subscriptions.become(tx, user, over))
-    await bench.round()
-    subscription = await bench.subscription(user)
-    assert subscription is not None
-    assert subscription["provider"] == "crypto"
-    assert len(await bench.told("payment.payments")) == 1
 
 
 async def test_a_chain_that_does_not_answer_changes_nothing_and_is_read_on_later(town: Town):

@@ -114,6 +114,9 @@ async def test_what_is_paid_for_the_plan_before_the_change_is_kept_and_counts_on
     assert (row["state"], row["problem"], row["granted_until"]) == ("paid", "ALREADY_SUBSCRIBED", None)
     assert bench.books() == {"USDC": Decimal(58)}, "the coins are ours, and the ledger says so"
     assert (await has(town, actor))["current_period_end"] == changed["current_period_end"]
+    town.evm.mine(8)
+    await town.round()
+    assert [one["final"] for one in await bench.rows("select final from crypto_receipts")] == [True, True]
     back = (await changes.change_plan(actor, "pro", None)).subscription
     await town.round()
     row = await bench.get(open_one)
