@@ -6,7 +6,7 @@ from uuid import UUID
 
 from prometheus_client import Counter
 
-from services.payment.domain.stripe import Object, customer_of, reference, state_of, user_named
+from services.payment.domain.stripe import Object, customer_of, reference, state_of, subscription_of, user_named
 from services.payment.domain.subscriptions import OVER, State
 from services.payment.service.catalogue import Catalogue
 from services.payment.service.refresh import Appliers, Refresh
@@ -105,8 +105,7 @@ class Apply:
         del object_id
         if told is None or told.get("status") == "open":
             return []
-        about = (told.get("parent") or {}).get("subscription_details") or {}
-        subscription = reference(about.get("subscription"))
+        subscription = subscription_of(told)
         row = await self._store.of_provider(tx, "stripe", subscription) if subscription is not None else None
         if row is not None and row["status"] == "past_due":
             await self._refresh.want(tx, [("subscription", row["provider_id"])])

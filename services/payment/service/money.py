@@ -3,7 +3,8 @@
     invoice          paid: a receipt; open, and its payment waits for the customer: a notice
     charge           paid: into the ledger; failed: a notice; refunded in full: access to what it paid for ends
     refund           into the ledger; when it has succeeded, a notice. Its charge is asked for if we know it otherwise
-    dispute          into the ledger; access is held back while it is open and after it was lost; two notices
+    dispute          into the ledger; two notices; access is held back while it is open and after it was lost, unless
+                     it is of a payment whose period was over when it was opened
     payment_method   its card is noted, for the notice before it ends
     payout           into the ledger
 
