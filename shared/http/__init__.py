@@ -4,7 +4,7 @@ Errors have one shape, each route says who may call it, and health, metrics and 
 """
 
 from shared.http.app import App, build_app
-from shared.http.callers import Caller, Gate, Who, header, routes
+from shared.http.callers import Caller, Gate, Who, body_of, header, routes
 from shared.http.edge import Exchange, exchange_of
 from shared.http.served import Served
 
@@ -15,6 +15,7 @@ __all__ = [
     "Gate",
     "Served",
     "Who",
+    "body_of",
     "build_app",
     "exchange_of",
     "header",

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -37,6 +37,30 @@ class Door:
             header = signature(body, secret, self.clock().timestamp() + at)
         headers = {"content-type": "application/json"} | ({} if header is None else {"stripe-signature": header})
         return await self._http.post("/pay/webhooks/stripe", content=body, headers=headers)
+
+    async def stream(self, signed: bytes, chunks: Sequence[bytes], *, leaves: bool = False) -> int:
+        """Send chunks as a server hands them on, with a body's signature; `leaves` before the end is said."""
+        header = signature(signed, NEW, self.clock().timestamp()).encode()
+        came = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+        if leaves:
+            came.append({"type": "http.disconnect"})
+        else:
+            came[-1]["more_body"] = False
+        came.reverse()
+        statuses: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            return came.pop()
+
+        async def send(message: Any) -> None:
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        path = "/pay/webhooks/stripe"
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+        scope |= {"headers": [(b"stripe-signature", header)], "client": ("127.0.0.1", 1), "http_version": "1.1"}
+        await cast("Any", self.service.app)(scope, receive, send)
+        (status,) = statuses
+        return status
 
     async def kept(self) -> list[Any]:
         async with self.service.db.read() as tx:
@@ -202,6 +226,20 @@ async def test_a_webhook_has_at_most_a_million_bytes(door: Door):
     answer = await door.post(largest + b" ")
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "TOO_LARGE")
     assert [len(row["body"]) for row in await door.kept()] == [1_000_000]
+
+
+async def test_a_body_that_comes_in_pieces_is_taken_and_counted_as_a_whole(door: Door):
+    body = event(padding="x" * 600_000)
+    assert await door.stream(body, [body[:7], b"", body[7:]]) == 200
+    assert [row["body"] for row in await door.kept()] == [body]
+    assert await door.stream(body, [body, body]) == 413
+    assert len(await door.kept()) == 1
+
+
+async def test_a_body_whose_sender_leaves_before_its_end_is_not_kept(door: Door):
+    body = event()
+    assert await door.stream(body, [body], leaves=True) == 422
+    assert await door.kept() == []
 
 
 async def test_a_thin_event_names_its_object(door: Door):

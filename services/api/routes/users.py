@@ -1,13 +1,13 @@
 """Users, their settings and their API keys."""
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final, cast
 from uuid import UUID
 
 import msgspec
 from litestar import Response, delete, get, patch, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody
+from litestar.types import Receive, Scope
 
 from services.api.coalesce import Coalescer
 from services.api.gate import SIGNUP, Gate, credential_of
@@ -17,8 +17,9 @@ from services.api.routes.common import HttpRequest, by
 from services.api.service import Keys, Users
 from services.api.service.users import SettingsView, show_sign_up
 from shared.clock import Clock, NewId
-from shared.errors import Invalid, NotFound, Unauthenticated
+from shared.errors import Invalid, NotFound
 from shared.http import Caller, Who
+from shared.http.callers import current_identity
 from shared.http.json import json_response
 from shared.idempotency import HEADER, MalformedKey, answer_once, parse_key
 from shared.identity import Identity, own
@@ -78,20 +79,20 @@ def user_routes(users: Users, door: Door, clock: Clock, new_id: NewId) -> list[H
             status_code=200,
         )
 
-    async def quick(identity: Identity | None, path: Mapping[str, Any]) -> bytes:
-        if identity is None:
-            raise Unauthenticated
-        user_id: UUID = path["user_id"]
+    async def read(identity: Identity, user_id: UUID) -> bytes:
         own(identity, user_id)
         found = await settings.get(user_id)
         if found is None:
             raise NotFound("there is no such user")
         return found
 
+    async def quick(scope: Scope, _: Receive) -> bytes:
+        return await read(await current_identity(scope), cast("UUID", scope["path_params"]["user_id"]))
+
     @get("/api/user/{user_id:uuid}/settings", caller=Caller.USER, quick=quick, tags=["users"])
     async def read_settings(identity: Who, user_id: FromPath[UUID]) -> SettingsView:
         """Return your settings."""
-        return msgspec.json.decode(await quick(identity, {"user_id": user_id}), type=SettingsView)
+        return msgspec.json.decode(await read(identity, user_id), type=SettingsView)
 
     @patch("/api/user/{user_id:uuid}/settings", caller=Caller.USER, tags=["users"])
     async def change_settings(
