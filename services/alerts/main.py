@@ -69,7 +69,7 @@ from services.alerts.store.rules import RuleStore
 from services.alerts.store.silences import SilenceStore
 from services.alerts.store.targets import TargetStore
 from services.alerts.store.templates import TemplateStore
-from services.alerts.workers import Confirmation, Delivery, FanOuts, NoticeDelivery, Retention
+from services.alerts.workers import PAGES_FIRST_S, Confirmation, Delivery, FanOuts, NoticeDelivery, Retention
 from shared.clock import Clock, new_id
 from shared.contracts.alerts import Channel
 from shared.envelope import Envelope, keys_of
@@ -78,7 +78,7 @@ from shared.outward import Outward
 from shared.schedule import Job
 from shared.service import Environment, Service
 from shared.signing import secrets_of
-from shared.work import Worker
+from shared.work import Precedence, Work, Worker
 
 SHOWING: Final = frozenset[Channel]({"discord", "email"})
 """Channels that show pictures."""
@@ -128,12 +128,17 @@ def build(env: Environment) -> Service:
         for worker in workers:
             worker.wake()
 
+    def perform(work: Work) -> None:
+        workers.append(Worker(work, service.door, service.clock, draw=env.random.random))
+        service.work(workers[-1])
+
     deliveries, preferences, silences = DeliveryStore(), PreferenceStore(), SilenceStore()
+    mails, engaged, fanning_out = MailStore(), EngagementStore(), Precedence(PAGES_FIRST_S)
     router = Router(deliveries, tuple(offered), wake=wake)
     for channel, (sender, concurrency) in offered.items():
         service.closes(sender)
         drawn = pictures if channel in SHOWING else None
-        for work in (
+        perform(
             Delivery(
                 *(channel, sender, store, notices, service.door),
                 router=router,
@@ -141,7 +146,9 @@ def build(env: Environment) -> Service:
                 clicks=clicks,
                 clock=service.clock,
                 pictures=drawn,
-            ).work(concurrency),
+            ).work(concurrency, fanning_out)
+        )
+        perform(
             NoticeDelivery(
                 *(channel, sender, notices, store, service.door),
                 router=router,
@@ -149,10 +156,8 @@ def build(env: Environment) -> Service:
                 clicks=clicks,
                 clock=service.clock,
                 pictures=drawn,
-            ).work(),
-        ):
-            workers.append(Worker(work, service.door, service.clock, draw=env.random.random))
-            service.work(workers[-1])
+            ).work()
+        )
     if "email" in offered:
         asking = Confirmation(
             offered["email"][0],
@@ -162,8 +167,7 @@ def build(env: Environment) -> Service:
             public_url=settings.public_url,
             clock=service.clock,
         )
-        workers.append(Worker(asking.work(), service.door, service.clock, draw=env.random.random))
-        service.work(workers[-1])
+        perform(asking.work())
 
     options = Options(
         best_few=settings.best_few,
@@ -175,8 +179,7 @@ def build(env: Environment) -> Service:
     )
     kept, fans = KeptEvents(), FanOutStore()
     alerts = Alerts(store, audience, options, router=router, kept=kept, fans=fans, clock=service.clock, wake=wake)
-    workers.append(Worker(FanOuts(alerts, fans, service.door).work(), service.door, service.clock))
-    service.work(workers[-1])
+    perform(FanOuts(alerts, fans, service.door, first=fanning_out, wake=wake).work())
     channels = Channels(
         audience,
         confirmations,
@@ -208,7 +211,6 @@ def build(env: Environment) -> Service:
     service.schedule(Job("retention", "20 5 * * *", retention.run))
     service.schedule(Job("kept-events", "25 5 * * *", lambda at: kept.forget(service.door.transaction, at.date())))
     service.schedule(Job("fan-outs", "35 5 * * *", lambda at: fans.forget(service.door.transaction, at)))
-    mails = MailStore()
     mail = Mail(
         mails,
         preferences,
@@ -220,7 +222,6 @@ def build(env: Environment) -> Service:
         new_id=new_id,
     )
     service.schedule(Job("mail-events", "40 5 * * *", partial(mails.forget, service.door.transaction)))
-    engaged = EngagementStore()
     engagement = Engagement(engaged, clicks, service.clock)
     service.serve(
         [

@@ -4,7 +4,7 @@ A delivery tells the alert as it is when it goes out, so one that waited tells t
 again meanwhile, the later delivery tells it, and this one ends without a message: after an outage one comes, not two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, cast
@@ -33,11 +33,13 @@ from shared.contracts.base import Event
 from shared.db import Row, Tx, is_rerun
 from shared.errors import Permanent, Transient
 from shared.messaging.door import Door
-from shared.work import Performed, Policy, Settled, Together, Work, explain, one_by_one
+from shared.work import Performed, Policy, Precedence, Settled, Together, Work, explain, never, one_by_one
 
 AHEAD: Final = 3
 """So many rows are claimed and read before their turn, for each that is sent at once."""
 TOGETHER: Final = 200
+PAGES_FIRST_S: Final = 10.0
+"""So long at a time deliveries of fan-outs stand back for pages."""
 UNHEARD: Final = 3
 UNHEARD_REASON: Final = (
     f"{UNHEARD} messages in a row failed, each tried for hours: check the URL and set this channel again"
@@ -86,7 +88,7 @@ class Delivery:
         self._pictures = pictures
         self._read: Together[Row, Row | None] = Together(self._read_rows, most=TOGETHER)
 
-    def work(self, concurrency: int) -> Work:
+    def work(self, concurrency: int, stands_back: Callable[[], bool] = never) -> Work:
         """Return the work: what is unknown is sent again (each adapter says why)."""
         return Work(
             kind=self._channel,
@@ -98,6 +100,7 @@ class Delivery:
             settled=self.settled,
             order="bulk, due_at, id",
             rank=_rank,
+            stands_back=stands_back,
             policy=Policy(
                 concurrency=concurrency,
                 ahead=AHEAD * concurrency,
@@ -241,13 +244,18 @@ async def fail_with_channel(alerts: AlertsStore, notices: NoticeStore, settled: 
 class FanOuts:
     """Raises the alerts of what very many rules look at, page by page, each in a transaction of its own.
 
-    One at a time, and what its pages write is delivered after what few rules look at (`deliveries.bulk`).
+    Two at a time: one computes while Postgres writes for the other. What their pages write is delivered after what few
+    rules look at (`deliveries.bulk`), and after the pages: whoever looks into the app sees an alert when it is raised.
     """
 
-    def __init__(self, alerts: Alerts, fans: FanOutStore, door: Door) -> None:
+    def __init__(
+        self, alerts: Alerts, fans: FanOutStore, door: Door, *, first: Precedence, wake: Callable[[], None]
+    ) -> None:
         self._alerts = alerts
         self._fans = fans
         self._door = door
+        self._first = first
+        self._wake = wake
 
     def work(self) -> Work:
         """Return the work: after a crash it goes on behind the last page that was committed."""
@@ -256,7 +264,7 @@ class FanOuts:
             table="fan_outs",
             perform=self.perform,
             on_unknown="resend",
-            policy=Policy(concurrency=1, lease_s=15.0, base_s=0.2, cap_s=30.0, max_attempts=1000),
+            policy=Policy(concurrency=2, lease_s=15.0, base_s=0.2, cap_s=30.0, max_attempts=1000),
         )
 
     async def perform(self, row: Row) -> Performed:
@@ -264,12 +272,16 @@ class FanOuts:
         try:
             async with self._door.read() as tx:
                 needless = await self._fans.needless(tx, row["id"])
-            while not needless and await self._door.run(lambda tx: self._alerts.raise_page(row, tx)):
-                pass
+            with self._first.taken():
+                while not needless and await self._door.run(lambda tx: self._alerts.raise_page(row, tx)):
+                    if not self._first():
+                        self._wake()
         except Exception as error:
             if is_rerun(error):
                 raise Transient(explain(error)) from error
             raise
+        finally:
+            self._wake()
         return Performed()
 
 

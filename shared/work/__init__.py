@@ -30,7 +30,7 @@ destination, `pauses` names the column that a wait binds. Replicas need clocks t
 within a fraction of the lease.
 """
 
-from shared.work.pace import Together
+from shared.work.pace import Precedence, Together
 from shared.work.rules import (
     Busy,
     Decision,
@@ -44,7 +44,7 @@ from shared.work.rules import (
     explain,
 )
 from shared.work.table import COLUMNS, create_indexes, create_pauses, start
-from shared.work.work import Performed, Settled, Started, Work, one_by_one
+from shared.work.work import Performed, Settled, Started, Work, never, one_by_one
 from shared.work.worker import Worker
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "OutcomeUnknown",
     "Performed",
     "Policy",
+    "Precedence",
     "Settled",
     "Started",
     "Status",
@@ -67,6 +68,7 @@ __all__ = [
     "create_pauses",
     "decide",
     "explain",
+    "never",
     "one_by_one",
     "start",
 ]

@@ -5,7 +5,8 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Final, Generic, TypeVar
 
 ROUND_S: Final = 0.002
@@ -154,3 +155,33 @@ class Patience:
             self._places = max(self._least, self._places * 0.75)
         else:
             self._places = min(self._most, self._places + 1 / self._places)
+
+
+class Precedence:
+    """What others stand back for while it is under way: `most_s` at a time, and at most half of the time."""
+
+    def __init__(self, most_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most_s = self._left_s = most_s
+        self._clock = clock
+        self._looked_at = clock()
+        self._under_way = 0
+        self._holds = False
+
+    def __call__(self) -> bool:
+        """Whether others stand back now."""
+        now = self._clock()
+        passed_s, self._looked_at = now - self._looked_at, now
+        self._left_s = min(self._most_s, self._left_s + (-passed_s if self._holds else passed_s))
+        self._holds = self._under_way > 0 and self._left_s > 0
+        return self._holds
+
+    @contextmanager
+    def taken(self) -> Generator[None]:
+        """Be under way; several may be."""
+        self._under_way += 1
+        self()
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self()

@@ -44,6 +44,11 @@ def created_at(row: Row) -> datetime:
     return at
 
 
+def never() -> bool:
+    """Say that what can wait stands back for nothing."""
+    return False
+
+
 def equal(_: Row) -> int:
     """Return the rank of a row where all have the same."""
     return 0
@@ -70,7 +75,7 @@ class Work:
     the effect; where it decides in a transaction, that may start the row too (`Started`), a commit less. `settled` runs
     in the transaction that records the ends of up to `policy.together` rows and returns the events that tell of them
     (`one_by_one` makes it of what takes one). Of rows that are prepared, the lowest `rank` is performed first; those
-    above 0 can wait (`pace.Patience`), and `order` claims them last.
+    above 0 can wait (`pace.Patience`), `order` claims them last, and while it `stands_back` none of them is claimed.
     `look_up` answers whether an uncertain effect has happened. `pauses` is the column that names who is left alone when
     an effect ends with Busy, where that is not the lane alone: several lanes may lead to one destination, and
     `pauses_with` names another kind that leads to the same ones. A row carries
@@ -92,3 +97,4 @@ class Work:
     policy: Policy = field(default_factory=Policy)
     since: Callable[[Row], datetime] = created_at
     rank: Callable[[Row], int] = equal
+    stands_back: Callable[[], bool] = never

@@ -22,7 +22,7 @@ from shared.work import table
 from shared.work.metrics import AGE, IN_FLIGHT, LOST, RETRIED, SETTLED, TOOK, UNKNOWN, WAITED
 from shared.work.pace import Patience, Places, Together
 from shared.work.rules import Busy, Decision, OutcomeUnknown, decide, explain
-from shared.work.work import Performed, Settled, Started, Work
+from shared.work.work import Performed, Settled, Started, Work, equal
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ BUSY_S = 0.1
 AGAIN_S = 2.0
 """After so long a database that does not answer is asked again."""
 START_AT_ONCE = 256
+FEW = 16
+"""So many that cannot wait are claimed at once beside those that can."""
 LOOK_PAST = 100
 """So many rows more than are wanted are looked at in one claim, for those whose lane is taken by one before them."""
 
@@ -186,18 +188,30 @@ class Worker:
 
     async def _claim(self, now: datetime, free: int) -> tuple[list[Row], UUID, bool]:
         """Claim up to `free` rows; return them with their token, and whether another claim may find more."""
+        if self._work.rank is not equal:
+            free = min(free, self._let_in() + FEW)
         token, limit = self._new_token(), min(free * 4, free + LOOK_PAST)
         async with self._door.transaction() as tx:
             await tx.execute(self._serialise)  # lanes stay single across replicas
             candidates = await tx.fetch(self._claimable, now=now, kind=self._pauses, candidates=limit)
             if not all(map(self._can_wait, candidates)):
                 self._patience.others()
-            chosen = choose(candidates, free, self._can_wait, self._patience.places - self._waiting)
+            let_in = self._let_in()
+            chosen = choose(candidates, free, self._can_wait, let_in)
             ids = [row["id"] for row in chosen]
             until = now + timedelta(seconds=self._policy.lease_s)
             claimed = await tx.fetch(self._claim_rows, token=token, until=until, ids=ids) if ids else []
         rows = sorted(claimed, key=lambda row: ids.index(row["id"]))
-        return rows, token, bool(rows) and len(candidates) == limit and self._patience.places > self._waiting
+        if not rows or (len(candidates) < limit and len(chosen) < free):
+            return rows, token, False
+        can_wait = sum(map(self._can_wait, candidates))
+        taken = sum(map(self._can_wait, chosen))  # of those; the others come first
+        others_left = can_wait == 0 or len(chosen) - taken < len(candidates) - can_wait
+        return rows, token, others_left or taken < let_in
+
+    def _let_in(self) -> int:
+        """Return how many more of those that can wait may be claimed now."""
+        return 0 if self._work.stands_back() else max(0, self._patience.places - self._waiting)
 
     async def _look(self, now: datetime) -> tuple[bool, float]:
         """Return whether a row is due, and in how many seconds the next one will be, or its lane is free again."""

@@ -17,6 +17,7 @@ from services.alerts.domain.matching import (
     Rule,
     alert_id,
     better,
+    by_alert,
     changes,
     rings,
     sightings,
@@ -107,15 +108,15 @@ def test_each_user_rule_symbol_and_session_has_its_own_alert() -> None:
 def test_what_shows_nothing_new_is_no_change() -> None:
     event, one = activity(), rule()
     lines = list(better({}, sightings(event)).values())
-    (change,) = changes(STOCK, lines, [event], [one], {}, best_few=3, step=10)
+    (change,) = changes(STOCK, lines, [event], by_alert([one], STOCK), {}, best_few=3, step=10)
     known = {change.alert_id: Known(change.summary, change.notified_score, change.notifications)}
-    assert changes(STOCK, lines, [event], [one], known, best_few=3, step=10) == []
+    assert changes(STOCK, lines, [event], by_alert([one], STOCK), known, best_few=3, step=10) == []
 
 
 def test_a_contract_without_the_premium_is_no_match() -> None:
     event = activity(contract(premium=10_000))
     lines = list(better({}, sightings(event)).values())
-    assert changes(STOCK, lines, [event], [rule(min_premium=10_001)], {}, best_few=3, step=10) == []
+    assert changes(STOCK, lines, [event], by_alert([rule(min_premium=10_001)], STOCK), {}, best_few=3, step=10) == []
 
 
 def test_what_is_simulated_says_so_in_title_and_notes() -> None:

@@ -1,20 +1,27 @@
-"""One signal that very many rules look at: page by page, each user once, the newest of what was seen, others first."""
+"""One signal that very many rules look at: page by page, each user once, the newest of what was seen, others first.
+
+Where pages are counted a fan-out has one part.
+"""
 
 import asyncio
 from collections import Counter
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
 
+from services.alerts.main import build
 from services.alerts.service import NewRule, Options
+from services.alerts.store.audience import RULES_FOR
 from services.alerts.store.fanouts import FanOutStore
 from services.alerts.workers import FanOuts
 from shared.db import Tx
 from shared.messaging.door import Done
-from shared.work import Worker
+from shared.process import Environment
+from shared.settings import SharedSettings
+from shared.work import Precedence, Worker
 from tests.alerts.conftest import ACTOR, NOW, WEBHOOK, Bench, activity, contract
 
 USERS = 7
@@ -25,9 +32,23 @@ class Fan:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        options = Options(offered=("discord", "email"), best_few=3, fan_out_above=3, fan_out_users=2)
-        bench.offer(options, wake=lambda: None)
+        self.first = Precedence(10)
+        self.wakes = 0
+        self.parts(1)
         self.users: list[UUID] = []
+
+    def parts(self, parts: int) -> None:
+        """Let fan-outs that come have so many parts."""
+        options = Options(
+            offered=("discord", "email"), best_few=3, fan_out_above=3, fan_out_users=2, fan_out_parts=parts
+        )
+        self.bench.offer(options, wake=self.wake)
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def fan_outs(self) -> FanOuts:
+        return FanOuts(self.bench.alerts, FanOutStore(), self.bench.door, first=self.first, wake=self.wake)
 
     async def crowd(self, users: int = USERS) -> None:
         for number in range(users):
@@ -37,8 +58,7 @@ class Fan:
             await self.bench.channel(self.users[-1], target=f"{WEBHOOK}{number}")
 
     def worker(self) -> Worker:
-        work = FanOuts(self.bench.alerts, FanOutStore(), self.bench.door).work()
-        return Worker(work, self.bench.door, self.bench.clock, draw=lambda: 0.5)
+        return Worker(self.fan_outs().work(), self.bench.door, self.bench.clock, draw=lambda: 0.5)
 
     async def page(self, number: int = 0) -> bool:
         """Do one page of the oldest fan-out, as a worker does that dies then."""
@@ -116,8 +136,7 @@ async def test_a_worker_that_was_taken_for_dead_and_its_successor_tell_each_user
     await fan.crowd()
     await fan.bench.tell(activity())
     (row,) = await fan.open()
-    both = [FanOuts(fan.bench.alerts, FanOutStore(), fan.bench.door).perform(row) for _ in range(2)]
-    await asyncio.gather(*both)
+    await asyncio.gather(*(fan.fan_outs().perform(row) for _ in range(2)))
     await fan.finish()
     await fan.once_each()
 
@@ -148,7 +167,11 @@ async def test_a_newer_event_in_the_middle_reaches_everybody_and_rings_again_onl
     assert {row["top_score"] for row in await fan.bench.rows("alerts")} == {94}
 
 
-async def test_of_fan_outs_that_wait_the_newest_is_done_and_an_event_behind_them_waits_too(fan: Fan) -> None:
+@pytest.mark.parametrize("parts", [1, 3])
+async def test_of_fan_outs_that_wait_the_newest_is_done_and_an_event_behind_them_waits_too(
+    fan: Fan, parts: int
+) -> None:
+    fan.parts(parts)
     await fan.crowd()
     for score in (70, 75, 79):
         await fan.bench.tell(activity(contract("A", score), as_of=NOW + timedelta(seconds=score)))
@@ -156,10 +179,101 @@ async def test_of_fan_outs_that_wait_the_newest_is_done_and_an_event_behind_them
     for user in fan.users[1:]:
         await fan.bench.execute(f"delete from watched where user_id = '{user}'")
     assert not await fan.bench.tell(activity(contract("A", 80)))
-    assert len(await fan.open()) == 4
+    assert len(await fan.open()) == 4 * parts
     await fan.finish()
     assert {(row["top_score"], row["notifications"]) for row in await fan.bench.rows("alerts")} == {(80, 1)}
     assert set((await fan.told()).values()) == {1}
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+async def test_each_part_looks_at_users_of_its_own_and_together_at_all(fan: Fan, parts: int) -> None:
+    fan.parts(parts)
+    await fan.crowd(25)
+    await fan.bench.tell(activity())
+    before: set[UUID] = set()
+    for row in sorted(await fan.open(), key=lambda row: row["part"]):
+        await fan.fan_outs().perform(row)
+        seen = {alert["user_id"] for alert in await fan.bench.rows("alerts")}
+        assert seen - before == {user for user in fan.users if user.bytes[15] % parts == row["part"]}
+        before = seen
+    await fan.once_each()
+
+
+async def test_replicas_do_the_parts_of_a_fan_out_at_once_and_tell_each_user_once(
+    fan: Fan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fan.parts(4)
+    all_begun, page = asyncio.Barrier(4), fan.bench.alerts.raise_page
+    begun: set[UUID] = set()
+
+    async def together(row: Any, tx: Tx) -> Done[bool]:
+        if row["id"] not in begun:
+            begun.add(row["id"])
+            async with asyncio.timeout(30):
+                await all_begun.wait()
+        return await page(row, tx)
+
+    monkeypatch.setattr(fan.bench.alerts, "raise_page", together)
+    await fan.crowd(25)
+    await fan.bench.tell(activity())
+    replicas = [fan.worker(), fan.worker()]
+    await asyncio.gather(*(replica.turn() for replica in replicas))
+    await asyncio.gather(*(replica.idle() for replica in replicas))
+    assert await fan.open() == []
+    await fan.once_each()
+
+
+async def test_few_rules_are_found_without_reading_all_users(fan: Fan) -> None:
+    """A generic plan knows of no symbol how many watch it: those of most symbols are few."""
+    bench = fan.bench
+    await bench.execute("insert into users (user_id) select gen_random_uuid() from generate_series(1, 20000)")
+    await bench.execute("insert into watched (symbol, user_id) select 'CROWD', user_id from users")
+    await bench.execute(
+        "insert into watched (symbol, user_id) select 'FEW' || n, user_id "
+        "from generate_series(1, 99) n, (select user_id from users limit 3) few"
+    )
+    await bench.execute("analyze users; analyze watched")
+    statement = str(RULES_FOR)
+    for number, name in enumerate(("symbols", "min_score", "min_premium_usd"), start=1):
+        statement = statement.replace(f":{name}", f"${number}")
+    async with bench.door.read() as tx:
+        await tx.connection.execute(f"prepare few as {statement}")
+        plan = [row[0] for row in await tx.connection.fetch("explain execute few ('{FEW1}', 60, 0)")]
+        await tx.connection.execute("deallocate few")
+    assert [line for line in plan if "Scan" in line]
+    assert not [line for line in plan if "Seq Scan" in line or "Hash" in line or "Merge" in line]
+
+
+async def test_every_channel_stands_back_for_the_fan_outs_of_its_process(bench: Bench, database_url: str) -> None:
+    service = build(Environment(SharedSettings(database_url=database_url), bench.clock))
+    works = [runner._work for runner in service._runners if isinstance(runner, Worker)]
+    (fan_outs,) = (cast("FanOuts", work.perform.__self__) for work in works if work.kind == "fan-out")  # type: ignore[attr-defined]
+    channels = [work for work in works if work.table == "deliveries"]
+    assert len(channels) >= 2
+    assert {id(work.stands_back) for work in channels} == {id(fan_outs._first)}
+    await service.close()
+
+
+@pytest.mark.parametrize("most_s", [10.0, 0.0], ids=["in time", "for too long"])
+async def test_deliveries_of_fan_outs_stand_back_while_pages_are_written_and_are_woken_then(
+    fan: Fan, monkeypatch: pytest.MonkeyPatch, most_s: float
+) -> None:
+    fan.first = Precedence(most_s)
+    held, page = list[tuple[bool, int]](), fan.bench.alerts.raise_page
+
+    async def watched(row: Any, tx: Tx) -> Done[bool]:
+        held.append((fan.first(), fan.wakes))
+        return await page(row, tx)
+
+    monkeypatch.setattr(fan.bench.alerts, "raise_page", watched)
+    await fan.crowd()
+    await fan.bench.tell(activity())
+    fan.wakes = 0
+    await fan.finish()
+    pages = -(-USERS // 2) + 1
+    assert held == [(most_s > 0, 0 if most_s else number) for number in range(pages)]
+    assert not fan.first()
+    assert fan.wakes == (1 if most_s else pages)
 
 
 async def test_what_few_look_at_is_delivered_before_what_many_do(fan: Fan) -> None:

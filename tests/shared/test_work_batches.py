@@ -1,6 +1,7 @@
 """Many rows at once: what they share is shared, and what one of them does is its alone."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -12,7 +13,7 @@ from sqlalchemy import text
 from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.work import Performed, Policy, Settled, Worker
-from shared.work.pace import LEAST, ROUND_S, Patience, Places, Together
+from shared.work.pace import LEAST, ROUND_S, Patience, Places, Precedence, Together
 from tests.shared.test_work import Bench, bench
 
 __all__ = ["bench"]
@@ -129,6 +130,35 @@ async def test_those_who_can_wait_are_let_in_while_the_loop_keeps_time_and_give_
     for _ in range(9):
         await patience.look()
     assert patience.places == LEAST
+
+
+def test_others_stand_back_for_so_long_at_a_time_and_for_half_of_the_time_at_most() -> None:
+    now = 0.0
+
+    def after(passed_s: float) -> bool:
+        nonlocal now
+        now += passed_s
+        return first()
+
+    first = Precedence(10, lambda: now)
+    assert not after(100)
+    with first.taken():
+        assert after(0)
+        with first.taken():
+            assert after(9)
+        assert after(0.5)
+        assert not after(1)
+        held = sum(after(0.5) for _ in range(1000))
+        assert 480 <= held <= 520
+    assert not after(4)
+    with first.taken():
+        assert after(3)
+        assert not after(2)
+    assert not after(100)
+    with contextlib.suppress(OSError), first.taken():
+        assert after(9)
+        raise OSError
+    assert not after(0)
 
 
 def worker(bench: Bench, policy: Policy = MANY, **changed: object) -> Worker:
@@ -314,3 +344,19 @@ async def test_while_nobody_else_comes_all_who_can_wait_are_claimed(
     assert await claimed() == 9
     finish.set()
     await one.idle()
+
+
+async def test_while_they_stand_back_none_that_can_wait_is_claimed_and_others_all(bench: Bench) -> None:
+    stands_back = True
+    await bench.add(*(f"patient{number}" for number in range(40)), *(f"urgent{number}" for number in range(40)))
+    one = worker(bench, replace(MANY, concurrency=60), stands_back=lambda: stands_back, **PATIENT)
+    assert await one.turn() == MANY.poll_s
+    await one.idle()
+    assert sorted(row["lane"] for row in bench.performed) == sorted(f"urgent{number}" for number in range(40))
+    assert await one.turn() == MANY.poll_s
+    assert len(bench.performed) == 40
+    stands_back = False
+    while len(bench.performed) < 80:
+        await one.turn()
+        await one.idle()
+    assert {row["lane"] for row in bench.performed[40:]} == {f"patient{number}" for number in range(40)}

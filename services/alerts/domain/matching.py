@@ -148,6 +148,11 @@ def alert_id(rule: Rule, stock: Stock) -> UUID:
     return derived_id(_ALERTS, f"{rule.user_id}/{rule.rule_id}/{symbol}/{session.isoformat()}")
 
 
+def by_alert(rules: Iterable[Rule], stock: Stock) -> dict[UUID, Rule]:
+    """Return the rules by the alert that each may make of a stock."""
+    return {alert_id(rule, stock): rule for rule in rules}
+
+
 def watchlist_rule_id(user_id: UUID) -> UUID:
     """Return the id of the rule that every user has: the symbols on the watchlist."""
     return derived_id(user_id, "alerts/rule/watchlist")
@@ -237,7 +242,7 @@ def changes(
     stock: Stock,
     lines: Sequence[Line],
     causes: Sequence[Cause],
-    rules: Sequence[Rule],
+    rules: Mapping[UUID, Rule],
     known: Mapping[UUID, Known],
     *,
     best_few: int,
@@ -245,16 +250,16 @@ def changes(
 ) -> list[Change]:
     """Return the alerts that `rules` make of a stock's contracts and that differ from what is known.
 
+    `rules` and `known` are by alert (`by_alert`).
     `causes` are the events that brought the contracts, oldest first; the last one is the changes' cause.
     """
     cause = newest(causes)
     summaries: dict[Limits, Summary | None] = {}
     found: list[Change] = []
-    for rule in rules:
+    for identity, rule in rules.items():
         if rule.limits not in summaries:
             summaries[rule.limits] = summarise(lines, rule.min_score, rule.min_premium_usd, best_few, rule.expression)
         summary = summaries[rule.limits]
-        identity = alert_id(rule, stock)
         before = known.get(identity)
         if summary is None or (before is not None and before.summary == summary):
             continue

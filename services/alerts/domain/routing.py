@@ -202,19 +202,19 @@ class Decision:
 
 
 def plan(ring: Ring, channel: str, wishes: Wishes, used: Used, now: datetime) -> Decision:
-    """Decide for one channel; what goes out is counted in `used`."""
+    """Decide for one channel; what goes out is counted in `used`, for a user who has caps."""
     held = unwanted(ring, channel, wishes, now)
     if held is not None:
         return held
     due_at = now
     if wishes.quiet is not None and not ring.critical:
         due_at = quiet_until(wishes.quiet, wishes.timezone, now) or now
-    hour = hour_of(due_at)
-    if not ring.critical and not ring.digest:
-        for cap in wishes.caps:
+    if wishes.caps:
+        hour = hour_of(due_at)
+        for cap in () if ring.critical or ring.digest else wishes.caps:
             if cap.covers(ring.kind, channel) and _told(used, cap, hour) >= cap.per_hour:
                 return Decision("digested", now, f"over your limit of {cap.per_hour} an hour")
-    used[ring.kind, channel, hour] += 1
+        used[ring.kind, channel, hour] += 1
     return Decision("pending", due_at, None if due_at == now else "waits for the end of your quiet hours")
 
 

@@ -21,8 +21,8 @@ from services.alerts.domain.matching import (
     Line,
     Rule,
     Stock,
-    alert_id,
     better,
+    by_alert,
     changes,
     newest,
     sightings,
@@ -56,6 +56,7 @@ class Options:
     notify_step: float = 10.0
     fan_out_above: int = 1_000
     fan_out_users: int = 250
+    fan_out_parts: int = 4
     offered: tuple[Channel, ...] = ("discord",)
     discord_base: str | None = None
     outward_base: str | None = None
@@ -133,7 +134,7 @@ class Alerts:
         crowded = await self._fans.crowded(tx, stocks, self._options.fan_out_above)
         if crowded:
             causes = [(stock, newest(by_stock[stock])) for stock in sorted(crowded)]
-            await self._fans.add(tx, causes, self._clock())
+            await self._fans.add(tx, causes, self._options.fan_out_parts, self._clock())
             tx.after_commit(self._wake)
             stocks = [stock for stock in stocks if stock not in crowded]
         rules = await self._audience.rules_for(tx, (symbol for symbol, _ in stocks))
@@ -144,7 +145,7 @@ class Alerts:
             change
             for stock in stocks
             for change in self._changes(
-                stock, list(lines[stock].values()), by_stock[stock], rules.get(stock[0], ()), known
+                stock, list(lines[stock].values()), by_stock[stock], by_alert(rules.get(stock[0], ()), stock), known
             )
         ]
         return await self._write(changed, tx)
@@ -157,9 +158,8 @@ class Alerts:
         page = await self._fans.next_page(tx, fan_out, self._options.fan_out_users)
         if page is None:
             return Done(False)
-        rules = await self._audience.rules_of(tx, page.stock[0], page.after, page.last)
-        ids = [alert_id(rule, page.stock) for rule in rules]
-        known = await self._store.alerts_by_id(tx, page.stock[1], ids)
+        rules = by_alert(await self._audience.rules_of(tx, page), page.stock)
+        known = await self._store.alerts_by_id(tx, page.stock[1], list(rules))
         changed = self._changes(page.stock, page.lines, [page.cause], rules, known)
         return Done(True, await self._write(changed, tx, fan_out["id"]))
 
@@ -168,7 +168,7 @@ class Alerts:
         stock: Stock,
         lines: Sequence[Line],
         causes: Sequence[Cause],
-        rules: Sequence[Rule],
+        rules: Mapping[UUID, Rule],
         known: Mapping[UUID, Known],
     ) -> list[Change]:
         few, step = self._options.best_few, self._options.notify_step

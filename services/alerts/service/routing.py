@@ -88,7 +88,7 @@ class Router:
     async def ring_alerts(self, ringing: Sequence[Change], now: datetime, tx: Tx, *, bulk: bool) -> list[Event]:
         """Write a delivery for each target of each alert's user; tell of those that end here.
 
-        Those that are `bulk` go out after all that are not.
+        Those that are `bulk` go out after all that are not; whoever raises them says when.
         """
         calls = [
             _Call(
@@ -101,7 +101,7 @@ class Router:
             for change in ringing
         ]
         rows = await self._planned(calls, now, tx)
-        if added := await self._store.add_of_alerts(tx, rows, now):
+        if (added := await self._store.add_of_alerts(tx, rows, now)) and not bulk:
             tx.after_commit(self._wake)
         causes = {change.alert_id: change.cause for change in ringing}
         ended = [row for row in rows if row["id"] in added and row["settled_at"] is not None]
@@ -225,7 +225,7 @@ class Router:
     async def _planned(self, calls: Sequence[_Call], now: datetime, tx: Tx) -> list[dict[str, Any]]:
         if not calls:
             return []
-        audience = await self._store.audience(tx, sorted({call.user_id for call in calls}), self._offered, now)
+        audience = await self._store.audience(tx, list({call.user_id for call in calls}), self._offered, now)
         heard: list[tuple[_Call, Audience]] = []
         joining: list[Joining] = []
         for call in calls:

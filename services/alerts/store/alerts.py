@@ -148,7 +148,7 @@ class AlertsStore:
     async def save_alerts(self, tx: Tx, changed: Sequence[Change], now: datetime) -> None:
         """Insert or update alerts."""
         told: dict[tuple[int, UUID], dict[str, Any]] = {}
-        rows = sorted(changed, key=lambda change: change.alert_id)
+        rows = sorted(changed, key=lambda change: change.alert_id.int)
         saying: list[int] = []
         for change in rows:
             key = id(change.summary), change.cause.id  # one object for all rules with the same limits

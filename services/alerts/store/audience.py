@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from services.alerts.domain.kinds import ACTIVITY, KINDS
 from services.alerts.domain.matching import Rule, watchlist_rule_id
+from services.alerts.store.fanouts import OF_PART, Page
 from services.alerts.store.targets import Kept, Place
 from shared.contracts.alerts import Channel
 from shared.db import Row, Tx
@@ -33,21 +34,27 @@ _SETTINGS = text("""
 _EMAIL = text("select email from users where user_id = :user_id")
 _WATCH = text("insert into watched (user_id, symbol) values (:user_id, :symbol) on conflict do nothing")
 _UNWATCH = text("delete from watched where user_id = :user_id and symbol = :symbol")
+# Each user is looked up (`limit 1` keeps it so): a generic plan does not know that few watch most symbols, and would
+# read all users.
 _RULES = """
     select w.symbol, w.user_id, null as rule_id, null as name,
         coalesce(u.min_score, :min_score) as min_score,
         coalesce(u.min_premium_usd, cast(:min_premium_usd as numeric)) as min_premium_usd, null as expression
-    from watched w left join users u using (user_id)
+    from watched w
+    left join lateral (
+        select alerts_enabled, min_score, min_premium_usd from users where user_id = w.user_id limit 1) u on true
     where w.symbol = any(cast(:symbols as text[])) and {some} and coalesce(u.alerts_enabled, true)
     union all
     select s.symbol, r.user_id, r.rule_id, r.name, r.min_score, r.min_premium_usd, cast(r.expression as text)
     from unnest(cast(:symbols as text[])) s (symbol)
     join rule_symbols w on w.symbol in (s.symbol, '')
     join rules r using (rule_id)
-    left join users u on u.user_id = r.user_id
+    left join lateral (select alerts_enabled from users where user_id = r.user_id limit 1) u on true
     where r.enabled and {some} and coalesce(u.alerts_enabled, true)"""
-_RULES_FOR = text(_RULES.format(some="true"))
-_RULES_OF = text(_RULES.format(some="w.user_id > :after and w.user_id <= :last"))
+RULES_FOR = text(_RULES.format(some="true"))
+_RULES_OF = text(
+    _RULES.format(some=f"w.user_id > :after and w.user_id <= :last and {OF_PART.format(user='w.user_id')}")
+)
 
 _CHANNEL_LIST = text("select * from channels where user_id = :user_id order by channel, created_at, lane")
 _LOCK_CHANNELS = text("select pg_advisory_xact_lock(hashtextextended('alerts/channels/' || :user_id, 0))")
@@ -118,13 +125,14 @@ class AudienceStore:
     async def rules_for(self, tx: Tx, symbols: Iterable[str]) -> dict[str, list[Rule]]:
         """Return the rules that look at each symbol, the watchlists' first."""
         found: dict[str, list[Rule]] = defaultdict(list)
-        for row in await tx.fetch(_RULES_FOR, symbols=sorted(set(symbols)), **self._usual):
+        for row in await tx.fetch(RULES_FOR, symbols=sorted(set(symbols)), **self._usual):
             found[row["symbol"]].append(_rule(row))
         return found
 
-    async def rules_of(self, tx: Tx, symbol: str, after: UUID, last: UUID) -> list[Rule]:
-        """Return the rules of the users after one and up to another that look at a symbol."""
-        rows = await tx.fetch(_RULES_OF, symbols=[symbol], after=after, last=last, **self._usual)
+    async def rules_of(self, tx: Tx, page: Page) -> list[Rule]:
+        """Return the rules of a page's users that look at its symbol."""
+        users = {"after": page.after, "last": page.last, "part": page.part, "parts": page.parts}
+        rows = await tx.fetch(_RULES_OF, symbols=[page.stock[0]], **users, **self._usual)
         return [_rule(row) for row in rows]
 
     @property

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
 
@@ -49,23 +50,28 @@ _USED: Final = text(f"""
         where d.user_id = any(cast(:user_ids as uuid[])) and d.created_at >= :since
           and d.status not in ('suppressed', 'digested')
     ) told where planned >= :hour group by 1, 2, 3, 4""")  # noqa: S608 - our own word
+# Very many deliveries have all but these in common: it is sent once, and each row names what it shares (`alike`).
+_OWN: Final = ("id", "alert_id", "user_id", "lane")
+_SHARED: Final = (
+    *("session", "channel", "ring", "bulk", "status", "due_at"),
+    *("planned_at", "reason", "because", "escalated", "settled_at"),
+)
+_shared: Final = itemgetter(*_SHARED)
 _ADD_OF_ALERTS: Final = text("""
     insert into deliveries (id, session, alert_id, user_id, channel, lane, ring, bulk, status, due_at, planned_at,
         last_error, because, escalated, created_at, settled_at)
-    select r.id, r.session, r.alert_id, r.user_id, r.channel, r.lane, r.ring, r.bulk, r.status, r.due_at, r.planned_at,
-        r.reason, r.because, r.escalated, cast(:now as timestamptz), r.settled_at
-    from unnest(cast(:id as uuid[]), cast(:session as date[]), cast(:alert_id as uuid[]), cast(:user_id as uuid[]),
-            cast(:channel as text[]), cast(:lane as text[]), cast(:ring as int[]), cast(:bulk as boolean[]),
+    select r.id, s.session, r.alert_id, r.user_id, s.channel, r.lane, s.ring, s.bulk, s.status, s.due_at, s.planned_at,
+        s.reason, s.because, s.escalated, cast(:now as timestamptz), s.settled_at
+    from unnest(cast(:id as uuid[]), cast(:alert_id as uuid[]), cast(:user_id as uuid[]), cast(:lane as text[]),
+            cast(:alike as int[]))
+        as r (id, alert_id, user_id, lane, alike)
+    join unnest(cast(:session as date[]), cast(:channel as text[]), cast(:ring as int[]), cast(:bulk as boolean[]),
             cast(:status as text[]), cast(:due_at as timestamptz[]), cast(:planned_at as timestamptz[]),
             cast(:reason as text[]), cast(:because as text[]), cast(:escalated as boolean[]),
-            cast(:settled_at as timestamptz[]))
-        as r (id, session, alert_id, user_id, channel, lane, ring, bulk, status, due_at, planned_at, reason,
-            because, escalated, settled_at)
+            cast(:settled_at as timestamptz[])) with ordinality
+        as s (session, channel, ring, bulk, status, due_at, planned_at, reason, because, escalated, settled_at, n)
+        on s.n = r.alike
     on conflict (id, session) do nothing returning id""")
-_OF_ALERTS: Final = (
-    *("id", "session", "alert_id", "user_id", "channel", "lane", "ring", "bulk"),
-    *("status", "due_at", "planned_at", "reason", "because", "escalated", "settled_at"),
-)
 _ADD_OF_NOTICES: Final = text("""
     insert into notice_deliveries (id, notice_id, user_id, channel, lane, status, due_at, planned_at,
         last_error, because, escalated, created_at, settled_at)
@@ -153,8 +159,11 @@ class DeliveryStore:
         """Add deliveries of alerts, those that are there left as they are; return the ids of the new ones."""
         if not rows:
             return set()
-        columns = {name: [row[name] for row in rows] for name in _OF_ALERTS}
-        return {row["id"] for row in await tx.fetch(_ADD_OF_ALERTS, now=now, **columns)}
+        numbers: dict[tuple[Any, ...], int] = {}
+        alike = [numbers.setdefault(_shared(row), len(numbers) + 1) for row in rows]
+        own = {name: [row[name] for row in rows] for name in _OWN}
+        shared = dict(zip(_SHARED, map(list, zip(*numbers, strict=True)), strict=True))
+        return {row["id"] for row in await tx.fetch(_ADD_OF_ALERTS, now=now, alike=alike, **own, **shared)}
 
     async def add_of_notices(self, tx: Tx, rows: Sequence[dict[str, Any]], now: datetime) -> int:
         """Add deliveries of notices, those that are there left as they are; return how many are new."""

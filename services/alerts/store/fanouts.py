@@ -1,4 +1,8 @@
-"""Fan-outs: claimed rows (shared.work) of a (symbol, session) that many rules look at, and the pages of its users."""
+"""Fan-outs: claimed rows (shared.work) of a (symbol, session) that many rules look at, and the pages of its users.
+
+A fan-out is several rows, one a part: its users are parted by the last byte of their ids, so that several pages are
+done at once, in one process or in several. Within a part the pages follow the order of users.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,29 +33,33 @@ _CROWDED: Final = text("""
       or exists (select from fan_outs f
             where f.symbol = s.symbol and f.session = s.session and f.settled_at is null)""")
 _ADD: Final = text("""
-    insert into fan_outs (id, symbol, session, cause_id, cause_time, as_of, source, delay_s, lane, due_at, created_at)
-    select r.id, r.symbol, r.session, r.cause_id, r.cause_time, r.as_of, r.source, r.delay_s, r.lane,
+    insert into fan_outs (id, part, parts, symbol, session, cause_id, cause_time, as_of, source, delay_s, lane, due_at,
+        created_at)
+    select r.id, r.part, r.parts, r.symbol, r.session, r.cause_id, r.cause_time, r.as_of, r.source, r.delay_s, r.lane,
         cast(:now as timestamptz), :now
-    from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, symbol text, session date, cause_id uuid,
-        cause_time timestamptz, as_of timestamptz, source text, delay_s float8, lane text)
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, part int, parts int, symbol text, session date,
+        cause_id uuid, cause_time timestamptz, as_of timestamptz, source text, delay_s float8, lane text)
     on conflict (id) do nothing""")
 _OLDER_OF_TWO: Final = text("""
-    select exists (select from fan_outs mine join fan_outs later using (symbol, session)
+    select exists (select from fan_outs mine join fan_outs later using (symbol, session, part, parts)
         where mine.id = :id and mine.after_user is null and later.settled_at is null
           and (later.created_at, later.id) > (mine.created_at, mine.id))""")
 _PLACE: Final = text("select after_user, settled_at from fan_outs where id = :id for update")
-_LAST: Final = text("""
+OF_PART: Final = "mod(get_byte(uuid_send({user}), 15), :parts) = :part"
+_MINE: Final = OF_PART.format(user="user_id")
+_LAST: Final = text(f"""
     select user_id from (
         select user_id from (
-            (select user_id from watched where symbol = :symbol and user_id > :after order by user_id limit :users)
-            union
-            (select distinct user_id from rule_symbols where symbol = :symbol and user_id > :after
+            (select user_id from watched where symbol = :symbol and user_id > :after and {_MINE}
                 order by user_id limit :users)
             union
-            (select distinct user_id from rule_symbols where symbol = '' and user_id > :after
+            (select distinct user_id from rule_symbols where symbol = :symbol and user_id > :after and {_MINE}
+                order by user_id limit :users)
+            union
+            (select distinct user_id from rule_symbols where symbol = '' and user_id > :after and {_MINE}
                 order by user_id limit :users)) looking
         order by user_id limit :users) page
-    order by user_id desc limit 1""")
+    order by user_id desc limit 1""")  # noqa: S608 - our own words
 _MOVE: Final = text("update fan_outs set after_user = :last where id = :id")
 # One statement, so that the lines are those of the cause.
 _NEWEST: Final = text("""
@@ -74,9 +82,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The users after one and up to another; what their rules are held against."""
+    """The users of a part after one and up to another; what their rules are held against."""
 
     stock: Stock
+    part: int
+    parts: int
     after: UUID
     last: UUID
     cause: Seen
@@ -96,11 +106,13 @@ class FanOutStore:
         )
         return {(row["symbol"], row["session"]) for row in rows}
 
-    async def add(self, tx: Tx, causes: Sequence[tuple[Stock, Cause]], now: datetime) -> None:
-        """Add a fan-out for each stock."""
+    async def add(self, tx: Tx, causes: Sequence[tuple[Stock, Cause]], parts: int, now: datetime) -> None:
+        """Add a fan-out of so many parts for each stock."""
         rows: list[dict[str, Any]] = [
             {
-                "id": derived_id(cause.id, "fan-out"),
+                "id": derived_id(cause.id, f"fan-out/{part}"),
+                "part": part,
+                "parts": parts,
                 "symbol": symbol,
                 "session": session,
                 "cause_id": cause.id,
@@ -108,14 +120,15 @@ class FanOutStore:
                 "as_of": cause.as_of,
                 "source": cause.source,
                 "delay_s": cause.delay_s,
-                "lane": f"{symbol}/{session}",
+                "lane": f"{symbol}/{session}/{part}",
             }
             for (symbol, session), cause in causes
+            for part in range(parts)
         ]
         await tx.execute(_ADD, rows=rows, now=now)
 
     async def needless(self, tx: Tx, fan_out_id: UUID) -> bool:
-        """Whether a fan-out that has not begun may end, because a later one of its stock waits."""
+        """Whether a part that has not begun may end, because that of a later fan-out of its stock waits."""
         return bool(await tx.fetchval(_OLDER_OF_TWO, id=fan_out_id))
 
     async def next_page(self, tx: Tx, fan_out: Row, users: int) -> Page | None:
@@ -125,17 +138,19 @@ class FanOutStore:
         """
         symbol: str = fan_out["symbol"]
         session: date = fan_out["session"]
+        mine = {"part": fan_out["part"], "parts": fan_out["parts"]}
         place = await tx.fetchrow(_PLACE, id=fan_out["id"])
         if place is None or place["settled_at"] is not None:
             return None
         after: UUID = place["after_user"] or _NOBODY
-        last: UUID | None = await tx.fetchval(_LAST, symbol=symbol, after=after, users=users)
+        last: UUID | None = await tx.fetchval(_LAST, symbol=symbol, after=after, users=users, **mine)
         newest = await tx.fetchrow(_NEWEST, symbol=symbol, session=session)
         if last is None or newest is None:
             return None
         await tx.execute(_MOVE, id=fan_out["id"], last=last)
         cause = Seen(newest["cause_id"], newest["cause_time"], newest["as_of"], newest["source"], newest["delay_s"])
-        return Page((symbol, session), after, last, cause, msgspec.convert(newest["lines"], tuple[Line, ...]))
+        lines = msgspec.convert(newest["lines"], tuple[Line, ...])
+        return Page((symbol, session), **mine, after=after, last=last, cause=cause, lines=lines)
 
     async def forget(self, transaction: retention.Transaction, now: datetime) -> None:
         """Delete fan-outs that ended days ago."""
