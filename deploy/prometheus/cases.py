@@ -144,6 +144,26 @@ CASES: Final[Mapping[str, Case]] = {
         {"openbell_payment_events_missed_total": "0x20 3x20"},
         {"openbell_payment_events_missed_total": "3x40"},
     ),
+    "PaymentNeedsPerson": Case(
+        {
+            'openbell_payment_doubles_unresolved_total{kind="refund.create"}': "0x20 1x40",
+            "openbell_payment_stops_unresolved_total": "0x60",
+        },
+        {  # one of the day before
+            'openbell_payment_doubles_unresolved_total{kind="refund.create"}': "1x60",
+            "openbell_payment_stops_unresolved_total": "2x60",
+        },
+    ),
+    "CoinsUnmatched": Case(
+        {
+            'openbell_payment_crypto_unmatched_total{chain="ethereum"}': "0x60",
+            'openbell_payment_unreconciled_total{chain="ethereum"}': "0x20 1x40",
+        },
+        {
+            'openbell_payment_crypto_unmatched_total{chain="ethereum"}': "1x60",
+            'openbell_payment_unreconciled_total{chain="ethereum"}': "3x60",
+        },
+    ),
     "PositionsDrifted": Case({_DRIFT: "_x80 1x20"}, {_DRIFT: "1x130"}, at=95),
     "ReconciliationFails": Case(
         {_RECONCILED % "failed": "0+1x60", _RECONCILED % "done": "9x60"},

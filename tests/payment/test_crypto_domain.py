@@ -12,7 +12,17 @@ from pydantic import ValidationError
 
 from services.payment.domain.addresses import bitcoin_problem, evm_problem
 from services.payment.domain.chains import Asset, Chain
-from services.payment.domain.crypto import NEXT, Receipt, State, base_units, free_amount, in_units, judge, usd_worth
+from services.payment.domain.crypto import (
+    NEXT,
+    Receipt,
+    State,
+    base_units,
+    free_amount,
+    in_units,
+    judge,
+    next_for,
+    usd_worth,
+)
 from services.payment.domain.periods import period_after
 from shared.errors import Invalid
 
@@ -284,3 +294,31 @@ def test_more_blocks_never_move_an_invoice_backwards(receipts: list[Receipt], bl
         assert after.state in {"paid", "paid_over", "paid_late"}
     else:
         assert RANK.get(after.state, 3) >= RANK.get(before.state, 3) or after.state == "seen"
+
+
+@pytest.mark.parametrize(
+    ("state", "more", "actions"),
+    [
+        ("new", {}, ("pay", "tell_transaction")),
+        ("seen", {}, ("wait", "tell_transaction")),
+        ("confirming", {}, ("wait",)),
+        ("paid", {"granted": True}, ()),
+        ("paid", {}, ("ask_refund",)),  # there is another subscription by now
+        ("paid_over", {"granted": True}, ("ask_refund",)),
+        ("paid_over", {}, ("ask_refund",)),
+        ("paid_partial", {}, ("pay_rest", "ask_refund")),
+        ("paid_partial", {"expired": True}, ("ask_refund",)),
+        ("paid_partial", {"shared": True}, ("ask_refund",)),  # a rest would be nobody's exact amount
+        ("paid_late", {}, ("wait", "ask_refund")),
+        ("paid_late", {"granted": True}, ()),
+        ("expired", {"expired": True}, ("new_invoice", "tell_transaction")),
+        ("expired", {"expired": True, "held": False}, ("new_invoice",)),
+        ("invalid", {"expired": True}, ("new_invoice", "tell_transaction")),
+        ("invalid", {"expired": True, "held": False}, ("new_invoice",)),
+    ],
+)
+def test_what_a_customer_may_do_in_each_state(state: State, more: dict[str, bool], actions: tuple[str, ...]):
+    about = {"granted": False, "expired": False, "shared": False, "held": True} | more
+    following = next_for(state, **about)
+    assert following.actions == actions
+    assert following.message

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -11,6 +12,7 @@ from services.payment.domain.stripe import KINDS
 from tests.conftest import recorded
 from tests.fakes.stripe import FakeStripe
 from tests.payment.inprocess import InProcess, started
+from tests.payment.lives import Life
 
 FOLDERS = ("recorded-2020", "current/events")
 
@@ -46,6 +48,7 @@ async def test_recorded_webhooks_are_kept_as_they_came_and_settled(service: InPr
     for body in bodies:
         status, answer = await service.post(body, service.fake.sign(body, at=service.fake.now))
         assert (status, answer) == (200, {"new": False})
+    assert service.fake.requests == [], "taking a webhook asks Stripe nothing"
     kept = await service.rows("select event_id, body from webhooks")
     assert sorted(row["body"] for row in kept) == sorted(bodies)
     await service.settle()
@@ -57,6 +60,43 @@ async def test_recorded_webhooks_are_kept_as_they_came_and_settled(service: InPr
     objects = [json.loads(body)["data"]["object"] for body in bodies]
     strange = [one for one in objects if one.get("object") not in KINDS or not _id(one)]
     assert unhandled() - before == len(strange)
+
+
+async def test_a_thin_event_has_its_object_fetched(service: InProcess) -> None:
+    (user_id,) = await service.users(1)
+    service.fake.price(2900, price_id="price_pro")
+    life = Life(service.fake, user_id, "")
+    life.begin()
+    life.buy()
+    (subscription,) = service.fake.all("subscription")
+    about = {"id": subscription["id"], "type": "subscription", "url": f"/v1/subscriptions/{subscription['id']}"}
+    thin = _thin(service, "v1.customer.subscription.updated", about)
+    assert await service.post(*service.fake.signed(thin, at=service.fake.now)) == (200, {"new": True})
+    await service.settle(wholly=True)
+    assert await service.rows("select provider_id, status from subscriptions") == [
+        {"provider_id": subscription["id"], "status": "active"}
+    ]
+
+
+async def test_a_thin_event_about_nothing_that_we_follow_is_kept_and_counted(service: InProcess) -> None:
+    before = unhandled()
+    for number, about in enumerate((None, {"id": "mtr_1", "type": "billing.meter", "url": "/v1/billing/meters/mtr_1"})):
+        thin = _thin(service, "v1.gizmo.frobnicated", about) | {"id": f"evt_{number}"}
+        assert await service.post(*service.fake.signed(thin, at=service.fake.now)) == (200, {"new": True})
+    await service.settle()
+    kept = await service.rows("select object_kind, object_id from webhooks order by event_id")
+    assert kept == [
+        {"object_kind": None, "object_id": None},
+        {"object_kind": "billing.meter", "object_id": "mtr_1"},
+    ]
+    assert await service.rows("select * from refreshes") == []
+    assert unhandled() - before == 2
+
+
+def _thin(service: InProcess, name: str, about: dict[str, str] | None) -> dict[str, Any]:
+    created = service.clock().isoformat().replace("+00:00", "Z")
+    thin = {"id": "evt_thin", "object": "v2.core.event", "type": name, "created": created, "livemode": False}
+    return thin | {"context": None, "reason": None} | ({} if about is None else {"related_object": about})
 
 
 async def test_a_type_that_nobody_knows_is_kept_and_counted(service: InProcess) -> None:

@@ -57,6 +57,23 @@ async def test_a_day_without_webhooks_is_made_up_for(bench: Bench):
     assert {row["swept"] for row in kept} == {True}
 
 
+async def test_a_sweep_looks_thirty_days_back_and_no_further(bench: Bench):
+    _, customer = await bench.user()
+    bench.subscribe(customer)
+    bench.advance(days=2)
+    bench.call("POST", f"/v1/customers/{customer}", description="changed, and nobody heard of it")
+    bench.advance(days=28, hours=1)
+    since = bench.fake.now - 30 * 86_400
+    await bench.sweep.run(bench.clock())
+    told = {body["event_id"] for _, body in await bench.told("payment.webhook")}
+    assert told == {one["id"] for one in bench.fake.events if one["created"] >= since}
+    assert 0 < len(told) < len(bench.fake.events)
+    asked = {one.path: one.params["created"]["gte"] for one in bench.fake.requests if "created" in one.params}
+    assert {int(at) for at in asked.values()} == {since}
+    recent = {f"/v1/{about.path.partition('/{id}')[0]}" for about in KINDS.values() if about.recent}
+    assert asked.keys() == {"/v1/events"} | recent
+
+
 async def test_events_that_stripe_has_forgotten_leave_objects_that_differ(bench: Bench):
     """Their delivery counts as done, or they are older than 30 days: only the objects tell."""
     user_id, customer = await bench.user()

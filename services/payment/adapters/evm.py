@@ -61,6 +61,7 @@ class Evm:
 
     def __init__(self, chain: Chain, connect: Callable[[], "AsyncWeb3[Any]"]) -> None:
         self._chain = chain
+        UNRECONCILED.labels(chain.name)  # from zero on, or the first one would be no increase
         self._connect = connect
         self._node: AsyncWeb3[Any] | None = None
         self._tokens = {asset.contract.lower(): asset for asset in chain.assets if asset.contract}

@@ -15,7 +15,7 @@ from services.payment.domain.chains import Chain
 from services.payment.domain.crypto import LOOK_FOR, LOST, Block, Transfer
 from services.payment.ports import ChainReader, RateUnavailable, WrongChain
 from services.payment.service.crypto import CryptoInvoices
-from services.payment.service.settlement import Settlement
+from services.payment.service.settlement import UNMATCHED, Settlement
 from services.payment.store.crypto import CryptoStore
 from services.payment.store.receipts import ReceiptStore
 from shared.clock import Clock
@@ -56,6 +56,7 @@ class CryptoWatch:
         self._settlement = settlement
         self._door = door
         self._clock = clock
+        UNMATCHED.labels(chain.name)  # from zero on, or the first one would be no increase
 
     @property
     def name(self) -> str:

@@ -62,6 +62,7 @@ class Doubles:
         calls.after("doubles.check", self._end)
         for kind in ("doubles.check", "subscription.cancel", "refund.create"):
             calls.failed(kind, self._unresolved)
+            UNRESOLVED.labels(kind)  # from zero on, or the first one would be no increase
 
     def register(self, appliers: Appliers) -> None:
         """Hear of subscriptions and invoices; after what writes them down."""
