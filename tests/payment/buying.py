@@ -145,6 +145,24 @@ class Shop:
         )
         await self.have(user_id, state)
 
+    async def bought_by_hand(self, customer: str, plan: str) -> str:
+        """Let somebody make a session in the dashboard a minute later, which the customer pays; its subscription."""
+        self.pass_time(60)
+        line = {"price": self.plans[plan].stripe_price, "quantity": 1}
+        wish = {"mode": "subscription", "customer": customer, "line_items": [line], "success_url": OURS}
+        session = await self.api.write("checkout/sessions", wish, key=f"by-hand/{plan}")
+        assert self.fake.complete(session["id"])
+        return str(self.fake.get("checkout.session", session["id"])["subscription"])
+
+    async def suspect(self, user_id: UUID, customer: str, subscription: str = "sub_any") -> None:
+        """Have a customer's subscriptions looked at."""
+
+        async def order(tx: Tx) -> Sequence[Any]:
+            await self.doubles.suspect(tx, user_id, customer, subscription)
+            return ()
+
+        await self.door.publish(order)
+
     async def have(self, user_id: UUID, state: State, subscription_id: UUID | None = None) -> None:
         """Give a user a subscription."""
 

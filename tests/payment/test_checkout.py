@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -14,8 +14,7 @@ from services.payment.service.calls import WAIT_S, ChangePending, Pending
 from services.payment.service.checkout import CouponInvalid, NotOffered
 from services.payment.service.doubles import UNRESOLVED
 from services.payment.service.subscriptions import AlreadySubscribed
-from shared.contracts.base import Event
-from shared.db import Database, Tx
+from shared.db import Database
 from shared.errors import NotFound
 from tests.conftest import eventually
 from tests.fakes.stripe import Fault
@@ -211,11 +210,11 @@ async def test_two_running_subscriptions_become_one_and_the_later_is_paid_back(s
     customer = await shop.customers.known(user_id)
     assert customer is not None
     shop.pass_time(60)
-    second = await _by_hand(shop, customer, "pro")
+    second = await shop.bought_by_hand(customer, "pro")
     invoice = shop.fake.get("subscription", second)["latest_invoice"]
     charge = shop.fake.charge_of(invoice)
-    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
-    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
+    await shop.suspect(user_id, customer)
+    await shop.suspect(user_id, customer)
     await shop.idle()
     assert shop.fake.get("subscription", first)["status"] == "active"
     assert shop.fake.get("subscription", second)["status"] == "canceled"
@@ -234,7 +233,7 @@ async def test_a_card_subscription_beside_one_of_coins_is_ended_and_paid_back(sh
     assert shop.fake.complete(session.id)
     customer = await shop.customers.known(user_id)
     assert customer is not None
-    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
+    await shop.suspect(user_id, customer)
     await shop.idle()
     (subscription,) = shop.fake.all("subscription")
     assert subscription["status"] == "canceled"
@@ -246,7 +245,7 @@ async def test_a_subscription_that_follows_one_that_is_over_unheard_of_stays(sho
     first = shop.fake.all("subscription")[0]["id"]
     await shop.api.write(f"subscriptions/{first}", {}, key="by-hand", method="delete")
     already = len(shop.marked)
-    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
+    await shop.suspect(user_id, customer)
     await shop.idle()
     assert shop.fake.get("subscription", second)["status"] == "active"
     assert shop.fake.all("refund") == []
@@ -263,7 +262,7 @@ async def test_ending_a_doubled_subscription_is_not_given_up_while_stripe_is_awa
 ) -> None:
     user_id, customer, second = await _doubled(shop)
     shop.fake.fail(method, path, *[Fault(429)] * 3)
-    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
+    await shop.suspect(user_id, customer)
     await eventually(lambda: _busy(shop, path))
     shop.pass_time(20 * 60)
     await eventually(lambda: _settled_in_time(shop, 1))
@@ -276,7 +275,7 @@ async def test_a_refund_of_a_doubled_subscription_that_does_not_work_is_audited_
     shop.fake.fail("POST", "/v1/refunds", *[Fault(429)] * 500)
     counted = UNRESOLVED.labels("refund.create")._value  # pyright: ignore[reportPrivateUsage] - no other way to read it
     before = counted.get()
-    await shop.door.publish(lambda tx: _suspect(shop, tx, user_id, customer))
+    await shop.suspect(user_id, customer)
     await eventually(lambda: _busy(shop, "/v1/refunds"))
     shop.pass_time(24 * 3600)
     await eventually(lambda: _settled_in_time(shop, 1))
@@ -291,8 +290,7 @@ async def _doubled(shop: Shop) -> tuple[UUID, str, str]:
     user_id, _ = await shop.subscriber()
     customer = await shop.customers.known(user_id)
     assert customer is not None
-    shop.pass_time(60)
-    return user_id, customer, await _by_hand(shop, customer, "pro")
+    return user_id, customer, await shop.bought_by_hand(customer, "pro")
 
 
 async def _busy(shop: Shop, path: str) -> bool:
@@ -309,25 +307,3 @@ async def _settled_in_time(shop: Shop, seconds: float) -> bool:
 
 async def _waits(shop: Shop) -> bool:
     return [row["status"] for row in await shop.ordered("checkout.create")] == ["pending"]
-
-
-async def _suspect(shop: Shop, tx: Tx, user_id: UUID, customer: str) -> Sequence[Event]:
-    await shop.doubles.suspect(tx, user_id, customer, "sub_any")
-    return []
-
-
-async def _by_hand(shop: Shop, customer: str, plan: str) -> str:
-    """Somebody makes a session in the dashboard, and the customer pays it."""
-    price = shop.plans[plan].stripe_price
-    session = await shop.api.write(
-        "checkout/sessions",
-        {
-            "mode": "subscription",
-            "customer": customer,
-            "line_items": [{"price": price, "quantity": 1}],
-            "success_url": OURS,
-        },
-        key=f"by-hand/{plan}",
-    )
-    assert shop.fake.complete(session["id"])
-    return str(shop.fake.get("checkout.session", session["id"])["subscription"])

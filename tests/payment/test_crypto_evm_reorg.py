@@ -17,10 +17,10 @@ from services.payment.service.changes import Changes
 from services.payment.store.mirror import MirrorStore
 from services.payment.store.receipts import ReceiptStore
 from shared.clock import new_id
-from shared.db import Database
+from shared.db import Database, Row
 from shared.errors import Transient
 from tests.payment.crypto_bench import PRO, TEAM, Bench
-from tests.payment.evm_town import USDC, Town, TwoMinds, built
+from tests.payment.evm_town import NEEDED, USDC, Town, TwoMinds, built
 
 
 @pytest.fixture
@@ -96,6 +96,49 @@ async def test_a_reorganisation_takes_a_payment_back_and_a_second_one_brings_it_
     assert bench.books() == {"USDC": Decimal(29)}
     assert await bench.history(invoice) == ["paid", "seen", "invalid", await bench.state(invoice)]
     assert len(await bench.told("payment.payments")) == 1
+
+
+@pytest.mark.parametrize("comes_back", [True, False], ids=["comes-back", "stays-away"])
+async def test_a_contracts_payment_that_a_reorganisation_takes_away_leaves_access_while_it_is_in_doubt(
+    town: Town, *, comes_back: bool
+) -> None:
+    bench = town.bench
+    invoice = await bench.invoice("ETH")
+    contract = await town.evm.deploy("Internal")
+    before = town.evm.snapshot()
+    await town.evm.call(contract, "pay", invoice["address"], value=int(invoice["amount"]))
+    await town.confirm()
+    assert await bench.state(invoice) == "paid"
+    town.evm.revert(before)
+    town.evm.travel(bench.clock.now + timedelta(seconds=30))
+    town.evm.mine(NEEDED + 2)
+    await town.round()
+    assert await bench.state(invoice) == "seen"
+    assert await entitled(bench, invoice)
+    if comes_back:
+        await town.evm.call(contract, "pay", invoice["address"], value=int(invoice["amount"]))
+        await town.round()
+        assert await bench.state(invoice) == "confirming"
+        assert await entitled(bench, invoice)
+        await town.confirm()
+    else:
+        bench.clock.advance(3599)
+        await bench.round()
+        assert await entitled(bench, invoice)
+        bench.clock.advance(1)
+        await bench.round()
+    assert await bench.state(invoice) == ("paid" if comes_back else "invalid")
+    assert await entitled(bench, invoice) is comes_back
+    assert bench.books() == {"ETH": Decimal("0.01") if comes_back else Decimal(0)}
+    statuses = await bench.rows("select status from crypto_receipts order by created_at")
+    assert [row["status"] for row in statuses] == (["dropped", "mined"] if comes_back else ["dropped"])
+    assert len(await bench.told("payment.payments")) == 1
+
+
+async def entitled(bench: Bench, invoice: Row) -> bool:
+    subscription = await bench.subscription(invoice["user_id"])
+    assert subscription is not None
+    return subscription["status"] == "active"
 
 
 async def test_a_payment_that_a_reorganisation_moves_to_another_block_is_counted_once(town: Town):

@@ -1,26 +1,35 @@
 """Two subscriptions of one user: which of them stays, and that none slips through."""
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, cast
 from uuid import UUID
 
+import pytest
+
+from services.payment.adapters.evm import UNRECONCILED
 from services.payment.domain.ledger import of_hand
 from services.payment.domain.money import price
 from services.payment.domain.subscriptions import State
+from services.payment.main import build
 from services.payment.ports import Json
+from services.payment.service.doubles import UNRESOLVED
 from services.payment.service.ledger import Ledger
+from services.payment.service.settlement import UNMATCHED
 from services.payment.store.ledger import LedgerStore
 from shared.contracts.base import Event
 from shared.db import Row, Tx
+from shared.service import Environment
 from tests.payment.buying import OURS, Shop
-from tests.payment.inprocess import InProcess, books, follow, have, subscriber
+from tests.payment.inprocess import InProcess, asked, books, follow, have, signed_up, subscriber
 
 
 async def test_a_plan_granted_for_nothing_gives_way_to_the_card_that_has_just_paid(shop: Shop) -> None:
     user_id, customer, subscription = await _granted_while_paying(shop)
-    await _suspect(shop, user_id, customer, subscription)
+    await shop.suspect(user_id, customer, subscription)
+    await shop.idle()
     assert shop.fake.get("subscription", subscription)["status"] == "active"
     assert shop.fake.all("refund") == []
     (ours,) = await shop.rows("select * from subscriptions")
@@ -29,13 +38,15 @@ async def test_a_plan_granted_for_nothing_gives_way_to_the_card_that_has_just_pa
     (told,) = [one for one in await shop.audited() if one["action"] == "end.manual_plan"]
     assert (told["actor"], told["subject"]) == ("system", str(user_id))
     await shop.follow(user_id, subscription)
-    await _suspect(shop, user_id, customer, subscription)
+    await shop.suspect(user_id, customer, subscription)
+    await shop.idle()
     assert shop.fake.get("subscription", subscription)["status"] == "active"
 
 
 async def test_a_plan_granted_for_money_stays_and_the_card_is_paid_back(shop: Shop) -> None:
     user_id, customer, subscription = await _granted_while_paying(shop, paid=True)
-    await _suspect(shop, user_id, customer, subscription)
+    await shop.suspect(user_id, customer, subscription)
+    await shop.idle()
     assert shop.fake.get("subscription", subscription)["status"] == "canceled"
     assert len(shop.fake.all("refund")) == 1
     assert [row["status"] for row in await shop.rows("select status from subscriptions")] == ["active"]
@@ -44,26 +55,28 @@ async def test_a_plan_granted_for_money_stays_and_the_card_is_paid_back(shop: Sh
 async def test_a_granted_plan_stays_when_what_stripe_had_is_over(shop: Shop) -> None:
     user_id, customer, subscription = await _granted_while_paying(shop)
     await shop.api.write(f"subscriptions/{subscription}", {}, key="by-hand", method="delete")
-    await _suspect(shop, user_id, customer, subscription)
+    await shop.suspect(user_id, customer, subscription)
+    await shop.idle()
     assert [row["status"] for row in await shop.rows("select status from subscriptions")] == ["active"]
 
 
 async def test_a_third_that_appears_while_the_second_is_looked_at_is_ended_too_and_nothing_twice(shop: Shop) -> None:
     user_id, first = await shop.subscriber()
     customer = await _customer(shop, user_id)
-    second = await _by_hand(shop, customer, "pro")
+    second = await shop.bought_by_hand(customer, "pro")
     look = shop.doubles._check  # pyright: ignore[reportPrivateUsage] - what comes between the look and its end
     third: list[str] = []
 
     async def slow(row: Row) -> Json:
         found = await look(row)
         if not third:
-            third.append(await _by_hand(shop, customer, "max"))
-            await _order(shop, user_id, customer, third[0])
+            third.append(await shop.bought_by_hand(customer, "max"))
+            await shop.suspect(user_id, customer, third[0])
         return found
 
     shop.calls.before("doubles.check", slow)
-    await _suspect(shop, user_id, customer, second)
+    await shop.suspect(user_id, customer, second)
+    await shop.idle()
     status = {one["id"]: one["status"] for one in shop.fake.all("subscription")}
     assert status == {first: "active", second: "canceled", third[0]: "canceled"}
     assert len(shop.fake.all("refund")) == len(await shop.ordered("refund.create")) == 2
@@ -130,6 +143,46 @@ async def test_a_debit_that_fails_after_its_doubled_subscription_was_ended_costs
     assert (await have(running, user_id))["entitlements"] == ["pro"]
 
 
+async def test_a_debit_that_arrives_after_its_user_ended_the_subscription_at_once_is_kept_as_a_cards_payment_is(
+    running: InProcess,
+) -> None:
+    user_id = await signed_up(running)
+    session = (await asked(running, user_id, "checkout", {"plan": "max"}, 201))["id"]
+    assert running.fake.complete(session, running.fake.card("delays"))
+    await follow(running)
+    assert (await have(running, user_id))["entitlements"] == ["max", "pro"]
+    await asked(running, user_id, "cancel?now=true", None, 200)
+    running.fake.advance(days=4)
+    running.fake.settle(session, good=True)
+    for _ in range(2):
+        await running.deliver(running.fake.events)
+        await follow(running)
+    assert running.fake.all("refund") == []
+    found = await books(running)
+    assert (found["income:subscriptions"], found.get("income:refunds")) == (-5900, None)
+    receipts = [body for kind, body in running.told if kind == "payment.payment.received.v1"]
+    assert [(one["user_id"], one["amount"]) for one in receipts] == [(str(user_id), "59.00")]
+    shown = await have(running, user_id)
+    assert (shown["status"], shown["entitlements"]) == ("canceled", [])
+    await asked(running, user_id, "checkout", {"plan": "pro"}, 201)  # it stands in nobody's way
+
+
+def test_what_needs_a_person_is_counted_from_zero_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = {"name": "eth", "kind": "evm", "chain_id": 1, "assets": [{"symbol": "ETH", "decimals": 18}]}
+    address = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
+    monkeypatch.setenv("OPENBELL_PAYMENT_STRIPE_KEY", "sk_test_1")
+    monkeypatch.setenv("OPENBELL_PAYMENT_CRYPTO_CHAINS", json.dumps([chain | {"shared_address": address}]))
+    monkeypatch.setenv("OPENBELL_PAYMENT_CRYPTO_URLS", json.dumps({"eth": "http://127.0.0.1:9"}))
+    counters: dict[Any, dict[str, str]] = {UNRESOLVED: {"kind": "refund.create"}}
+    counters |= {counter: {"chain": "eth"} for counter in (UNMATCHED, UNRECONCILED)}
+    for counter in counters:
+        counter.clear()
+    build(Environment())
+    for counter, labels in counters.items():
+        (family,) = counter.collect()
+        assert (labels, 0.0) in [(one.labels, one.value) for one in family.samples if one.name.endswith("_total")]
+
+
 async def _doubled_by_debit(running: InProcess) -> tuple[UUID, str]:
     """Return a subscriber who pays a session of the dashboard's too, by a debit that takes days; and that session."""
     user_id = await subscriber(running)
@@ -177,26 +230,3 @@ async def _customer(shop: Shop, user_id: UUID) -> str:
     customer = await shop.customers.known(user_id)
     assert customer is not None
     return customer
-
-
-async def _suspect(shop: Shop, user_id: UUID, customer: str, subscription: str) -> None:
-    await _order(shop, user_id, customer, subscription)
-    await shop.idle()
-
-
-async def _order(shop: Shop, user_id: UUID, customer: str, subscription: str) -> None:
-    async def suspect(tx: Tx) -> Sequence[Event]:
-        await shop.doubles.suspect(tx, user_id, customer, subscription)
-        return ()
-
-    await shop.door.publish(suspect)
-
-
-async def _by_hand(shop: Shop, customer: str, plan: str) -> str:
-    """Somebody makes a session in the dashboard a minute later, and the customer pays it."""
-    shop.pass_time(60)
-    line = {"price": shop.plans[plan].stripe_price, "quantity": 1}
-    wish = {"mode": "subscription", "customer": customer, "line_items": [line], "success_url": OURS}
-    session = await shop.api.write("checkout/sessions", wish, key=f"by-hand/{plan}")
-    assert shop.fake.complete(session["id"])
-    return str(shop.fake.get("checkout.session", session["id"])["subscription"])

@@ -80,7 +80,7 @@ def handlers(subscriptions: Subscriptions, changes: Changes, audit: Audit, door:
         identity: Who,
         now: Annotated[bool, QueryParameter(description="End it at once; nothing is refunded")] = False,  # noqa: FBT002 - a query parameter
     ) -> Change:
-        """End your subscription with what is paid, or at once."""
+        """End your subscription with what is paid; or at once, and nothing is given back, nor a debit on its way."""
         actor = actor_of(request, identity)
         async with audit.refusals(actor, "cancel"):
             return _change(await changes.cancel(actor, now=now))

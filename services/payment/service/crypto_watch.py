@@ -150,13 +150,16 @@ class CryptoWatch:
                     await self._receipts.finish(tx, row)
 
     async def _find_again(self, row: Row) -> None:
-        by_balance = "/" in row["tx"]  # such a receipt is its block's: without the block it is nothing
-        found = () if by_balance else await self._reader.transaction(row["tx"], await self._ours())
+        by_balance = "/" in row["tx"]  # such a receipt is its block's: no transaction can be asked for
+        found = None if by_balance else await self._reader.transaction(row["tx"], await self._ours())
         await self._note(found or ())
         if any(one.index == row["idx"] for one in found or ()):
             return
         now = self._clock()
         for_good = found is not None or (row["lost_at"] is not None and now >= row["lost_at"] + LOST)
+        if by_balance and not for_good:
+            async with self._door.read() as tx:
+                for_good = await self._receipts.replaced(tx, row)
         if for_good or row["status"] != "lost":
             async with self._door.transaction() as tx:
                 await self._receipts.lose(tx, row, now, for_good=for_good)

@@ -49,6 +49,9 @@ _BOOKED: Final = text("""
 _STRAY: Final = text("""
     select * from crypto_receipts where chain = :chain and invoice_id is null and not settled
       and ((final and status = 'mined') or (status = 'dropped' and booked is not null)) for update""")
+_REPLACED: Final = text("""
+    select exists (select from crypto_receipts where chain = :chain and address = :address and idx = :idx
+        and asset = :asset and status = 'mined' and created_at > :since)""")
 _UNMATCHED: Final = text("""
     select * from crypto_receipts where invoice_id is null and status <> 'dropped'
     order by created_at desc, tx, idx limit :most""")
@@ -94,6 +97,11 @@ class ReceiptStore:
         """Note that the chain does not hold a receipt now: it may come back, or not be looked for any more."""
         status = "dropped" if for_good else "lost"
         await tx.execute(_LOSE, chain=row["chain"], tx=row["tx"], idx=row["idx"], status=status, now=now)
+
+    async def replaced(self, tx: Tx, row: Row) -> bool:
+        """Whether the chain holds something of the same kind at the same address that was noted later."""
+        about = {name: row[name] for name in ("chain", "address", "idx", "asset")}
+        return bool(await tx.fetchval(_REPLACED, **about, since=row["created_at"]))
 
     async def finish(self, tx: Tx, row: Row) -> None:
         """Note that a receipt lies too deep to be taken back."""
