@@ -4,7 +4,8 @@
 
 One on the PATH is taken as it is. Else it is fetched once, by the machine's own package manager or by Go, into
 ~/.cache/openbell/tools, which needs no rights and leaves the machine as it was. Who checks with a tool that cannot be
-had says so and goes on: a laptop without a network is no fault of the code.
+had says so and goes on: a laptop without a network is no fault of the code. With OPENBELL_CHECK_STRICT=1, as in the
+workflows, what was not checked is a fault.
 
     python -m deploy.tools promtool    # print where it is
 """
@@ -103,13 +104,18 @@ def find(name: str) -> Path:
     return resolve(name, TOOLS[name], folder())
 
 
+def strict() -> bool:
+    """Whether a tool that cannot be had fails what checks with it."""
+    return os.environ.get("OPENBELL_CHECK_STRICT", "0") not in {"", "0"}
+
+
 def verdict(what: str, well: str, problems: Iterable[str]) -> int:
     """Tell what is wrong, or that it is well; return the exit code. Where a tool is missing, `what` was not checked."""
     try:
         found = list(problems)
     except ToolMissing as missing:
         sys.stderr.write(f"SKIPPED: {what} not checked: {missing}\n")
-        return 0
+        return 1 if strict() else 0
     sys.stderr.writelines(f"{problem.rstrip()}\n" for problem in found)
     if not found:
         sys.stdout.write(f"{well}\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -19,6 +20,15 @@ from pydantic_settings import (
 
 SECRETS: Final = Path("/run/secrets")
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+
+class _SecretFiles(SecretsSettingsSource):
+    """An empty file is none: docker-compose.yml mounts one for each secret, also for those that nobody gave."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return the file's content, None without any, beside the field's key and whether that is JSON."""
+        value, key, is_json = super().get_field_value(field, field_name)
+        return value or None, key, is_json
 
 
 class Settings(BaseSettings):
@@ -36,9 +46,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the sources, the strongest first."""
-        if SECRETS.is_dir() and getattr(file_secret_settings, "secrets_dir", None) is None:
-            file_secret_settings = SecretsSettingsSource(settings_cls, SECRETS)
-        return init_settings, env_settings, dotenv_settings, file_secret_settings
+        folder = getattr(file_secret_settings, "secrets_dir", None) or (SECRETS if SECRETS.is_dir() else None)
+        return init_settings, env_settings, dotenv_settings, _SecretFiles(settings_cls, folder)
 
 
 class SharedSettings(Settings):

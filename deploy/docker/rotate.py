@@ -42,7 +42,7 @@ class Refused(Exception):
 
 def changed(step: str, name: str, held: str, given: str | None) -> str:
     """Return what the file holds after the step. Raises Refused."""
-    parts = [part.strip() for part in held.split(",")] if name in SEVERAL else [held]
+    parts = [part.strip() for part in held.split(",") if part.strip()] if name in SEVERAL else [held]
     if (name in SEVERAL) == (step == "renew"):
         raise Refused(f"{name} takes {'several: add, swap, drop' if name in SEVERAL else 'one: renew'}")
     if step in {"add", "renew"}:
@@ -125,6 +125,8 @@ def rotate(folder: Path, step: str, name: str, given: str | None = None) -> list
     fresh.write_text(after)
     fresh.chmod(path.stat().st_mode & 0o777)
     os.replace(fresh, path)  # noqa: PTH105 - in one step: a crash leaves the old one or the new one
+    if not held:  # the first one: there is nothing to change over from
+        return what_then("renew", name, "")
     return what_then(step, name, after.rpartition(",")[2].partition(":")[0] if name.endswith("_KEYS") else "")
 
 

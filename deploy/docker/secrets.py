@@ -1,6 +1,9 @@
-"""Makes up the secrets that docker-compose.yml mounts, each a file; one that is there stays as it is.
+"""Makes the files that docker-compose.yml mounts as secrets; one that is there stays as it is.
 
     python -m deploy.docker.secrets          # into deploy/docker/secrets, which git and images leave out
+
+Those that others make (Stripe, a mail provider) begin as empty files, which count as no secret: put yours in, or let
+`python -m deploy.docker.rotate` do it.
 
 What would surprise you: everybody may read the files, and only their owner the folder. A container mounts the file and
 not the folder, and its user is not yours.
@@ -37,6 +40,23 @@ MADE_HERE: Final[Mapping[str, Callable[[], str]]] = {
 }
 """Secrets of ours that no one else has to know, and what makes each."""
 
+GIVEN: Final = (
+    "OPENBELL_API_JWT_SECRET",
+    "OPENBELL_API_JWT_SECRET_BEFORE",
+    "OPENBELL_ALERTS_RESEND_API_KEY",
+    "OPENBELL_ALERTS_RESEND_WEBHOOK_SECRET",
+    "OPENBELL_ALERTS_SENDGRID_API_KEY",
+    "OPENBELL_ALERTS_SENDGRID_WEBHOOK_KEY",
+    "OPENBELL_ALERTS_SMTP_PASSWORD",
+    "OPENBELL_ALERTS_VAPID_PRIVATE_KEY",
+    "OPENBELL_BROKER_CALLBACK_SECRETS",
+    "OPENBELL_BROKER_OAUTH_VENUES",
+    "OPENBELL_PAYMENT_CRYPTO_URLS",
+    "OPENBELL_PAYMENT_STRIPE_KEY",
+    "OPENBELL_PAYMENT_STRIPE_WEBHOOK_SECRETS",
+)
+"""Secrets that somebody else makes; an empty file until one is given."""
+
 
 def main(folder: Path = FOLDER) -> int:
     """Write what is missing; return the exit code."""
@@ -46,6 +66,8 @@ def main(folder: Path = FOLDER) -> int:
     _keep(folder / "grafana_admin_password", secrets.token_urlsafe(18))
     password = _keep(folder / "postgres_password", secrets.token_urlsafe(36))
     _keep(folder / "admin_database_url", f"postgresql://postgres:{password}@postgres:5432/openbell")
+    for name in GIVEN:
+        _keep(folder / name, "")
     for name in ("alertmanager_page_url", "alertmanager_ticket_url"):
         _keep(folder / name, NOBODY)
     return 0

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from deploy.k8s import published
 from deploy.k8s.crds import MODELS
-from deploy.tools import ToolMissing, find, verdict
+from deploy.tools import ToolMissing, find, strict, verdict
 
 HERE: Final = Path(__file__).parent
 OVERLAYS: Final = tuple(sorted(path.name for path in (HERE / "overlays").iterdir()))
@@ -81,10 +81,15 @@ def checkov(resources: Iterable[Resource]) -> Iterator[str]:
 
 
 def definitions() -> Mapping[Kind, Resource] | None:
-    """Return what operators publish, by API version and kind; without it, say so and return None."""
+    """Return what operators publish, by API version and kind; without it, say so and return None.
+
+    Raises ToolMissing where that may not be (OPENBELL_CHECK_STRICT).
+    """
     try:
         return published.schemas()
     except ToolMissing as missing:
+        if strict():
+            raise
         sys.stderr.write(f"SKIPPED: of custom resources, only those with models of ours were checked: {missing}\n")
         return None
 

@@ -26,6 +26,7 @@ from services.api.main import create_admin
 from shared.service import Environment
 from shared.settings import SharedSettings
 from tests.conftest import eventually
+from tests.deploy.missing import without
 from tests.deploy.pictures import draw
 from tests.deploy.prometheus import Prometheus, asking
 from tests.fakes.discord import FakeDiscord
@@ -148,7 +149,7 @@ async def test_no_panel_is_empty_after_a_run(
                 for board in BOARDS:
                     await draw(prometheus, board, began, time.time(), Path(pictures))
     except ToolMissing as missing:
-        pytest.skip(str(missing))
+        without(missing)
 
 
 async def is_empty(prometheus: Prometheus, panel: Panel) -> bool:

@@ -17,6 +17,7 @@ from deploy.services import SERVICES, Lag, consumers, topics
 from deploy.tools import ToolMissing
 from shared import schema
 from shared.contracts.topics import dead_letter_topic
+from tests.deploy.missing import without
 
 
 @cache
@@ -24,7 +25,7 @@ def _built(overlay: str = "production") -> tuple[dict[str, Any], ...]:
     try:
         return tuple(check.built(overlay))
     except ToolMissing as missing:
-        pytest.skip(str(missing))
+        without(missing)
 
 
 def test_replicas_of_alerts_share_what_discord_bears():
@@ -141,7 +142,7 @@ def _published() -> Mapping[check.Kind, dict[str, Any]]:
     try:
         return published.schemas()
     except ToolMissing as missing:
-        pytest.skip(str(missing))
+        without(missing)
 
 
 @pytest.mark.parametrize("overlay", check.OVERLAYS)
@@ -218,3 +219,6 @@ def test_a_laptop_without_tools_hears_what_was_not_checked(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert "SKIPPED: the manifests were not checked: kubectl" in done.stderr
+    severe = lonely | {"OPENBELL_CHECK_STRICT": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=BASE.parents[2], env=severe, check=False)
+    assert done.returncode == 1

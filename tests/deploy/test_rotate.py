@@ -114,6 +114,13 @@ def test_a_secret_that_is_nowhere_is_named(tmp_path: Path):
         rotate.rotate(tmp_path, "renew", "OPENBELL_API_KEY_SECRET")
 
 
+def test_the_first_secret_of_others_is_put_in_as_it_is(folder: Path):
+    name = "OPENBELL_PAYMENT_STRIPE_WEBHOOK_SECRETS"
+    (now,) = rotate.rotate(folder, "add", name, "whsec_new_0000000000")
+    assert now.endswith("--force-recreate payment")
+    assert (folder / name).read_text() == "whsec_new_0000000000"
+
+
 def _command(monkeypatch: pytest.MonkeyPatch, folder: Path, words: list[str], given: str = "") -> int:
     monkeypatch.setattr(sys, "argv", ["rotate", *words, "--folder", str(folder)])
     monkeypatch.setattr(sys, "stdin", io.StringIO(given + "\n"))
@@ -138,7 +145,7 @@ def test_every_command_of_the_page_runs_in_the_order_it_stands_in(folder: Path, 
     assert {words[0] for words in lines} == {"add", "swap", "drop", "renew"}
     for words in lines:
         words = words[: words.index("<")] if "<" in words else words  # noqa: PLW2901 - a shell's part
-        if not (folder / words[1]).exists():
+        if not (folder / words[1]).read_text():
             (folder / words[1]).write_text("the-one-before-0000000000")
         assert _command(monkeypatch, folder, words, "given-by-them-0000000000") == 0, words
 

@@ -11,6 +11,7 @@ from deploy.prometheus.cases import CASES
 from deploy.prometheus.check import ALERTMANAGER, RULES, Alert, alerts, problems, rules, run, trials
 from deploy.promql import reads
 from deploy.tools import ToolMissing, find
+from tests.deploy.missing import without
 
 ROOT = Path(__file__).parents[2]
 ALERTS = alerts()
@@ -98,12 +99,12 @@ def _problems() -> list[str]:
     try:
         return list(problems())
     except ToolMissing as missing:
-        pytest.skip(str(missing))
+        without(missing)
 
 
 def _run(tool: str, *arguments: str) -> str | None:
     try:
         find(tool)
     except ToolMissing as missing:
-        pytest.skip(str(missing))
+        without(missing)
     return run(tool, *arguments)

@@ -1,11 +1,13 @@
 """Programs are found, fetched once, or said to be missing."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from deploy.tools import GoModule, Tool, ToolMissing, resolve
+from deploy.tools import GoModule, Tool, ToolMissing, resolve, verdict
+from tests.deploy.missing import without
 
 SCRIPT = "#!/bin/sh\n"
 
@@ -94,3 +96,19 @@ def test_what_does_not_build_is_missing_with_the_reason(bin_folder: Path, tmp_pa
     with pytest.raises(ToolMissing, match=r"a-checker .* could not be built: no compiler"):
         resolve("a-checker", Tool(source=SOURCE), tmp_path / "kept")
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {".lock"}
+
+
+def _lacks() -> Generator[str]:
+    raise ToolMissing("no a-checker")
+    yield ""
+
+
+@pytest.mark.parametrize(("strict", "code"), [("", 0), ("0", 0), ("1", 1)])
+def test_what_was_not_checked_is_said_and_where_all_has_to_be_checked_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], strict: str, code: int
+) -> None:
+    monkeypatch.setenv("OPENBELL_CHECK_STRICT", strict)
+    assert verdict("it was", "well", _lacks()) == code
+    assert capsys.readouterr().err == "SKIPPED: it was not checked: no a-checker\n"
+    with pytest.raises(pytest.fail.Exception if code else pytest.skip.Exception, match="no a-checker"):
+        without(ToolMissing("no a-checker"))

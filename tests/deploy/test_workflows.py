@@ -12,6 +12,7 @@ import yaml
 
 from deploy.k8s.rollout import RolloutFailed, roll_out
 from deploy.tools import ToolMissing, find
+from tests.deploy.missing import without
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -29,7 +30,7 @@ def test_workflows_hold():
     try:
         lint = find("actionlint")
     except ToolMissing as missing:
-        pytest.skip(str(missing))
+        without(missing)
     done = subprocess.run([lint, "-shellcheck=", *WORKFLOWS], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -47,12 +48,34 @@ def test_each_step_runs_what_runs_by_hand(file: Path):
         assert set(found) <= set(targets)
 
 
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_a_tool_that_a_workflow_lacks_fails_it(file: Path):
+    workflow = yaml.safe_load(file.read_text())
+    said = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    if any(one == ".ci/run" or "make check" in one for one in said):
+        assert workflow["env"]["OPENBELL_CHECK_STRICT"] == "1"
+
+
+def test_what_was_not_checked_stands_last(tmp_path: Path):
+    """Of `.ci/run`, whatever passed or failed before."""
+    make = tmp_path / "make"
+    make.write_text('#!/bin/sh\necho "SKIPPED [1] $1: no tool"\necho done\ntest "$1" != "$FAILS"\n')
+    make.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    for fails in ("", "check"):
+        done = subprocess.run(
+            [ROOT / ".ci" / "run"], env=env | {"FAILS": fails}, capture_output=True, text=True, check=False
+        )
+        assert bool(done.returncode) == bool(fails)
+        assert done.stdout.endswith("not checked here:\nSKIPPED [1] check: no tool\nSKIPPED [1] test: no tool\n")
+
+
 def test_workflows_hold_no_risk_that_zizmor_knows():
     """Actions by their commit, no credentials left behind, nothing of others put into a script."""
     try:
         zizmor = find("zizmor")
     except ToolMissing as missing:
-        pytest.skip(str(missing))
+        without(missing)
     done = subprocess.run([zizmor, "--offline", *WORKFLOWS], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
