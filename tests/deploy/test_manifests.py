@@ -220,5 +220,9 @@ def test_a_laptop_without_tools_hears_what_was_not_checked(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "SKIPPED: the manifests were not checked: kubectl" in done.stderr
     severe = lonely | {"OPENBELL_CHECK_STRICT": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=BASE.parents[2], env=severe, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=BASE.parents[2], env=severe, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
+    assert "SKIPPED: the manifests were not checked: " in done.stderr
+    assert "of custom resources" not in done.stderr
