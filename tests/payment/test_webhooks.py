@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any, cast
 
 import httpx
@@ -206,6 +207,8 @@ async def test_one_of_several_signatures_is_enough(door: Door):
         event(created=10**18),
         event(event_id=""),
         event(event_id="evt_\x00"),
+        event(event_id="evt_" + "x" * 252),
+        event(type="x" * 256),
         event(object="charge"),
         b'{"id":"evt_1","object":"v2.core.event","type":"v1.customer.created","created":"2026-11-22"}',
         b'{"id":"evt_1","object":"v2.core.event","type":"v1.customer.created"}',
@@ -257,6 +260,16 @@ async def test_a_thin_event_names_its_object(door: Door):
     (told,) = await door.told()
     assert (told.object_kind, told.object_id, told.customer) == ("subscription", "sub_9", None)
     assert told.created == NOW - timedelta(minutes=1)
+
+
+async def test_a_webhook_that_names_what_no_index_can_hold_keeps_no_other_out(door: Door):
+    """Those that meet share a transaction."""
+    endless = "".join(Random(1).choices("0123456789abcdef", k=9_000))
+    bodies = [event("evt_1"), event(f"evt_{endless}"), event("evt_2", about={"object": "charge", "id": endless})]
+    answers = await asyncio.gather(*(door.post(body) for body in (*bodies, event("evt_3"))))
+    assert [answer.status_code for answer in answers] == [200, 400, 200, 200]
+    assert [row["event_id"] for row in await door.kept()] == ["evt_1", "evt_2", "evt_3"]
+    assert [one.object_id for one in await door.told()].count(None) == 1
 
 
 async def test_what_a_person_typed_into_stripe_is_kept_even_with_a_nul(door: Door):

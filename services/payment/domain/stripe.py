@@ -64,6 +64,9 @@ KINDS: Final[Mapping[str, Kind]] = {
 }
 """By the name that Stripe gives a kind in `object`. An entitlement summary goes by its customer's id."""
 
+LONGEST: Final = 255
+"""Characters of an id or a name of Stripe's."""
+
 _PASSING: Final = frozenset(
     {"receipt_url", "hosted_invoice_url", "invoice_pdf", "url", "client_secret", "payments", "unpaid_since"}
 )
@@ -246,4 +249,5 @@ def _is_list(value: Any) -> bool:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value and "\x00" not in value else None
+    """Return a name or an id, None for what Stripe would not give and no index could hold."""
+    return value if isinstance(value, str) and 0 < len(value) <= LONGEST and "\x00" not in value else None
