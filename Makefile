@@ -11,7 +11,7 @@ export OPENBELL_KAFKA := $(or $(KAFKA),$(OPENBELL_KAFKA))
 export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fmt bench chaos simulate manifests image scan deploy test-image test-rollback test-containers test-compose up down sbom migrate backup restore asyncapi openapi replay lock clean
+.PHONY: help install run test check fmt bench chaos simulate manifests runbooks image scan deploy test-image test-rollback test-containers test-compose up down sbom migrate backup restore asyncapi openapi replay lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1\t\2/' | expand -t 13
@@ -72,6 +72,9 @@ simulate: $(STAMP) ## Simulate the messaging runtime, crashed wherever it waits 
 TAG ?= $(shell git rev-parse --short=12 HEAD)
 manifests: $(STAMP) ## Write what follows from deploy/services.py into deploy/k8s/base
 	$(PYTHON) -m deploy.k8s
+
+runbooks: $(STAMP) ## Point the links of all alerts at where you publish docs/runbooks (URL=https://...)
+	$(PYTHON) -m deploy.prometheus.runbooks "$(URL)"
 
 image: ## Build the image of all services, openbell:TAG (SERVICE=api: openbell-api:TAG; PYTHON_IMAGE: on another base)
 	DOCKER_BUILDKIT=1 docker build --tag openbell$(if $(SERVICE),-$(SERVICE)):$(TAG) --build-arg SERVICE=$(SERVICE) \

@@ -75,7 +75,9 @@ OVER_REPLICAS: Final[Mapping[str, str]] = {
     "openbell_postgres_connections_all": "max",
     "openbell_postgres_connections_max": "max",
     "openbell_postgres_database_bytes": "max",
+    "openbell_postgres_oldest_prepared_seconds": "max",
     "openbell_postgres_oldest_transaction_seconds": "max",
+    "openbell_postgres_slot_xmin_transactions": "max",
     "openbell_realtime_sockets": "sum",
     "openbell_work_in_flight": "sum",
 }

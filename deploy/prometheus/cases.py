@@ -24,6 +24,7 @@ _PAIR_AT: Final = 'openbell_data_last_pair_quote_timestamp_seconds{source="alpac
 _PHASE: Final = 'openbell_data_poller_phase{phase="%s"}'
 _HPA: Final = 'kube_horizontalpodautoscaler_%s{namespace="openbell",horizontalpodautoscaler="api"}'
 _DISK: Final = 'kubelet_volume_stats_%s_bytes{namespace="openbell",persistentvolumeclaim="postgres-1"}'
+_VOLUME: Final = 'node_filesystem_%s_bytes{mountpoint="/volumes/postgres"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,17 @@ CASES: Final[Mapping[str, Case]] = {
         {'openbell_postgres_oldest_transaction_seconds{service="alerts"}': "0+60x40"},
         {'openbell_postgres_oldest_transaction_seconds{service="alerts"}': "0+60x4 0+60x4 0+60x4 0+60x4 0+60x4 0x20"},
     ),
+    "PreparedTransactionLeft": Case(
+        {'openbell_postgres_oldest_prepared_seconds{service="api"}': "0+60x40"},
+        {'openbell_postgres_oldest_prepared_seconds{service="api"}': "0x20 0+30x10 0x20"},
+    ),
+    "SlotHoldsBack": Case(
+        {'openbell_postgres_slot_xmin_transactions{service="api"}': "0x5 2e6x40"},
+        {
+            'openbell_postgres_slot_xmin_transactions{service="api"}': "0+1000x40",
+            'cnpg_pg_replication_slots_pg_wal_lsn_diff{slot_name="standby"}': "5e9x40",
+        },
+    ),
     "ConnectionsRunOut": Case(
         {
             'openbell_postgres_connections_all{service="api"}': "90x40",
@@ -243,6 +255,7 @@ CASES: Final[Mapping[str, Case]] = {
         at=390,
         every=5,
     ),
+    "DisksUnseen": Case({"up": "1x40"}, {_VOLUME % "avail": "10e9x40"}),
     "DatabaseGrowsFast": Case(
         {'openbell_postgres_database_bytes{service="api"}': "2e9+5e6x400"},
         {'openbell_postgres_database_bytes{service="api"}': "2e9+1e6x400"},

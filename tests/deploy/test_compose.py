@@ -13,7 +13,7 @@ import yaml
 from deploy.docker import check, rotate, secrets
 from deploy.k8s.service import DRAIN_S
 from deploy.local.kafka import KAFKA_VERSION
-from deploy.services import SERVICES
+from deploy.services import PORT, SERVICES
 from deploy.tools import ToolMissing
 from services.alerts.settings import AlertsSettings
 from services.api.settings import ApiSettings
@@ -25,6 +25,7 @@ from tests.deploy.missing import without
 ROOT: Final = Path(__file__).parents[2]
 COMPOSE: Final[Mapping[str, Any]] = yaml.safe_load((ROOT / check.COMPOSE).read_text())
 RUN: Final[Mapping[str, Any]] = COMPOSE["services"]
+PROMETHEUS: Final = "deploy/prometheus/prometheus.yml"
 OURS: Final = [one.name for one in SERVICES]
 
 
@@ -56,7 +57,18 @@ def test_nothing_runs_without_limits_a_profile_and_a_pinned_image(name: str):
 
 def test_the_kafka_is_the_one_that_tests_know():
     assert f"apache/kafka:{KAFKA_VERSION}" in COMPOSE["x-images"]
-    assert all(re.fullmatch(r"[a-z/]+:v?\d+\.\d+(\.\d+)?(-bookworm)?", image) for image in COMPOSE["x-images"])
+    assert all(re.fullmatch(r"[a-z/-]+:v?\d+\.\d+(\.\d+)?(-bookworm)?", image) for image in COMPOSE["x-images"])
+
+
+def test_prometheus_asks_every_service_and_the_volumes_that_fill_the_disk():
+    jobs = {one["job_name"]: one for one in yaml.safe_load((ROOT / PROMETHEUS).read_text())["scrape_configs"]}
+    assert jobs["openbell"]["dns_sd_configs"][0]["names"] == OURS
+    assert jobs["openbell"]["dns_sd_configs"][0]["port"] == PORT
+    others = [target for job in jobs.values() for one in job.get("static_configs", []) for target in one["targets"]]
+    assert {target.partition(":")[0] for target in others} <= {*RUN, "localhost"}
+    seen = RUN["node-exporter"]["volumes"]
+    assert all(mount.endswith(":ro") for mount in seen)
+    assert {f"{name}:/volumes/{name}:ro" for name in ("postgres", "kafka", "prometheus")} == set(seen)
 
 
 def test_secrets_are_files_that_are_made_once(tmp_path: Path):

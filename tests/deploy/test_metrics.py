@@ -4,15 +4,20 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Callable
+from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
 from prometheus_client import REGISTRY
 from purgatory import AsyncCircuitBreakerFactory
 
+from deploy.local import postgres
 from deploy.metrics import DOCUMENT, LABELS, OVER_REPLICAS, Metric, declared, document
 from shared.db import Database
 from shared.external import Client, breaker_moved, calling
+from shared.migrate import prepare
+from shared.settings import SharedSettings
 from shared.vitals import Vitals
 from tests.conftest import eventually
 
@@ -143,6 +148,36 @@ async def test_postgres_tells_the_oldest_transaction_of_the_role_and_its_connect
     everybody = value("openbell_postgres_connections_all", service="api") or 0
     assert 2 <= connections <= everybody <= (value("openbell_postgres_connections_max", service="api") or 0)
     assert (value("openbell_postgres_database_bytes", service="api") or 0) > 1_000_000
+
+
+@pytest.mark.slow
+async def test_postgres_tells_prepared_transactions_and_slots_of_anybody(tmp_path: Path) -> None:
+    more = {"wal_level": "logical", "max_prepared_transactions": "2"}
+    with postgres.start(tmp_path / "postgres", fsync=False, more=more) as server:
+        await prepare(server.dsn, ("api",))
+        admin = await asyncpg.connect(server.dsn)
+        await admin.execute("create table held (one int)")
+        await admin.execute("select pg_create_logical_replication_slot('nobody_reads', 'pgoutput')")  # waits for others
+        await admin.execute("begin; insert into held values (1); prepare transaction 'left'")
+        for _ in range(5):
+            await admin.execute("select pg_current_xact_id()")
+        db = Database(SharedSettings(database_url=server.dsn).service_database_url("api"), schema="api", size=2)
+        vitals = Vitals("api", db)
+        vitals.tick_s, vitals.look_s = 0.01, 0.0
+        task = asyncio.create_task(vitals.run())
+        try:
+            await eventually(lambda: (value("openbell_postgres_oldest_prepared_seconds", service="api") or 0) > 0.1)
+            assert (value("openbell_postgres_slot_xmin_transactions", service="api") or 0) >= 5
+            await admin.execute("rollback prepared 'left'")
+            await admin.execute("select pg_drop_replication_slot('nobody_reads')")
+            await eventually(lambda: value("openbell_postgres_oldest_prepared_seconds", service="api") == 0)
+            await eventually(lambda: value("openbell_postgres_slot_xmin_transactions", service="api") == 0)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await db.close()
+            await admin.close()
+    postgres.remove(tmp_path / "postgres")
 
 
 def _hold_the_loop() -> None:

@@ -1,5 +1,6 @@
 """Alert rules fire at what they are for and keep quiet beside it, ask for metrics that exist, and lead to a runbook."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from deploy.metrics import LABELS, OVER_REPLICAS, declared
 from deploy.prometheus.cases import CASES
 from deploy.prometheus.check import ALERTMANAGER, RULES, Alert, alerts, problems, rules, run, trials
+from deploy.prometheus.runbooks import point
 from deploy.promql import reads
 from deploy.tools import ToolMissing, find
 from tests.deploy.missing import without
@@ -17,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 ALERTS = alerts()
 EXPRESSIONS = [rule["expr"] for rule in rules()]
 METRICS = {metric.name: metric for metric in declared()}
-OTHERS = ("kube_", "kubelet_", "cnpg_", "certmanager_", "probe_", "process_", "up", "openbell:")
+OTHERS = ("kube_", "kubelet_", "cnpg_", "certmanager_", "probe_", "process_", "node_filesystem_", "up", "openbell:")
 """Series that exporters of others bring, and our own recordings."""
 TARGET_LABELS = {"instance", "job", "app", "namespace", "le"}
 each = pytest.mark.parametrize("alert", ALERTS, ids=lambda one: one.name)
@@ -39,9 +41,25 @@ def test_no_case_is_left_of_a_rule_that_is_gone() -> None:
 def test_an_alert_says_who_hears_of_it_what_it_is_and_what_to_do(alert: Alert) -> None:
     assert alert.labels["severity"] in {"page", "ticket"}
     assert alert.annotations["summary"]
-    runbook = ROOT / alert.annotations["runbook_url"]
-    assert runbook.parent == ROOT / "docs" / "runbooks"
+    base, _, page = alert.annotations["runbook_url"].rpartition("/")
+    assert base.startswith("https://")
+    assert base == ALERTS[0].annotations["runbook_url"].rpartition("/")[0], "`make runbooks` changes all of them"
+    runbook = ROOT / "docs" / "runbooks" / page
     assert alert.name in runbook.read_text(), f"{runbook.name} does not name {alert.name}"
+
+
+def test_links_of_all_alerts_follow_one_address(tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(RULES[0].parent, tmp_path / "rules"))
+    point("https://git.mine/openbell/docs/runbooks/", copied)
+    moved = alerts(*sorted(copied.glob("*.yml")))
+    assert [one.name for one in moved] == [one.name for one in ALERTS]
+    for one, before in zip(moved, ALERTS, strict=True):
+        page = before.annotations["runbook_url"].rpartition("/")[2]
+        assert one.annotations["runbook_url"] == f"https://git.mine/openbell/docs/runbooks/{page}"
+    for wrong in ("docs/runbooks", "https://", "https://git.mine/a b"):
+        with pytest.raises(ValueError, match="is no address like"):
+            point(wrong, copied)
+    assert alerts(*sorted(copied.glob("*.yml"))) == moved
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS, ids=[f"{n}" for n in range(len(EXPRESSIONS))])
