@@ -34,7 +34,7 @@ from shared.messaging.record import Record
 from shared.settings import SharedSettings
 
 _DAY_MS: Final = 86_400_000
-_PATIENT_MS: Final = 1000
+_PATIENT_MS: Final = 2000
 _BUSY_MS: Final = 25
 """How long a fetch waits for records: one that asks for all of our partitions, and one that leaves a busy one out,"""
 _BUSY_SHARE: Final = 20
