@@ -86,6 +86,17 @@ class Life:
         """Get money back."""
         self.fake.refund(self.charge["id"], amount)
 
+    def bounce(self) -> None:
+        """Have a bank that does not take the refund."""
+        charges = self.fake.all("charge", customer=self.customer)
+        (refund,) = (one for charge in charges for one in self.fake.all("refund", charge=charge["id"]))
+        self.fake.fail_refund(refund["id"])
+
+    def give_up(self, verb: str) -> None:
+        """Let somebody void what is not paid, or mark it uncollectible."""
+        for invoice in self.fake.all("invoice", customer=self.customer, status="open"):
+            self._call("POST", f"/v1/invoices/{invoice['id']}/{verb}", {})
+
     def dispute(self) -> None:
         """Go to the bank."""
         self.fake.dispute(self.charge["id"])
@@ -127,6 +138,21 @@ RECIPES: dict[str, tuple[Step | None, ...]] = {
     "pays until the card no longer works": (lambda life: life.buy(), lambda life: life.card_becomes("declines")),
     "gets a part of the money back": (lambda life: life.buy(), lambda life: life.refund(900)),
     "gets all of the money back": (lambda life: life.buy(), lambda life: life.refund(), lambda life: life.cancel()),
+    "gets all of the money back, which the bank does not take": (
+        lambda life: life.buy(),
+        lambda life: life.refund(),
+        lambda life: life.bounce(),
+    ),
+    "cannot pay, and what is due is given up": (
+        lambda life: life.buy(),
+        lambda life: life.card_becomes("declines"),
+        lambda life: life.give_up("mark_uncollectible"),
+    ),
+    "cannot pay, and what is due is voided": (
+        lambda life: life.buy(),
+        lambda life: life.card_becomes("declines"),
+        lambda life: life.give_up("void"),
+    ),
     "disputes, and the bank finds for us": (
         lambda life: life.buy(),
         lambda life: life.dispute(),
