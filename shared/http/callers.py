@@ -90,17 +90,18 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 async def body_of(receive: Receive, at_most: int) -> bytes:
     """Return a request's body, byte for byte. Raises TooLarge, and Invalid when the caller left before its end."""
-    body = b""
-    more = True
+    parts: list[bytes] = []
+    length, more = 0, True
     while more:
         message = await receive()
         if message["type"] != "http.request":
             raise Invalid("the request ended before its body did")
-        body += message.get("body", b"")  # mostly there is one message, and nothing is copied
-        if len(body) > at_most:
+        parts.append(message.get("body", b""))
+        length += len(parts[-1])
+        if length > at_most:
             raise TooLarge(f"a body here has at most {at_most} bytes")
         more = message.get("more_body", False)
-    return body
+    return b"".join(parts)
 
 
 def identity_gate(verifier: Verifier) -> Gate:
