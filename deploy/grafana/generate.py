@@ -1,6 +1,6 @@
 """Writes the dashboards, and how Grafana finds them and Prometheus.
 
-    python -m deploy.grafana.generate     # write deploy/grafana/dashboards/*.json
+    python -m deploy.grafana.generate     # write deploy/grafana/dashboards
 
 The JSON is committed, for Grafana reads files; a test generates it anew and compares. What is shown stands in
 boards_whole.py and boards_parts.py.
@@ -22,6 +22,8 @@ FOLDER: Final = Path(__file__).parent / "dashboards"
 BOARDS: Final = (*WHOLE, *PARTS)
 SOURCE: Final = DataSourceRef(type_val="prometheus", uid="openbell-prometheus")
 """As deploy/grafana/provisioning/datasources names it."""
+LABEL: Final = "grafana_dashboard"
+"""By which the sidecar of Grafana's chart finds a ConfigMap."""
 _WIDTH: Final = 8
 _HEIGHT: Final = 8
 
@@ -44,6 +46,22 @@ def render(board: Board) -> str:
     return json.dumps(encoded, indent=2, sort_keys=True) + "\n"
 
 
+def kustomization() -> str:
+    """Return what makes a ConfigMap of all boards on a cluster."""
+    files = "".join(f"      - {board.uid}.json\n" for board in BOARDS)
+    return f"""# Made by `python -m deploy.grafana.generate`: the boards as a ConfigMap that Grafana's sidecar finds.
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+configMapGenerator:
+  - name: openbell-dashboards
+    options:
+      disableNameSuffixHash: true
+      labels:
+        {LABEL}: "1"
+    files:
+{files}"""
+
+
 def _panel(panel: Panel) -> timeseries.Panel | stat.Panel:
     about = f"{panel.about} {panel.after_fault[:1].upper()}{panel.after_fault[1:]}".strip()
     built = (stat.Panel() if panel.stat else timeseries.Panel()).title(panel.title).description(about)
@@ -61,6 +79,7 @@ def main() -> None:
         left.unlink()
     for board in BOARDS:
         (FOLDER / f"{board.uid}.json").write_text(render(board))
+    (FOLDER / "kustomization.yaml").write_text(kustomization())
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ from typing import Any, Final
 
 import yaml
 
-from deploy.k8s import kafka, service
+from deploy.k8s import alertmanager, kafka, service
 from deploy.services import GATEWAY, SERVICES, topics
 
 BASE: Final = Path(__file__).parent / "base"
 RULES: Final = BASE.parents[1] / "prometheus" / "rules"
-_HEAD: Final = "# Made by `make manifests` (deploy/services.py, deploy/prometheus/rules); change it there.\n"
+_HEAD: Final = (
+    "# Made by `make manifests` (deploy/services.py, deploy/prometheus/rules, deploy/alertmanager); change it there.\n"
+)
 
 
 class _Plain(yaml.SafeDumper):
@@ -36,6 +38,7 @@ def files() -> Mapping[str, str]:
         **made,
         "services/kustomization.yaml": _yaml([_kustomization(resources)]),
         "topics.yaml": _yaml(kafka.topic(one) for one in topics()),
+        "alertmanager.yaml": _yaml(alertmanager.objects()),
         "rules.yaml": _yaml(_rules(path) for path in sorted(RULES.glob("*.yml"))),
         "upstreams.env": f"{_HEAD}OPENBELL_UPSTREAMS={json.dumps(upstreams, separators=(',', ':'))}\n",
     }
@@ -44,7 +47,7 @@ def files() -> Mapping[str, str]:
 def _rules(path: Path) -> dict[str, Any]:
     """Return the alert rules that Prometheus in compose reads as the operator's resource."""
     metadata = {"name": f"openbell-{path.stem}"}
-    spec = yaml.safe_load(path.read_text())
+    spec = alertmanager.rules(yaml.safe_load(path.read_text()))
     return {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": metadata, "spec": spec}
 
 

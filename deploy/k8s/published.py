@@ -34,6 +34,9 @@ MODULES: Final[Mapping[GoModule, tuple[str, ...]]] = {
     GoModule(
         "github.com/cloudnative-pg/plugin-barman-cloud", "v0.15.0", "h1:gNVytrzzYUE08wxLDrjfJqy1FPPSFkMe1OEr4s4pVI0="
     ): ("config/crd/bases/barmancloud.cnpg.io_objectstores.yaml",),
+    GoModule("github.com/cert-manager/cert-manager", "v1.19.1", "h1:Txh8L/nLWTDcb7ZnXuXbTe15BxQnLbLirXmbNk0fGgY="): (
+        "deploy/crds/cert-manager.io_issuers.yaml",
+    ),
     GoModule(
         "github.com/external-secrets/external-secrets", "v1.3.2", "h1:u2J8RjlHIeF0oZCqtl92adI/uZWUwOesJIDkfql6LqQ="
     ): (
@@ -45,6 +48,7 @@ MODULES: Final[Mapping[GoModule, tuple[str, ...]]] = {
         "v0.85.0",
         "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",
     ): (
+        "example/prometheus-operator-crd/monitoring.coreos.com_alertmanagerconfigs.yaml",
         "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
         "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
     ),
@@ -66,6 +70,13 @@ METADATA: Final = {
 Schema = dict[str, Any]
 
 
+class _Definitions(yaml.CSafeLoader):
+    """Reads a bare `=` as the text that it is in an operator's list of matches; to YAML 1.1 it is a tag."""
+
+
+_Definitions.add_constructor("tag:yaml.org,2002:value", yaml.CSafeLoader.construct_yaml_str)
+
+
 @cache
 def schemas() -> Mapping[tuple[str, str], Schema]:
     """Return the schema of each kind, by API version and kind.
@@ -76,7 +87,7 @@ def schemas() -> Mapping[tuple[str, str], Schema]:
     for module, files in MODULES.items():
         where = module.folder()
         for file in files:
-            definition = yaml.load((where / file).read_bytes(), Loader=yaml.CSafeLoader)["spec"]
+            definition = yaml.load((where / file).read_bytes(), Loader=_Definitions)["spec"]  # noqa: S506 - a safe one
             for version in definition["versions"]:
                 name = (f"{definition['group']}/{version['name']}", definition["names"]["kind"])
                 schema = closed(version["schema"]["openAPIV3Schema"])

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from websockets.asyncio.client import connect
 
-from deploy.grafana.generate import BOARDS, FOLDER, SOURCE, render
+from deploy.grafana.generate import BOARDS, FOLDER, SOURCE, kustomization, render
 from deploy.grafana.panel import Board, Panel
 from deploy.local.kafka import RunningKafka
 from deploy.metrics import OVER_REPLICAS, declared
@@ -48,6 +48,7 @@ def test_a_dashboard_is_what_its_code_makes(board: Board) -> None:
 
 def test_there_are_no_others_and_each_is_found_by_grafana() -> None:
     assert {path.stem for path in FOLDER.glob("*.json")} == {board.uid for board in BOARDS}
+    assert (FOLDER / "kustomization.yaml").read_text() == kustomization()
     sources = yaml.safe_load((FOLDER.parent / "provisioning" / "datasources" / "prometheus.yml").read_text())
     assert [one["uid"] for one in sources["datasources"]] == [SOURCE.uid]
     for path in FOLDER.glob("*.json"):

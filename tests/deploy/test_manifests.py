@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from deploy.k8s import check, published
+from deploy.grafana.generate import BOARDS, FOLDER, LABEL, SOURCE
+from deploy.k8s import alertmanager, check, published
 from deploy.k8s.__main__ import BASE, files
 from deploy.k8s.service import DRAIN_S
 from deploy.services import SERVICES, Lag, consumers, topics
@@ -138,6 +140,64 @@ def test_nothing_is_allowed_in_or_out_by_default_and_only_the_gateway_calls_serv
         assert all("10.0.0.0/8" in block["except"] for block in outside)
 
 
+def test_grafana_on_a_cluster_finds_every_board_and_the_source_that_they_name():
+    boards = _all("ConfigMap")["openbell-dashboards"]
+    assert boards["metadata"]["labels"] == {LABEL: "1"}
+    assert boards["data"] == {f"{board.uid}.json": (FOLDER / f"{board.uid}.json").read_text() for board in BOARDS}
+    source = _all("ConfigMap")["openbell-datasource"]
+    assert source["metadata"]["labels"] == {"grafana_datasource": "1"}
+    (one,) = yaml.safe_load(source["data"]["openbell.yaml"])["datasources"]
+    assert one["uid"] == SOURCE.uid
+
+
+def test_alerts_on_a_cluster_reach_whom_they_reach_elsewhere():
+    written = yaml.safe_load(alertmanager.CONFIG.read_text())
+    spec = _all("AlertmanagerConfig")["openbell"]["spec"]
+    assert [one["name"] for one in spec["receivers"]] == [one["name"] for one in written["receivers"]]
+    assert [one["receiver"] for one in spec["route"]["routes"]] == ["page", "ticket"]
+    assert [one["matchers"] for one in spec["route"]["routes"]] == [
+        [{"name": "severity", "value": value}] for value in ("page", "ticket")
+    ]
+    assert spec["inhibitRules"][0]["sourceMatch"][1] == {"name": "slo", "matchType": "!=", "value": ""}
+    assert len(spec["inhibitRules"]) == len(written["inhibit_rules"])
+    secret = _all("ExternalSecret")[alertmanager.SECRET]["spec"]["target"]["name"]
+    urls = [one["slackConfigs"][0]["apiURL"] for one in spec["receivers"]]
+    assert urls == [{"name": secret, "key": "page_url"}, {"name": secret, "key": "ticket_url"}]
+    groups = [group for one in _all("PrometheusRule").values() for group in one["spec"]["groups"]]
+    for rule in (rule for group in groups for rule in group["rules"]):
+        if "alert" in rule:  # of its own namespace alone does the operator let it hear
+            assert rule["labels"]["namespace"] == _all("AlertmanagerConfig")["openbell"]["metadata"]["namespace"]
+    with pytest.raises(ValueError, match="does not translate templates yet"):
+        alertmanager.translated({**written, "templates": ["one.tmpl"]})
+
+
+@pytest.mark.parametrize("overlay", check.OVERLAYS)
+def test_the_certificate_has_an_issuer_whose_challenge_gets_through(overlay: str):
+    gateway = _all("Gateway", overlay)["openbell"]
+    (issuer,) = _all("Issuer", overlay).values()
+    assert gateway["metadata"]["annotations"] == {"cert-manager.io/issuer": issuer["metadata"]["name"]}
+    if overlay == "dev":
+        assert issuer["spec"] == {"selfSigned": {}}
+        return
+    (parent,) = issuer["spec"]["acme"]["solvers"][0]["http01"]["gatewayHTTPRoute"]["parentRefs"]
+    assert (parent["kind"], parent["name"]) == ("Gateway", gateway["metadata"]["name"])
+    assert parent["sectionName"] in {one["name"] for one in gateway["spec"]["listeners"] if one["protocol"] == "HTTP"}
+    spec = _all("NetworkPolicy", overlay)["certificate-challenges"]["spec"]
+    assert spec["podSelector"]["matchLabels"] == {"acme.cert-manager.io/http01-solver": "true"}
+    assert [port["port"] for rule in spec["ingress"] for port in rule["ports"]] == [8089]
+    assert "egress" not in spec
+
+
+def test_every_path_that_is_allowed_names_its_ports_and_only_the_api_server_has_no_peer():
+    nowhere = []
+    for name, policy in _all("NetworkPolicy").items():
+        for rule in (*policy["spec"].get("ingress", ()), *policy["spec"].get("egress", ())):
+            assert rule["ports"], name
+            if not rule.keys() & {"from", "to"}:
+                nowhere.append((name, [port["port"] for port in rule["ports"]]))
+    assert nowhere == [("kafka", [443, 6443]), ("postgres", [443, 6443])]
+
+
 def _published() -> Mapping[check.Kind, dict[str, Any]]:
     try:
         return published.schemas()
@@ -173,6 +233,8 @@ def test_every_definition_that_is_fetched_holds_something():
         ("ScheduledBackup", ("spec",), {"method": "copy"}),
         ("ExternalSecret", ("spec", "target"), {"creationPolicy": "Ownr"}),
         ("SecretStore", ("spec", "provider", "vault"), {"replicaz": 3}),
+        ("Issuer", ("spec", "acme", "solvers", 0, "http01", "gatewayHTTPRoute"), {"replicaz": 3}),
+        ("AlertmanagerConfig", ("spec", "receivers", 0, "slackConfigs", 0), {"replicaz": 3}),
         ("PodMonitor", ("spec", "podMetricsEndpoints", 0), {"interval": "15 seconds"}),
         ("PrometheusRule", ("spec", "groups", 0, "rules", 0), {"expression": "up"}),
     ],
