@@ -27,6 +27,7 @@ from shared.messaging.record import headers_of
 from tests.alerts.conftest import activity, contract
 from tests.conftest import eventually
 from tests.fakes.discord import FakeDiscord
+from tests.fakes.posts import Answer, Posts, Request
 from tests.fakes.smtp import FakeSmtp, Mail
 
 REPOSITORY = Path(__file__).parents[2]
@@ -39,17 +40,32 @@ Told = tuple[str, str, str]
 """(user, channel, subject): what arrives once."""
 
 
-class SlowDiscord(FakeDiscord):
-    """A message is on its way to it for a while, and its answer too: where a kill finds them.
+@dataclass
+class Slowly:
+    """An app to which a message is on its way for a while, and its answer too: where a kill finds them."""
 
-    While it is `picky`, it refuses what is `odd`.
-    """
+    chance: Random
+    most_s: float
+
+    async def __call__(self, app: Any, scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(self.chance.uniform(0, self.most_s))  # the time that a message is on its way
+
+        async def answer(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                await asyncio.sleep(self.chance.uniform(0, self.most_s))  # the time that its answer is on its way
+            await send(message)
+
+        await app(scope, receive, answer)
+
+
+class SlowDiscord(FakeDiscord):
+    """Discord, slowly. While it is `picky`, it refuses what is `odd`."""
 
     picky = False
 
     def __init__(self, chance: Random, most_s: float) -> None:
         super().__init__(limit=1_000_000)
-        self._chance, self._most_s = chance, most_s
+        self._slowly = Slowly(chance, most_s)
 
     def _handle_or_ban(self, scope: Any, body: bytes) -> tuple[int, Any, dict[str, str]]:
         if self.picky and odd(body[:8_000].decode("latin-1")):  # behind lies the picture
@@ -57,14 +73,21 @@ class SlowDiscord(FakeDiscord):
         return super()._handle_or_ban(scope, body)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(self._chance.uniform(0, self._most_s))  # the time that a message is on its way
+        await self._slowly(super()._app, scope, receive, send)
 
-        async def answer(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                await asyncio.sleep(self._chance.uniform(0, self._most_s))  # the time that its answer is on its way
-            await send(message)
 
-        await super()._app(scope, receive, answer)
+class SlowReceiver(Posts):
+    """Receives signed webhooks, slowly."""
+
+    def __init__(self, chance: Random, most_s: float) -> None:
+        super().__init__()
+        self._slowly = Slowly(chance, most_s)
+
+    def take(self, request: Request) -> Answer:
+        return Answer(204)
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._slowly(super()._app, scope, receive, send)
 
 
 class SlowSmtp(FakeSmtp):
@@ -137,11 +160,13 @@ async def nursery(env: dict[str, str], log: Path) -> AsyncGenerator[Nursery]:
 
 @dataclass
 class Person:
-    """A user with both channels and a rule that takes everything."""
+    """A user with three channels and a rule that takes everything; what comes to `path` is signed with `secret`."""
 
     id: UUID
     webhook: str
     email: str
+    path: str
+    secret: str
 
 
 @dataclass
@@ -155,6 +180,7 @@ class Stage:
     writer: Writer
     discord: SlowDiscord
     smtp: SlowSmtp
+    receiver: SlowReceiver
     people: list[Person] = field(default_factory=list[Person])
     told: list[Told] = field(default_factory=list[Told])
     unknown: Counter[Told] = field(default_factory=Counter[Told])
@@ -172,7 +198,10 @@ class Stage:
 
     async def join(self, preferences: dict[str, Any] | None = None) -> None:
         """Add a user who hears of everything on every channel, or as the preferences say."""
-        who = Person(uuid4(), self.discord.webhook(), f"{uuid4().hex}@example.org")
+        user, path = uuid4(), f"/hook/{uuid4().hex}"
+        target = {"target": self.receiver.base + path}
+        made = await self.ask(user, "PUT", f"/api/alerts/{user}/channels/webhook", target)
+        who = Person(user, self.discord.webhook(), f"{uuid4().hex}@example.org", path, made["secret"])
         await self.ask(who.id, "POST", f"/api/alerts/{who.id}/rules", {"name": "all", "symbols": [], "min_score": 50})
         await self.ask(who.id, "PUT", f"/api/alerts/{who.id}/channels/discord", {"target": who.webhook})
         await self.ask(who.id, "PUT", f"/api/alerts/{who.id}/channels/email", {"target": who.email})
@@ -227,8 +256,8 @@ class Stage:
     def _channels_of(self, subject: str) -> Sequence[str]:
         """Where a message arrives: with a picky Discord, what it refuses by mail and the rest there alone."""
         if not self.discord.picky:
-            return "discord", "email"
-        return ("email",) if odd(subject) else ("discord",)
+            return "discord", "email", "webhook"
+        return ("email" if odd(subject) else "discord", "webhook")
 
     async def _publish(self, event: Event) -> None:
         headers = [(name.decode(), value) for name, value in headers_of(event, "openbell/test")]
@@ -244,6 +273,9 @@ class Stage:
         for post in list(self.discord.posts):
             if post.url in hooks:
                 found.update((hooks[post.url], "discord", one) for one in subjects_of(str(post.payload)))
+        paths = {who.path: str(who.id) for who in self.people}
+        for request in list(self.receiver.requests):
+            found.update((paths[request.path], "webhook", one) for one in subjects_of(request.body.decode()))
         for mail in list(self.smtp.mails):
             found.update((mails[mail.recipients[0]], "email", one) for one in subjects_of(words_of(mail)))
         return found
@@ -314,7 +346,9 @@ def words_of(mail: Mail) -> str:
     return f"{mail.message['Subject']} {body.get_content()}"
 
 
-def environment_of(settings: Any, address: KafkaAddress, port: int, discord: SlowDiscord, smtp: SlowSmtp) -> Any:
+def environment_of(
+    settings: Any, address: KafkaAddress, port: int, discord: SlowDiscord, smtp: SlowSmtp, receiver: SlowReceiver
+) -> Any:
     """What the service is started with."""
     return {
         **os.environ,
@@ -324,6 +358,7 @@ def environment_of(settings: Any, address: KafkaAddress, port: int, discord: Slo
         "OPENBELL_KAFKA_SMALL_TOPICS": str(address.small_topics),
         "OPENBELL_HTTP_PORT": str(port),
         "OPENBELL_ALERTS_DISCORD_BASE": discord.base,
+        "OPENBELL_ALERTS_OUTWARD_BASE": receiver.base,
         "OPENBELL_ALERTS_SMTP_HOST": smtp.host,
         "OPENBELL_ALERTS_SMTP_PORT": str(smtp.port),
         "OPENBELL_ALERTS_SMTP_STARTTLS": "false",

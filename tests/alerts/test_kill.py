@@ -1,7 +1,8 @@
 """SIGKILL of the alerts service at any point: one message a channel, none lost, and what may be doubled is counted.
 
 OPENBELL_ALERTS_KILLS says how often it is killed. The stated policy for an outcome that nobody knows is to send again:
-only what a kill found between its start and its record may come twice, marked on Discord, under one Message-ID by mail.
+only what a kill found between its start and its record may come twice, marked on Discord, under one Message-ID by mail
+and one `webhook-id`, each time signed.
 """
 
 import asyncio
@@ -20,13 +21,23 @@ import httpx
 import pytest
 
 from deploy.local.kafka import RunningKafka
+from services.alerts.adapters.webhook import signature
 from services.alerts.domain.text import REPEAT_NOTE
 from shared.clock import utc_now
 from shared.contracts.topics import TOPICS
 from shared.identity import Signer, identity_secret
 from shared.messaging.kafka import KafkaAddress, ensure_topics
 from shared.settings import SharedSettings
-from tests.alerts.killing import SlowDiscord, SlowSmtp, Stage, environment_of, nursery, subjects_of, words_of
+from tests.alerts.killing import (
+    SlowDiscord,
+    SlowReceiver,
+    SlowSmtp,
+    Stage,
+    environment_of,
+    nursery,
+    subjects_of,
+    words_of,
+)
 from tests.conftest import eventually
 
 KILLS = int(os.environ.get("OPENBELL_ALERTS_KILLS", "4"))
@@ -51,7 +62,8 @@ async def stage(
     async with contextlib.AsyncExitStack() as stack:
         discord = stack.enter_context(SlowDiscord(Random(1), MOST_S))
         smtp = stack.enter_context(SlowSmtp(Random(2), MOST_S))
-        env = environment_of(settings, address, port, discord, smtp)
+        receiver = stack.enter_context(SlowReceiver(Random(3), MOST_S))
+        env = environment_of(settings, address, port, discord, smtp, receiver)
         lives = await stack.enter_async_context(nursery(env, tmp_path / "alerts.log"))
         admin = await asyncpg.connect(database_url)
         stack.push_async_callback(admin.close)
@@ -61,7 +73,7 @@ async def stage(
         await writer.start()
         stack.push_async_callback(writer.stop)
         signer = Signer(identity_secret(settings), utc_now)
-        yield Stage(lives, admin, http, signer, writer, discord, smtp)
+        yield Stage(lives, admin, http, signer, writer, discord, smtp, receiver)
 
 
 async def ready(stage: Stage) -> bool:
@@ -108,7 +120,8 @@ async def test_one_message_a_channel_through_kills_at_any_point(
 
 
 def assert_repetitions_say_so(stage: Stage, doubled: Counter[tuple[str, str, str]]) -> None:
-    """On Discord all but the first say that they may repeat; mails of one delivery have one Message-ID."""
+    """On Discord all but the first say that they may repeat; what is of one delivery has one id elsewhere."""
+    webhook_ids = signed_ids(stage)
     hooks = {str(who.id): who.webhook for who in stage.people}
     mails = {str(who.id): who.email for who in stage.people}
     ids: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
@@ -119,6 +132,22 @@ def assert_repetitions_say_so(stage: Stage, doubled: Counter[tuple[str, str, str
         if channel == "email":
             assert len(ids[mails[user], subject]) == 1
             continue
+        if channel == "webhook":
+            assert len(webhook_ids[user, subject]) == 1
+            continue
         posts = [str(post.payload) for post in stage.discord.posts if post.url == hooks[user]]
         said = [REPEAT_NOTE in post for post in posts if subject in post]
         assert all(said[1:])  # the first says so too when what went before it never arrived
+
+
+def signed_ids(stage: Stage) -> dict[tuple[str, str], set[str]]:
+    """Return the `webhook-id`s of each user's subjects; every request is signed with its user's secret."""
+    people = {who.path: who for who in stage.people}
+    ids: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    for request in stage.receiver.requests:
+        who, headers = people[request.path], request.headers
+        right = signature(who.secret, headers["webhook-id"], headers["webhook-timestamp"], request.body)
+        assert headers["webhook-signature"] == f"v1,{right}"
+        for subject in subjects_of(request.body.decode()):
+            ids[str(who.id), subject].add(headers["webhook-id"])
+    return ids

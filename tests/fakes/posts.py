@@ -58,6 +58,8 @@ class Posts:
         body, more = b"", True
         while more:
             part = await receive()
+            if part["type"] == "http.disconnect":  # whoever asked died before the end of the body
+                return
             body += part.get("body", b"")
             more = part.get("more_body", False)
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
