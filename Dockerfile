@@ -2,7 +2,9 @@
 #     docker build -t openbell .                               every service can run (large: market data, charts, chains)
 #     docker build -t openbell-api --build-arg SERVICE=api .   only this one, with only what it needs
 # Two builds of one commit have the same layers, byte for byte; SOURCE_DATE_EPOCH (`make image` sets it) dates the image.
-ARG PYTHON_IMAGE=python:3.13-slim-bookworm
+# To the patch, here alone: the same base until somebody moves it, which the nightly scan asks for once a newer one mends
+# what it finds. No registry was in reach that tells its digest; put it behind the tag where you need the same bytes.
+ARG PYTHON_IMAGE=python:3.13.11-slim-bookworm
 
 # hadolint ignore=DL3006
 FROM ${PYTHON_IMAGE} AS wheels

@@ -82,7 +82,9 @@ image: ## Build the image of all services, openbell:TAG (SERVICE=api: openbell-a
 	  $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) $(ARGS) .
 
 scan: $(STAMP) ## Look in the image for high and critical weaknesses that a newer package mends (IMAGE=openbell:TAG)
-	"$$($(PYTHON) -m deploy.tools grype)" "docker:$(or $(IMAGE),openbell:$(TAG))" --only-fixed --fail-on high
+	@mkdir -p .openbell
+	"$$($(PYTHON) -m deploy.tools grype)" "docker:$(or $(IMAGE),openbell:$(TAG))" --only-fixed --fail-on high \
+	  --output table --output cyclonedx-json=.openbell/sbom-image.json
 
 deploy: $(STAMP) ## Roll IMAGE out onto kubectl's cluster, schemas first, back if it is not healthy (OVERLAY=staging)
 	$(PYTHON) -m deploy.k8s.rollout "$(OVERLAY)" --image "$(IMAGE)"

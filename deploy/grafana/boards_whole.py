@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from deploy.grafana.boards_servers import KAFKA_SERVER, POSTGRES_SERVER
 from deploy.grafana.panel import CHANNELS, Board, Panel, quantile, quantiles, rate
 
 _ERRORS: Final = (
@@ -242,7 +243,7 @@ GATEWAY: Final = Board(
 POSTGRES: Final = Board(
     "openbell-postgres",
     "Openbell: Postgres",
-    "As the services see it; of the server itself a cluster's own exporter tells more.",
+    "As the services see it; then, on a cluster, as it sees itself.",
     (
         Panel(
             "Connections",
@@ -293,12 +294,13 @@ POSTGRES: Final = Board(
             ((rate("openbell_job_runs_total", "job_name, outcome"), "{{job_name}} {{outcome}}"),),
             "ops",
         ),
+        *POSTGRES_SERVER,
     ),
 )
 KAFKA: Final = Board(
     "openbell-kafka",
     "Openbell: Kafka",
-    "As the services see it: what they carry there, and what they have not read.",
+    "As the services see it: what they carry there and have not read; then, on a cluster, as it sees itself.",
     (
         Panel(
             "Carried to Kafka",
@@ -346,6 +348,7 @@ KAFKA: Final = Board(
             "By each process.",
             (("count by (instance) (openbell_consumer_lag_records)", "{{instance}}"),),
         ),
+        *KAFKA_SERVER,
     ),
 )
 

@@ -64,6 +64,8 @@ configMapGenerator:
 
 def _panel(panel: Panel) -> timeseries.Panel | stat.Panel:
     about = f"{panel.about} {panel.after_fault[:1].upper()}{panel.after_fault[1:]}".strip()
+    if panel.on_cluster:
+        about += f" On Kubernetes alone: {panel.on_cluster} tells it."
     built = (stat.Panel() if panel.stat else timeseries.Panel()).title(panel.title).description(about)
     built = built.unit(panel.unit).datasource(SOURCE).span(_WIDTH).height(_HEIGHT)
     for number, (query, legend) in enumerate(panel.asks):

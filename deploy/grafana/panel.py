@@ -1,7 +1,8 @@
 """What a dashboard and a panel are, and the queries that they have in common.
 
 `$__rate_interval` is Grafana's: four scrapes at least. A panel that can only show something after a fault says why in
-`after_fault`; every other one shows something after a run, which a test tries.
+`after_fault`; one that reads exporters of a cluster says so in `on_cluster`; every query of every other one finds
+something after a run, which a test tries.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ class Panel:
     unit: Unit = "short"
     stat: bool = False
     after_fault: str = ""
+    on_cluster: str = ""
+    """Whose exporter brings its series; they are there on Kubernetes alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from deploy.docker.check import ROOT
 from tests.deploy.stand_ins import docker
 
 MB: Final = 1_000_000
-MOST_MB: Final[Mapping[str, int]] = {"": 750, "api": 125}
-"""What may lie on top of the base (about 125 MB), by the service it was built for: the gateway's is 250 in all."""
+MOST_MB: Final[Mapping[str, int]] = {"": 750, "api": 125, "broker": 490, "detector": 400}
+"""What may lie on top of the base (about 125 MB), by the service it was built for: the gateway's is 250 in all. The
+others follow from docs/deploy.md, which has what was measured."""
 OURS: Final = "/layers/venv"  # in the history: from this layer on all is ours
 USER: Final = "10001:10001"
 BUILDS: Final = re.compile(r"gcc|g\+\+|cc|c\+\+|cpp|ld|as|ar|make|cmake|ninja|strip|git|cargo|rustc|go|uv|maturin|node")

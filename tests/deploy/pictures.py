@@ -49,4 +49,4 @@ async def _lines(
 
 
 def _why(panel: Panel) -> str:
-    return f"nothing: {panel.after_fault}"
+    return f"on Kubernetes: {panel.on_cluster}" if panel.on_cluster else f"nothing: {panel.after_fault}"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.contents import known_files, problems
+from tests.deploy.contents import MOST_MB, known_files, problems
 
 KNOWN = frozenset({"services/api/main.py"})
 WELL: Mapping[str, Any] = {
@@ -153,6 +154,14 @@ def test_a_secret_that_was_built_with_is_found_in_the_history(image: Image):
 def test_one_that_grew_too_large_is_found(image: Image):
     image.venv += [_member(f"venv/{number}", b"0" * 20_000_000) for number in range(7)]
     assert image.said() == ["140 MB on top of the base, and 125 are the most"]
+
+
+def test_the_bars_are_those_of_what_was_measured():
+    page = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
+    measured = {name: int(most) for name, most in re.findall(r"^\| ([a-z ]+) \| (\d+) MB", page, re.MULTILINE)}
+    assert measured.keys() == {name or "every service" for name in MOST_MB}
+    for name, most in MOST_MB.items():
+        assert measured[name or "every service"] <= most <= 1.06 * measured[name or "every service"]
 
 
 def test_files_of_the_repository_are_those_that_git_knows():

@@ -1,6 +1,7 @@
 """The manifests hold together: made from the code, narrower than what they stand on, refused where they are wrong."""
 
 import copy
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -61,6 +62,12 @@ def test_every_service_is_deployed():
     assert {one.name for one in SERVICES} == set(schema.SERVICES)
     for kind in ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "KafkaUser", "PodMonitor"):
         assert set(schema.SERVICES) <= set(_all(kind)), kind
+
+
+def test_what_a_replica_asks_for_is_what_the_page_derives():
+    page = (BASE.parents[2] / "docs" / "deploy.md").read_text()
+    derived = {name: int(cpu) for name, cpu in re.findall(r"^\| ([a-z]+) \| (\d+)m \|", page, re.MULTILINE)}
+    assert derived == {one.name: one.cpu_m for one in SERVICES}
 
 
 def test_every_topic_is_there_before_a_service_starts():
@@ -192,7 +199,7 @@ def test_every_path_that_is_allowed_names_its_ports_and_only_the_api_server_has_
     nowhere = []
     for name, policy in _all("NetworkPolicy").items():
         for rule in (*policy["spec"].get("ingress", ()), *policy["spec"].get("egress", ())):
-            assert rule["ports"], name
+            assert all("port" in port for port in rule["ports"]), name
             if not rule.keys() & {"from", "to"}:
                 nowhere.append((name, [port["port"] for port in rule["ports"]]))
     assert nowhere == [("kafka", [443, 6443]), ("postgres", [443, 6443])]

@@ -56,6 +56,20 @@ def test_a_tool_that_a_workflow_lacks_fails_it(file: Path):
         assert workflow["env"]["OPENBELL_CHECK_STRICT"] == "1"
 
 
+@pytest.mark.parametrize("name", ["ci", "deploy"])
+def test_what_an_image_is_made_of_is_kept_with_the_run_that_built_it(name: str):
+    jobs: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())["jobs"]
+    (steps,) = [
+        job["steps"] for job in jobs.values() if any("make image" in one.get("run", "") for one in job["steps"])
+    ]
+    said = [one.get("run", "").partition(" TAG=")[0] for one in steps]
+    kept = next(at for at, one in enumerate(steps) if "upload-artifact" in one.get("uses", ""))
+    assert {"make sbom", "make scan"} <= set(said[:kept])
+    assert steps[kept]["with"]["path"] == ".openbell/sbom*.json"
+    assert steps[kept]["with"]["include-hidden-files"] is True  # the folder is one
+    assert steps[kept]["with"]["if-no-files-found"] == "error"
+
+
 def test_what_was_not_checked_stands_last(tmp_path: Path):
     """Of `.ci/run`, whatever passed or failed before."""
     make = tmp_path / "make"
@@ -125,7 +139,8 @@ def test_a_scan_fails_by_what_could_be_mended(tmp_path: Path):
     command = ["make", "scan", "IMAGE=place/openbell:2"]
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "asked: docker:place/openbell:2 --only-fixed --fail-on high" in done.stdout
+    assert "asked: docker:place/openbell:2 --only-fixed --fail-on high --output table" in done.stdout
+    assert "--output cyclonedx-json=.openbell/sbom-image.json" in done.stdout
 
 
 class Cluster:
