@@ -66,7 +66,6 @@ PAYMENTS: Final = Board(
             "Ledger and Stripe differ",
             "Balance transactions.",
             (("max by (found) (openbell_payment_ledger_stripe_differences)", "{{found}}"),),
-            after_fault="only the job compares, every quarter of an hour",
         ),
         Panel(
             "Entries of the ledger",
@@ -163,7 +162,6 @@ ALERTS: Final = Board(
             "Attempts.",
             ((rate("openbell_work_retried_total", "kind"), "{{kind}}"),),
             "ops",
-            after_fault="counted from the first attempt on that did not work",
         ),
         Panel(
             "Outcomes unknown",

@@ -140,7 +140,6 @@ MESSAGING: Final = Board(
             "Attempts at waiting rows.",
             ((rate("openbell_retries_total", "consumer, outcome"), "{{consumer}} {{outcome}}"),),
             "ops",
-            after_fault="nothing is retried while all goes well",
         ),
         Panel(
             "Transactions run again",

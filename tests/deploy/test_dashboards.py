@@ -14,6 +14,7 @@ import asyncpg
 import httpx
 import pytest
 import yaml
+from aiokafka import AIOKafkaProducer
 from websockets.asyncio.client import connect
 
 from deploy.grafana.generate import BOARDS, FOLDER, SOURCE, kustomization, render
@@ -24,6 +25,7 @@ from deploy.promql import reads
 from deploy.tools import ToolMissing
 from services.api.main import build as build_api
 from services.api.main import create_admin
+from shared.contracts.topics import CHAINS
 from shared.service import Environment
 from shared.settings import SharedSettings
 from tests.conftest import eventually
@@ -31,7 +33,7 @@ from tests.deploy import exporters
 from tests.deploy.missing import without
 from tests.deploy.pictures import draw
 from tests.deploy.prometheus import Prometheus, asking
-from tests.fakes.discord import FakeDiscord
+from tests.fakes.discord import Answer, FakeDiscord
 from tests.fakes.stripe import FakeStripe
 from tests.flows.stack import ServiceProcess
 from tests.payment.lives import Life
@@ -196,14 +198,36 @@ async def use(
     await told(http, "PATCH", f"/api/user/{user_id}/settings", user, {"min_score": 0, "min_premium_usd": "0"})
     hook = discord.webhook()
     await eventually(lambda: _accepted(http, f"/api/alerts/{user_id}/channels/discord", user, {"target": hook}))
+    refused = Answer(400, {"message": "Invalid Form Body", "code": 50035})
+    discord.answer(hook, Answer(500), refused)  # one message is sent again, one is given up
     address = f"ws://{http.base_url.host}:{http.base_url.port}/realtime"
     async with connect(address, additional_headers=user, proxy=None) as listener:
         await buy(http, database_url, stripe, UUID(user_id))
         await eventually(lambda: _trades(http, user))
         await listener.recv()
+    await poison(http, settings, operator)
     for service, job in (("payment", "invariants"), ("payment", "assert-customers")):
         await told(http, "POST", f"/ops/jobs/{service}/{job}/run", operator)
-    await eventually(lambda: len(discord.posts) >= 1)
+    await eventually(lambda: any(post.status < httpx.codes.BAD_REQUEST for post in discord.posts))
+
+
+async def poison(http: httpx.AsyncClient, settings: SharedSettings, operator: dict[str, str]) -> None:
+    """Put a record into Kafka that nobody can read, and have it tried again once it was given up."""
+    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap)
+    await producer.start()
+    try:
+        await producer.send_and_wait(CHAINS.name, b"not a chain", b"BAD")
+    finally:
+        await producer.stop()
+    found: list[dict[str, Any]] = []
+
+    async def parked() -> bool:
+        listed = await told(http, "GET", "/ops/failed-jobs", operator)
+        found[:] = [job for job in listed["failed_jobs"] if job["consumer"] == "detector.chains"]
+        return bool(found)
+
+    await eventually(parked)
+    await told(http, "POST", f"/ops/failed-jobs/detector/{found[0]['id']}/retry", operator)
 
 
 async def buy(http: httpx.AsyncClient, database_url: str, stripe: FakeStripe, user_id: UUID) -> None:
