@@ -108,6 +108,7 @@ _RANG: Final = text(f"""
     select d.id, n.kind, n.symbol, n.rule_id, n.account_id from notice_deliveries d join notices n using (notice_id)
     where d.id = any(cast(:ids as uuid[])) and n.kind <> '{TEST}'""")  # noqa: S608 - our own words
 
+_NOTHING_SAID: Final = Wishes()
 _LONGEST_WAIT: Final = timedelta(hours=27)
 """From a delivery's making to its time: quiet hours are shorter than a day, a changed clock included."""
 
@@ -137,7 +138,7 @@ class DeliveryStore:
         for row in await tx.fetch(_AUDIENCE, user_ids=list(user_ids), offered=list(offered), now=now):
             user_id: UUID = row["user_id"]
             if user_id not in found:
-                wishes = wishes_of(row) if row["wishes"] else Wishes()
+                wishes = wishes_of(row) if row["wishes"] else _NOTHING_SAID
                 if row["silences"] is not None:
                     wishes = replace(wishes, silences=silences_of(row["silences"]))
                 if row["firing"] is not None:
