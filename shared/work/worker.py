@@ -19,6 +19,7 @@ from shared.db import Row, Tx, is_rerun
 from shared.errors import OpenbellError, Permanent, Transient
 from shared.messaging.door import Door
 from shared.work import table
+from shared.work.choice import FEW, choose, looked_at
 from shared.work.metrics import AGE, IN_FLIGHT, LOST, RETRIED, SETTLED, TOOK, UNKNOWN, WAITED
 from shared.work.pace import Patience, Places, Together
 from shared.work.rules import Busy, Decision, OutcomeUnknown, decide, explain
@@ -30,10 +31,6 @@ BUSY_S = 0.1
 AGAIN_S = 2.0
 """After so long a database that does not answer is asked again."""
 START_AT_ONCE = 256
-FEW = 16
-"""So many that cannot wait are claimed at once beside those that can."""
-LOOK_PAST = 100
-"""So many rows more than are wanted are looked at in one claim, for those whose lane is taken by one before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +41,6 @@ class _Ended:
     token: UUID
     error: Exception | None
     performed: Performed
-
-
-def choose(rows: Sequence[Row], free: int, can_wait: Callable[[Row], bool], free_to_wait: int) -> list[Row]:
-    """Take the first `free` rows, at most one of each lane, and of those that can wait at most so many."""
-    chosen: list[Row] = []
-    lanes: set[str] = set()
-    for row in rows:
-        lane: str | None = row["lane"]
-        if len(chosen) == free:
-            break
-        if lane is not None and lane in lanes:
-            continue
-        if can_wait(row):
-            if free_to_wait <= 0:
-                break
-            free_to_wait -= 1
-        if lane is not None:
-            lanes.add(lane)
-        chosen.append(row)
-    return chosen
 
 
 class Worker:
@@ -190,24 +167,18 @@ class Worker:
         """Claim up to `free` rows; return them with their token, and whether another claim may find more."""
         if self._work.rank is not equal:
             free = min(free, self._let_in() + FEW)
-        token, limit = self._new_token(), min(free * 4, free + LOOK_PAST)
+        token = self._new_token()
         async with self._door.transaction() as tx:
             await tx.execute(self._serialise)  # lanes stay single across replicas
-            candidates = await tx.fetch(self._claimable, now=now, kind=self._pauses, candidates=limit)
+            candidates = await tx.fetch(self._claimable, now=now, kind=self._pauses, candidates=looked_at(free))
             if not all(map(self._can_wait, candidates)):
                 self._patience.others()
-            let_in = self._let_in()
-            chosen = choose(candidates, free, self._can_wait, let_in)
-            ids = [row["id"] for row in chosen]
+            choice = choose(candidates, free, self._can_wait, self._let_in())
+            ids = [row["id"] for row in choice.rows]
             until = now + timedelta(seconds=self._policy.lease_s)
             claimed = await tx.fetch(self._claim_rows, token=token, until=until, ids=ids) if ids else []
         rows = sorted(claimed, key=lambda row: ids.index(row["id"]))
-        if not rows or (len(candidates) < limit and len(chosen) < free):
-            return rows, token, False
-        can_wait = sum(map(self._can_wait, candidates))
-        taken = sum(map(self._can_wait, chosen))  # of those; the others come first
-        others_left = can_wait == 0 or len(chosen) - taken < len(candidates) - can_wait
-        return rows, token, others_left or taken < let_in
+        return rows, token, bool(rows) and choice.more
 
     def _let_in(self) -> int:
         """Return how many more of those that can wait may be claimed now."""

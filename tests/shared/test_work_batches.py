@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import cast
 from uuid import UUID
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy import text
 from shared.contracts.base import Event
 from shared.db import Row, Tx
 from shared.work import Performed, Policy, Settled, Worker
+from shared.work.choice import choose
 from shared.work.pace import LEAST, ROUND_S, Patience, Places, Precedence, Together
 from tests.shared.test_work import Bench, bench
 
@@ -259,6 +261,29 @@ async def test_of_what_was_claimed_ahead_the_lowest_rank_goes_first(bench: Bench
     finish.set()
     await one.idle()
     assert [row["lane"] for row in bench.performed] == ["first", "urgent", "x1", "x2"]
+
+
+@pytest.mark.parametrize(
+    ("lanes", "free", "let_in", "taken", "more"),
+    [
+        pytest.param("abc", 5, 5, "abc", False, id="all that there are"),
+        pytest.param("abcd", 3, 0, "abc", True, id="more than are free"),
+        pytest.param("aaaa", 1, 0, "a", True, id="as many as are looked at"),
+        pytest.param("aab", 5, 0, "ab", False, id="one of a lane"),
+        pytest.param("abXY", 9, 1, "abX", False, id="few that can wait"),
+        pytest.param("abXY", 3, 1, "abX", False, id="none more that may be let in"),
+        pytest.param("abXY", 3, 2, "abX", True, id="one more that may be let in"),
+        pytest.param("abcX", 2, 0, "ab", True, id="others left behind which none is let in"),
+        pytest.param("XYZU", 1, 0, "", False, id="they stand back"),
+    ],
+)
+def test_what_a_claim_takes_and_whether_another_may_find_more(
+    lanes: str, free: int, let_in: int, taken: str, *, more: bool
+) -> None:
+    """Rows by their lanes; capitals can wait."""
+    rows = [cast("Row", {"lane": lane}) for lane in lanes]
+    choice = choose(rows, free, lambda row: row["lane"].isupper(), let_in)
+    assert ("".join(row["lane"] for row in choice.rows), choice.more) == (taken, more)
 
 
 @pytest.mark.parametrize("waits", [(3.0, 7.0), (7.0, 3.0)], ids=["longer last", "longer first"])
