@@ -111,7 +111,7 @@ def say(body):
 
 say(b"warm")
 """
-_HANGS = _HEAD + "time.sleep(600)"
+_HANGS = _HEAD + "time.sleep(600)"  # nobody waits for its end: it is killed for never answering
 _ANSWERS = (
     _HEAD
     + """

@@ -30,8 +30,8 @@ async def test_while_reads_are_under_way_keys_gather():
     tasks = []
     for key in range(10):
         tasks.append(asyncio.create_task(coalescer.get(key)))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # no time: a turn of the loop for the caller to ask,
+        await asyncio.sleep(0)  # and one for the read that this begins
     assert len(reads) == 2
     gate.set()
     assert await asyncio.gather(*tasks) == list(range(10))
@@ -47,7 +47,7 @@ async def test_a_caller_who_leaves_takes_no_answer_from_others_and_errors_reach_
 
     coalescer = Coalescer(read)
     stays, leaves = asyncio.create_task(coalescer.get(1)), asyncio.create_task(coalescer.get(1))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # no time: a turn of the loop in which both ask
     leaves.cancel()
     gate.set()
     with pytest.raises(ConnectionError):

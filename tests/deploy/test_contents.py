@@ -147,7 +147,7 @@ def test_what_its_settings_tell_is_found(image: Image, change: dict[str, Any], s
 
 def test_a_secret_that_was_built_with_is_found_in_the_history(image: Image):
     image.history.append({"created_by": "ARG TOKEN=abc", "empty_layer": True})
-    image.history.append({"created_by": "RUN pip install --find-links https://me:word@place", "empty_layer": True})
+    image.history.append({"created_by": "RUN curl https://me:word@place", "empty_layer": True})
     assert len(image.said()) == 2
 
 
