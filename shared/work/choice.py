@@ -47,6 +47,5 @@ def choose(rows: Sequence[Row], free: int, can_wait: Callable[[Row], bool], let_
             lanes.add(lane)
         chosen.append(row)
     cut_off = len(chosen) == free or len(rows) == looked_at(free)
-    others = sum(not can_wait(row) for row in rows)
-    others_left = others == len(rows) or len(chosen) - waiting < others
+    others_left = len(chosen) - waiting < sum(not can_wait(row) for row in rows)
     return Choice(chosen, cut_off and (others_left or waiting < let_in))
