@@ -1,36 +1,33 @@
 """Kafka itself: clients with the settings that the promises need, and topics with the shape that topics.py states."""
 
 import asyncio
-import contextlib
 import logging
 import ssl
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from random import choice
-from traceback import walk_tb
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     CorruptRecordException,
-    KafkaConnectionError,
     KafkaError,
     RecordTooLargeError,
     TopicAlreadyExistsError,
     for_code,
 )
-from aiokafka.partitioner import DefaultPartitioner, murmur2
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from shared.contracts.topics import Topic
 from shared.messaging import raw_fetch, unpacked
+from shared.messaging.closing import close_all, leave_nothing_open
 from shared.messaging.ports import Unreadable
 from shared.messaging.record import Record
+from shared.messaging.writer import Writer
 from shared.settings import SharedSettings
 
 _DAY_MS: Final = 86_400_000
@@ -41,7 +38,6 @@ _BUSY_SHARE: Final = 20
 """which is more patient the longer it has been busy: one such part of that time."""
 _PREFETCHED_S: Final = 0.02  # less makes more and smaller batches, which cost more than the wait
 _AT_ONCE_S: Final = 0.01
-_SHORT: Final = 256
 _CUT: Final = 17  # bytes of a batch that do not make one
 _log = logging.getLogger(__name__)
 
@@ -112,25 +108,7 @@ class KafkaAddress:
             max_request_size=16 * 1_048_576,
             request_timeout_ms=30_000,  # longer than the relay waits: a batch never expires while a later one is sent
             metadata_max_age_ms=30_000,
-            partitioner=Partitioner(),
         )
-
-
-@lru_cache(maxsize=16_384)  # of short keys: a dead letter's may have any length
-def _hash(key: bytes) -> int:
-    return murmur2(key) & 0x7FFFFFFF
-
-
-class Partitioner(DefaultPartitioner):
-    """Chooses as every Kafka client does, but works a key's hash out once: that is slow in Python."""
-
-    @classmethod
-    def __call__(cls, key: bytes | None, all_partitions: list[int], available: list[int]) -> int:
-        """Return the partition of a key; any of those that are there without one."""
-        if key is None:
-            return super().__call__(key, all_partitions, available)
-        number = _hash(key) if len(key) <= _SHORT else _hash.__wrapped__(key)
-        return all_partitions[number % len(all_partitions)]
 
 
 class Reader(AIOKafkaConsumer):
@@ -147,7 +125,7 @@ class Reader(AIOKafkaConsumer):
         self._busy_since: dict[TopicPartition, float] = {}  # what no fetch asks for
         client: Any = self._client  # between the wire and aiokafka's parser, which unpacks whatever comes
         client.send = partial(self._send, client.send)
-        _leave_nothing_open(client)
+        leave_nothing_open(client)
 
     async def start(self) -> None:
         """Connect, and join the group in the background."""
@@ -161,7 +139,7 @@ class Reader(AIOKafkaConsumer):
         try:
             await super().stop()
         finally:
-            _close_all(self._client)
+            close_all(self._client)
 
     async def _send(self, send: Any, node: Any, request: Any, **options: Any) -> Any:
         """Cut a fetch's answer where it unpacks to too much. A batch that does by itself looks cut off: read raw."""
@@ -267,90 +245,10 @@ def _bounded(data: bytes) -> bytes:
     return data[: unpacked.readable(data) or _CUT]
 
 
-def _leave_nothing_open(client: Any) -> None:
-    """Have a client close its first connection too when it is cancelled while it asks that for the brokers."""
-    bootstrap = client.bootstrap
-
-    async def careful() -> None:
-        try:
-            await bootstrap()
-        except asyncio.CancelledError as error:
-            for frame, _ in walk_tb(error.__traceback__):  # nobody else knows that connection
-                if (connection := frame.f_locals.get("bootstrap_conn")) is not None:
-                    connection.close()
-            raise
-
-    client.bootstrap = careful
-
-
-def _close_all(client: Any) -> None:
-    for connection in list(client._conns.values()):  # noqa: SLF001 - closing in aiokafka's way may be cut short
-        connection.close()
-    if client._sync_task is not None:  # noqa: SLF001 - it would connect again
-        client._sync_task.cancel()  # noqa: SLF001
-
-
-class Writer(AIOKafkaProducer):
-    """A producer that can give up, and that takes a record without key and value."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        _leave_nothing_open(self.client)
-
-    async def send(  # noqa: PLR0917 - aiokafka's
-        self,
-        topic: str,
-        value: bytes | None = None,
-        key: bytes | None = None,
-        partition: int | None = None,
-        timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes | None]] | None = None,
-    ) -> asyncio.Future[Any]:
-        """Hand a record over; the future is done when Kafka has it."""
-        if key is not None or value is not None:
-            return await super().send(topic, value, key, partition, timestamp_ms, headers)
-        batch = self.create_batch()  # aiokafka asserts that one of them is there; Kafka does not
-        batch.append(timestamp=timestamp_ms, key=None, value=None, headers=headers or [])
-        if partition is None:
-            partition = choice(sorted(await self.partitions_for(topic)))  # noqa: S311 - as any record without a key
-        return await self.send_batch(batch, topic, partition=partition)
-
-    async def answers(self) -> bool:
-        """Tell whether a broker answers."""
-        with contextlib.suppress(KafkaError):  # a broker that is gone need not be the only one
-            await self.client.send(self.client.get_random_node(), MetadataRequest([], allow_auto_topic_creation=False))
-            return True
-        return bool(await self.client.force_metadata_update())
-
-    async def give_up(self) -> None:
-        """Stop at once. What is not sent is never sent; what waits for an answer fails.
-
-        stop() first sends all it holds, for ever while Kafka is away, which would outlive a new producer.
-        """
-        sender: Any = self._sender
-        batches: Any = self._message_accumulator
-        sending: asyncio.Task[None] | None = sender.sender_task if sender is not None else None
-        if sending is not None:
-            sending.cancel()
-        await self.client.close()
-        batches.fail_all(KafkaConnectionError("the producer was given up"))
-        for _ in range(20):  # it waits for each of its requests in turn, and each may wait for a broker
-            if sending is None or sending.done():
-                break
-            await asyncio.wait((sending,), timeout=0.1)
-            sending.cancel()
-        try:
-            with contextlib.suppress(KafkaError, TimeoutError):
-                async with asyncio.timeout(2):
-                    await self.stop()
-        finally:
-            _close_all(self.client)
-
-
 async def ensure_topics(address: KafkaAddress, topics: Iterable[Topic]) -> None:
     """Create the topics that are missing. Existing ones stay as they are."""
     admin: Any = AIOKafkaAdminClient(**address.connection())
-    _leave_nothing_open(admin._client)  # noqa: SLF001 - no other way to it
+    leave_nothing_open(admin._client)  # noqa: SLF001 - no other way to it
     await admin.start()
     try:
         existing = set(await admin.list_topics())

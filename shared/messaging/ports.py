@@ -23,6 +23,10 @@ class Unreadable:
     reason: str
 
 
+Outgoing = tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]
+"""(key, value, headers) of a record to send."""
+
+
 class KafkaReader(Protocol):
     """A member of a consumer group. Nothing is committed or reset by itself."""
 
@@ -76,10 +80,12 @@ class KafkaWriter(Protocol):
     async def start(self) -> None:
         """Connect."""
 
-    async def send(
-        self, topic: str, value: bytes | None, key: bytes | None, *, headers: Sequence[tuple[str, bytes | None]]
-    ) -> asyncio.Future[Any]:
-        """Hand a record over; the future is done when Kafka has it."""
+    async def send_all(self, topic: str, records: Sequence[Outgoing]) -> Sequence[asyncio.Future[Any]]:
+        """Hand records over, in their order; a future for each, done when Kafka has it.
+
+        What cannot be handed over, and all that follows it, is failed at once. Raises KafkaError when that is so of
+        all.
+        """
         ...
 
     async def flush(self) -> None:

@@ -3,6 +3,7 @@
 Source: CloudEvents 1.0, "Kafka Protocol Binding for CloudEvents", section 3.2 (binary content mode).
 """
 
+import contextlib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,24 @@ def pack_headers(headers: Headers) -> bytes:
 def unpack_headers(packed: bytes) -> Headers:
     """Undo `pack_headers`."""
     return _unpack.decode(packed)
+
+
+def sendable_headers(packed: bytes) -> list[tuple[str, bytes | None]]:
+    """Return headers as the producer takes them: names must be UTF-8, others travel escaped, beside their bytes.
+
+    Only a dead letter can have such a name; its failed_jobs row keeps the original.
+    """
+    found = unpack_headers(packed)
+    with contextlib.suppress(UnicodeDecodeError):
+        return [(name.decode(), value) for name, value in found]
+    headers: list[tuple[str, bytes | None]] = []
+    for name, value in found:
+        try:
+            headers.append((name.decode(), value))
+        except UnicodeDecodeError:
+            headers.append((name.decode("utf-8", "backslashreplace"), value))
+            headers.append(("openbell-header-name", name))
+    return headers
 
 
 @dataclass(frozen=True, slots=True)

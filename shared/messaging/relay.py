@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import logging
 import zlib
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -23,7 +24,7 @@ from shared.messaging import metrics
 from shared.messaging.failed import BEHIND, Failure, Parked, clean, park
 from shared.messaging.lane import happens
 from shared.messaging.ports import Kafka, KafkaWriter
-from shared.messaging.record import Record, unpack_headers
+from shared.messaging.record import Record, sendable_headers, unpack_headers
 
 _READ: Final = text(
     """
@@ -259,40 +260,37 @@ class Relay:
         try:
             async with asyncio.timeout(self.answer_s):
                 topics = await self._there(producer, dict.fromkeys(row["topic"] for row in rows))
-                for row in rows:
-                    if row["topic"] not in topics:
-                        continue
-                    if (row["topic"], row["key"]) in fenced:
-                        page.behind.append(row)
-                    elif not await self._send_one(producer, row, page, fenced):
+                there = [row for row in rows if row["topic"] in topics]
+                page.behind = [row for row in there if (row["topic"], row["key"]) in fenced]
+                free = [row for row in there if (row["topic"], row["key"]) not in fenced]
+                for some in _apart(free, self.large):
+                    if not await self._send_some(producer, some, page):
                         break
                 await producer.flush()
         except TimeoutError:
             page.error = KafkaTimeoutError(f"no acknowledgement within {self.answer_s:.0f} s")
             await producer.give_up()  # nothing may be sent behind our back: the rows are read again
-        except asyncio.CancelledError:
-            for _, future in page.sent:  # nobody awaits them now
-                future.add_done_callback(lambda one: one.cancelled() or one.exception())
-            raise
         await page.finish()
         return page
 
-    async def _send_one(self, producer: KafkaWriter, row: Row, page: "_Page", fenced: set[tuple[str, bytes]]) -> bool:
-        """Send a row; False when the rest of the page is for a new producer."""
-        try:
-            future = await producer.send(row["topic"], row["value"], row["key"], headers=_sendable(row["headers"]))
-        except _REFUSED as error:
-            page.failed(row, error)
-            if row["key"] is not None:
-                fenced.add((row["topic"], row["key"]))
-            return True
-        except (KafkaError, OSError) as error:
-            page.failed(row, error)
-            return False
-        page.sent.append((row, future))
-        if len(row["value"] or b"") > self.large:
-            await asyncio.wait((future,))
-            return future.exception() is None  # refused, the producer's sequence has a hole
+    async def _send_some(self, producer: KafkaWriter, rows: Sequence[Row], page: "_Page") -> bool:
+        """Send rows; False when what follows them is for a new producer, whose sequence has no hole."""
+        of_topic: defaultdict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            of_topic[row["topic"]].append(row)
+        for topic, some in of_topic.items():
+            records = [(row["key"], row["value"], sendable_headers(row["headers"])) for row in some]
+            try:
+                futures = await producer.send_all(topic, records)
+            except (KafkaError, OSError) as error:
+                for row in some:
+                    page.failed(row, error)
+                return False
+            page.sent += zip(some, futures, strict=True)
+            if len(some[0]["value"] or b"") > self.large:
+                await asyncio.wait(futures)
+            if any(one.done() and (one.cancelled() or one.exception() is not None) for one in set(futures)):
+                return False
         return True
 
     async def _there(self, producer: KafkaWriter, topics: Iterable[str]) -> set[str]:
@@ -377,24 +375,21 @@ class _Page:
             self.error = self.error or error
 
 
+def _apart(rows: Iterable[Row], large: int) -> Iterator[list[Row]]:
+    """Yield rows in their order, each large one by itself."""
+    some: list[Row] = []
+    for row in rows:
+        if len(row["value"] or b"") <= large:
+            some.append(row)
+            continue
+        if some:
+            yield some
+        yield [row]
+        some = []
+    if some:
+        yield some
+
+
 def _parked(row: Row, failure: Failure) -> Parked:
     record = Record(row["topic"], -1, row["id"], row["key"], row["value"], unpack_headers(row["headers"]))
     return Parked(record, failure, "outbox", None)
-
-
-def _sendable(packed: bytes) -> list[tuple[str, bytes | None]]:
-    """Return headers as the producer takes them: names must be UTF-8, others travel escaped, beside their bytes.
-
-    Only a dead letter can have such a name; its failed_jobs row keeps the original.
-    """
-    found = unpack_headers(packed)
-    with contextlib.suppress(UnicodeDecodeError):
-        return [(name.decode(), value) for name, value in found]
-    headers: list[tuple[str, bytes | None]] = []
-    for name, value in found:
-        try:
-            headers.append((name.decode(), value))
-        except UnicodeDecodeError:
-            headers.append((name.decode("utf-8", "backslashreplace"), value))
-            headers.append(("openbell-header-name", name))
-    return headers

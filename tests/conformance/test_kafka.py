@@ -17,7 +17,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import MessageSizeTooLargeError, OffsetOutOfRangeError
 
 from shared.contracts.topics import Topic
-from shared.messaging.ports import KafkaWriter
+from shared.messaging.ports import KafkaWriter, Outgoing
 from tests.conformance.member import joined
 from tests.conftest import eventually
 
@@ -36,11 +36,15 @@ async def sending(backend: Any) -> AsyncGenerator[KafkaWriter]:
         await writer.give_up()
 
 
+async def give(writer: KafkaWriter, topic: Topic, *records: Outgoing) -> None:
+    """Send records, and wait until Kafka has them."""
+    await asyncio.gather(*await writer.send_all(topic.name, records))
+
+
 async def put(backend: Any, topic: Topic, *pairs: tuple[bytes | None, bytes | None]) -> None:
     """Send (key, value) pairs, and wait until Kafka has them."""
     async with sending(backend) as writer:
-        futures = [await writer.send(topic.name, value, key, headers=()) for key, value in pairs]
-        await asyncio.gather(*futures)
+        await give(writer, topic, *((key, value, []) for key, value in pairs))
 
 
 async def test_a_key_stays_in_one_partition_and_its_records_in_order(backend: Any) -> None:
@@ -63,11 +67,17 @@ async def test_a_key_stays_in_one_partition_and_its_records_in_order(backend: An
 async def test_bytes_come_back_as_they_went_and_null_is_not_empty(backend: Any) -> None:
     topic = named(partitions=1)
     await backend.create(topic)
-    odd = [("n", None), ("e", b""), ("n", b"again"), ("", b"no name"), ("ü\x00", bytes(range(256)))]
-    sent = [(None, None, []), (b"", b"", []), (None, b"\x00\xff", odd), (b"\x00k", None, odd[:1])]
+    odd: list[tuple[str, bytes | None]] = [
+        ("n", None),
+        ("e", b""),
+        ("n", b"again"),
+        ("", b"no name"),
+        ("ü\x00", bytes(range(256))),
+    ]
+    sent: list[Outgoing] = [(None, None, []), (b"", b"", []), (None, b"\x00\xff", odd), (b"\x00k", None, odd[:1])]
     async with sending(backend) as writer:
         for key, value, headers in sent:
-            await (await writer.send(topic.name, value, key, headers=headers))
+            await give(writer, topic, (key, value, headers))
     async with joined(backend.kafka, topic.name, [topic.name]) as member:
         records = await member.read(len(sent))
     got = [(one.key, one.value, [(name.decode(), value) for name, value in one.headers]) for one in records]
@@ -178,7 +188,7 @@ async def test_a_producer_that_gives_up_leaves_nothing_waiting(backend: Any) -> 
     async with sending(backend) as writer:
         assert await writer.partitions_for(topic.name) == {0, 1, 2}
         assert await writer.answers()
-        futures = [await writer.send(topic.name, b"x", b"k", headers=()) for _ in range(20)]
+        futures = [(await writer.send_all(topic.name, [(b"k", b"x", [])]))[0] for _ in range(20)]
     done, waiting = await asyncio.wait(futures, timeout=5)
     assert not waiting
     outcomes = [one.exception() for one in done]  # sent or given up, each says which
@@ -192,7 +202,7 @@ async def test_a_record_as_large_as_the_topic_allows_goes_through(backend: Any) 
     await backend.create(topic)
     large = os.urandom(4_194_304 - 30_000)  # random, so that compression does not help; lz4 adds a little
     async with sending(backend) as writer:
-        await (await writer.send(topic.name, large, b"k", headers=()))
+        await give(writer, topic, (b"k", large, []))
     async with joined(backend.kafka, topic.name, [topic.name]) as member:
         (record,) = await member.read(1)
     assert record.value == large
@@ -203,10 +213,31 @@ async def test_a_record_that_is_larger_is_refused_and_told(backend: Any) -> None
     await backend.create(topic)
     async with sending(backend) as writer:
         with pytest.raises(MessageSizeTooLargeError):
-            await (await writer.send(topic.name, os.urandom(1_500_000), b"k", headers=()))
+            await give(writer, topic, (b"k", os.urandom(1_500_000), []))
     await put(backend, topic, (b"k", b"small"))
     async with joined(backend.kafka, topic.name, [topic.name]) as member:
         assert [one.value for one in await member.read(1)] == [b"small"]
+
+
+async def test_a_record_that_no_request_carries_is_refused_before_anything_is_handed_over(backend: Any) -> None:
+    topic = named(partitions=1)
+    await backend.create(topic)
+    async with sending(backend) as writer:
+        with pytest.raises(MessageSizeTooLargeError):
+            await writer.send_all(topic.name, [(b"k", b"before", []), (b"k", bytes(17 * 1_048_576), [])])
+        await give(writer, topic, (b"k", b"after", []))
+    async with joined(backend.kafka, topic.name, [topic.name]) as member:
+        assert [one.value for one in await member.read(1)] == [b"after"]
+
+
+async def test_many_records_of_a_partition_keep_their_order_over_several_batches(backend: Any) -> None:
+    topic = named(partitions=2)
+    await backend.create(topic)
+    values = [f"{n:05d}".encode() + os.urandom(9_000) for n in range(150)]  # a batch has half a megabyte
+    async with sending(backend) as writer:
+        await give(writer, topic, *((b"k", value, []) for value in values))
+    async with joined(backend.kafka, topic.name, [topic.name]) as member:
+        assert [one.value for one in await member.read(150)] == values
 
 
 async def test_a_cluster_has_a_name_of_its_own(backend: Any) -> None:

@@ -35,7 +35,7 @@ from aiokafka.errors import (
     ProducerClosed,
 )
 
-from shared.messaging.ports import Unreadable
+from shared.messaging.ports import Outgoing, Unreadable
 from shared.messaging.record import Record
 from tests.fakes.kafka_broker import TOPIC_NAME, Broker, Group, Network, after, now
 
@@ -228,18 +228,33 @@ class MemoryWriter:
     ) -> asyncio.Future[Sent]:
         if self._gone:
             raise ProducerClosed
-        if len(value or b"") + len(key or b"") > self._kafka.max_bytes:
-            raise MessageSizeTooLargeError(f"the message is {len(value or b'')} bytes when serialized")
         await self.partitions_for(topic)
         number = self._kafka.choose(topic, key)
         packed = tuple((name.encode(), one) for name, one in headers)
         future: asyncio.Future[Sent] = asyncio.get_running_loop().create_future()
         self._open[future] = None
         future.add_done_callback(self._open.pop)
+        future.add_done_callback(lambda one: one.cancelled() or one.exception())  # nobody need ask
         pipe = self._pipes.setdefault(TopicPartition(topic, number), _Pipe())
         pipe.queue.append((Record(topic, number, -1, key, value, packed), future))
         self._push(pipe)
         return future
+
+    async def send_all(self, topic: str, records: Sequence[Outgoing]) -> list[asyncio.Future[Sent]]:
+        for key, value, _ in records:
+            if len(value or b"") + len(key or b"") > self._kafka.max_bytes:
+                raise MessageSizeTooLargeError(f"the message is {len(value or b'')} bytes when serialized")
+        futures: list[asyncio.Future[Sent]] = []
+        for key, value, headers in records:
+            try:
+                futures.append(await self.send(topic, value, key, headers=headers))
+            except KafkaError as error:
+                if not futures:
+                    raise
+                futures += [asyncio.get_running_loop().create_future()] * (len(records) - len(futures))
+                futures[-1].set_exception(error)
+                break
+        return futures
 
     def _push(self, pipe: _Pipe) -> None:
         if pipe.flying or not pipe.queue or self._gone:

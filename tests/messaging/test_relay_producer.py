@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaTimeoutError
 from sqlalchemy import text
 
 from shared.db import Database
+from shared.messaging.kafka import KafkaAddress
 from shared.messaging.relay import Relay
 from tests.conftest import eventually
 from tests.fakes.kafka import MemoryKafka, MemoryWriter, Network, Sent
@@ -147,3 +148,26 @@ async def test_a_producer_that_gets_no_acknowledgement_is_given_up_and_sends_not
         await eventually(left(db, 0))
         assert kafka.values() == [b"1", b"2"]
     assert all(one.given_up for one in kafka.writers)
+
+
+async def test_nothing_is_handed_over_behind_a_batch_that_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = KafkaAddress("127.0.0.1:1").writer("test")
+    taken: list[int] = []
+
+    async def one_partition(topic: str) -> set[int]:
+        return {0}
+
+    async def take(batch: Any, topic: str, *, partition: int) -> asyncio.Future[None]:
+        if len(taken) == 1:
+            taken.append(0)
+            raise KafkaTimeoutError("no room for it")
+        taken.append(batch.record_count())
+        return asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(writer, "partitions_for", one_partition)
+    monkeypatch.setattr(writer, "send_batch", take)
+    futures = await writer.send_all(TOPIC, [(b"a", bytes(300_000), [])] * 4)
+    await writer.stop()
+    assert taken == [1, 0]
+    assert not futures[0].done()
+    assert [type(one.exception()) for one in futures[1:]] == [KafkaTimeoutError] * 3
