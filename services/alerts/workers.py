@@ -4,7 +4,9 @@ A delivery tells the alert as it is when it goes out, so one that waited tells t
 again meanwhile, the later delivery tells it, and this one ends without a message: after an outage one comes, not two.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, cast
@@ -244,8 +246,9 @@ async def fail_with_channel(alerts: AlertsStore, notices: NoticeStore, settled: 
 class FanOuts:
     """Raises the alerts of what very many rules look at, page by page, each in a transaction of its own.
 
-    Two at a time: one computes while Postgres writes for the other. What their pages write is delivered after what few
-    rules look at (`deliveries.bulk`), and after the pages: whoever looks into the app sees an alert when it is raised.
+    Two at a time, for one computes while Postgres writes for the other; one beside alerts that cannot wait. What their
+    pages write is delivered after what few rules look at (`deliveries.bulk`), and after the pages: whoever looks into
+    the app sees an alert when it is raised.
     """
 
     def __init__(
@@ -256,6 +259,7 @@ class FanOuts:
         self._door = door
         self._first = first
         self._wake = wake
+        self._beside = asyncio.Lock()
 
     def work(self) -> Work:
         """Return the work: after a crash it goes on behind the last page that was committed."""
@@ -273,7 +277,7 @@ class FanOuts:
             async with self._door.read() as tx:
                 needless = await self._fans.needless(tx, row["id"])
             with self._first.taken():
-                while not needless and await self._door.run(lambda tx: self._alerts.raise_page(row, tx)):
+                while not needless and await self._page(row):
                     if not self._first():
                         self._wake()
         except Exception as error:
@@ -283,6 +287,10 @@ class FanOuts:
         finally:
             self._wake()
         return Performed()
+
+    async def _page(self, row: Row) -> bool:
+        async with nullcontext() if self._alerts.quiet() else self._beside:
+            return await self._door.run(lambda tx: self._alerts.raise_page(row, tx))
 
 
 class Confirmation:

@@ -30,7 +30,7 @@ destination, `pauses` names the column that a wait binds. Replicas need clocks t
 within a fraction of the lease.
 """
 
-from shared.work.pace import Precedence, Together
+from shared.work.pace import Precedence, Quiet, Together
 from shared.work.rules import (
     Busy,
     Decision,
@@ -56,6 +56,7 @@ __all__ = [
     "Performed",
     "Policy",
     "Precedence",
+    "Quiet",
     "Settled",
     "Started",
     "Status",

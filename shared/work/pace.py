@@ -124,6 +124,22 @@ class Places:
         self._free += 1
 
 
+class Quiet:
+    """Whether nobody who cannot wait has come for `ALONE_S`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._came_at = float("-inf")
+
+    def __call__(self) -> bool:
+        """Whether it is quiet now."""
+        return self._clock() - self._came_at > ALONE_S
+
+    def came(self) -> None:
+        """Take note that one has come."""
+        self._came_at = self._clock()
+
+
 class Patience:
     """How many of those who can wait are served at once: as many as the event loop keeps time with, `most` at most.
 
@@ -136,16 +152,16 @@ class Patience:
         self._least = min(self._most, LEAST)
         self._places = self._least
         self._clock = clock
-        self._others_at = float("-inf")
+        self._alone = Quiet(clock)
 
     @property
     def places(self) -> int:
         """So many at once, for now."""
-        return int(self._most if self._clock() - self._others_at > ALONE_S else self._places)
+        return int(self._most if self._alone() else self._places)
 
     def others(self) -> None:
         """Take note that one has come who cannot wait."""
-        self._others_at = self._clock()
+        self._alone.came()
 
     async def look(self) -> None:
         """Take one round of the loop: after a slow one a quarter fewer are let in, after others slowly more."""

@@ -276,6 +276,39 @@ async def test_deliveries_of_fan_outs_stand_back_while_pages_are_written_and_are
     assert fan.wakes == (1 if most_s else pages)
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
+async def test_pages_are_done_two_at_once_but_singly_beside_alerts_that_do_not_wait_for_them(
+    fan: Fan, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    fan.parts(2)
+    meeting, under_way, most, page = asyncio.Barrier(2), 0, 0, fan.bench.alerts.raise_page
+
+    async def watched(row: Any, tx: Tx) -> Done[bool]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        if not beside and row["part"] in first:
+            first.discard(row["part"])
+            await asyncio.wait_for(meeting.wait(), 10)
+        done = await page(row, tx)
+        under_way -= 1
+        return done
+
+    first = {0, 1}
+    monkeypatch.setattr(fan.bench.alerts, "raise_page", watched)
+    monkeypatch.setattr("shared.work.pace.ALONE_S", 3_600.0)
+    await fan.bench.tell(activity(symbol="MSFT"))
+    await fan.crowd()
+    await fan.bench.tell(activity())
+    assert fan.bench.alerts.quiet(), "neither its own event nor one that nobody hears of is held up by pages"
+    if beside:
+        await fan.bench.user("TSLA")
+        await fan.bench.tell(activity(symbol="TSLA"))
+    await fan.finish()
+    assert await fan.told() >= Counter(str(user) for user in fan.users)
+    assert most == (1 if beside else 2)
+
+
 async def test_what_few_look_at_is_delivered_before_what_many_do(fan: Fan) -> None:
     await fan.crowd(12)
     await fan.bench.tell(activity())

@@ -46,6 +46,7 @@ from shared.contracts.base import Event, derived_id
 from shared.contracts.detector import ActivityDetected
 from shared.db import Row, Tx
 from shared.messaging.door import Done
+from shared.work import Quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Options:
     best_few: int = 5
     notify_step: float = 10.0
     fan_out_above: int = 1_000
-    fan_out_users: int = 250
+    fan_out_users: int = 500
     fan_out_parts: int = 4
     offered: tuple[Channel, ...] = ("discord",)
     discord_base: str | None = None
@@ -86,6 +87,7 @@ class Alerts:
         self._fans = fans
         self._wake = wake
         self._clock = clock
+        self.quiet = Quiet()  # of alerts that do not wait for a fan-out
 
     # What the gateway tells
 
@@ -140,6 +142,7 @@ class Alerts:
         rules = await self._audience.rules_for(tx, (symbol for symbol, _ in stocks))
         if not rules:
             return ()
+        self.quiet.came()
         known = await self._store.alerts_of(tx, stocks)
         changed = [
             change
