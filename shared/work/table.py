@@ -66,7 +66,7 @@ CLAIM: Final = """
     update {table} set status = 'claimed', token = :token, lease_until = :until where id = any(:ids) returning *"""
 LOOK: Final = """
     select exists(select from {table} where status = 'pending' and due_at <= :now and {only}) as ready, least(
-        (select min(due_at) from {table} where status = 'pending' and due_at > :now and {only}),
+        (select due_at from {table} where status = 'pending' and due_at > :now and {only} order by {order} limit 1),
         (select min(until) from work_pauses where kind = :kind and until > :now)) as next_at"""
 PAUSE: Final = """
     insert into work_pauses as known (kind, lane, until)

@@ -70,17 +70,17 @@ class Work:
     """One kind of effect, and the table its rows wait in.
 
     `only` is an SQL condition for a table that several kinds share, `order` the columns by which what is due is claimed
-    (with an index on them where `status = 'pending'`). `perform` gets the row as it was claimed, or what
-    `prepare` made of it: all reading belongs there, for it runs before `started`, and what it raises is no doubt about
-    the effect; where it decides in a transaction, that may start the row too (`Started`), a commit less. `settled` runs
-    in the transaction that records the ends of up to `policy.together` rows and returns the events that tell of them
-    (`one_by_one` makes it of what takes one). Of rows that are prepared, the lowest `rank` is performed first; those
-    above 0 can wait (`pace.Patience`), `order` claims them last, and while it `stands_back` none of them is claimed.
-    `look_up` answers whether an uncertain effect has happened. `pauses` is the column that names who is left alone when
-    an effect ends with Busy, where that is not the lane alone: several lanes may lead to one destination, and
-    `pauses_with` names another kind that leads to the same ones. A row carries
-    its token: whoever may have stalled over its lease checks that it is still there before it changes anything else.
-    `since` says when a row's age begins.
+    (with an index on them where `status = 'pending'`, and no other there: a claim sorts what seems to be few).
+    `perform` gets the row as it was claimed, or what `prepare` made of it: all reading belongs there, for it runs
+    before `started`, and what it raises is no doubt about the effect; where it decides in a transaction, that may start
+    the row too (`Started`), a commit less. `settled` runs in the transaction that records the ends of up to
+    `policy.together` rows and returns the events that tell of them (`one_by_one` makes it of what takes one). Of rows
+    that are prepared, the lowest `rank` is performed first; those above 0 can wait (`pace.Patience`), `order` claims
+    them last, and while it `stands_back` none of them is claimed. `look_up` answers whether an uncertain effect has
+    happened. `pauses` is the column that names who is left alone when an effect ends with Busy, where that is not the
+    lane alone: several lanes may lead to one destination, and `pauses_with` names another kind that leads to the same
+    ones. A row carries its token: whoever may have stalled over its lease checks that it is still there before it
+    changes anything else. `since` says when a row's age begins.
     """
 
     kind: str

@@ -4,6 +4,7 @@ Where pages are counted a fan-out has one part.
 """
 
 import asyncio
+import re
 from collections import Counter
 from datetime import timedelta
 from decimal import Decimal
@@ -242,6 +243,31 @@ async def test_few_rules_are_found_without_reading_all_users(fan: Fan) -> None:
         await tx.connection.execute("deallocate few")
     assert [line for line in plan if "Scan" in line]
     assert not [line for line in plan if "Seq Scan" in line or "Hash" in line or "Merge" in line]
+
+
+async def test_a_claim_reads_what_it_takes_however_many_wait(bench: Bench, database_url: str) -> None:
+    """Statistics of a quiet hour say that nothing waits; sorting nothing costs nothing."""
+    service = build(Environment(SharedSettings(database_url=database_url), bench.clock))
+    worker = next(one for one in service._runners if isinstance(one, Worker) and one._work.table == "deliveries")
+    values = "gen_random_uuid(), cast('2026-07-01' as date), gen_random_uuid(), gen_random_uuid(), 'discord'"
+    columns = "id, session, alert_id, user_id, channel, lane, status, due_at, created_at"
+    some = f"insert into deliveries ({columns}) select {values}, n, {{}}, {{}}, now() from generate_series(1, {{}}) n"
+    await bench.execute(some.format("'done'", "now()", 20_000))
+    await bench.execute("analyze deliveries")
+    for due_at in ("now()", "now() + interval '1 hour'"):
+        await bench.execute(some.format("'pending'", due_at, 10_000))
+    for statement in (worker._claimable, worker._look_at):
+        sql = str(statement)
+        for number, (name, kind) in enumerate((("now", "timestamptz"), ("kind", "text"), ("candidates", "bigint")), 1):
+            sql = sql.replace(f":{name}", f"cast(${number} as {kind})")
+        async with bench.door.read() as tx:
+            await tx.connection.execute(f"prepare many (timestamptz, text, bigint) as {sql}")
+            rows = await tx.connection.fetch("explain (analyze) execute many (now(), 'discord', 100)")
+            await tx.connection.execute("deallocate many")
+        plan = [str(row[0]) for row in rows]
+        assert not [line for line in plan if "Sort" in line and "Sort Key" not in line], plan
+        assert max(float(found) for line in plan for found in re.findall(r"actual .*rows=([0-9.]+)", line)) <= 100
+    await service.close()
 
 
 async def test_every_channel_stands_back_for_the_fan_outs_of_its_process(bench: Bench, database_url: str) -> None:
