@@ -68,6 +68,28 @@ def test_several_legs_need_what_those_sold_short_may_cost(asked: Terms, needed: 
     assert needed_cash(asked, seen()) == D(str(needed))
 
 
+@pytest.mark.parametrize(
+    ("sides", "limit", "found"),
+    [
+        (("buy", "sell"), "98", set[str]()),  # shares at 100 less a call at 2
+        (("buy", "sell"), "104", {"PRICE_COLLAR"}),
+        (("buy", "sell"), "9998", {"PRICE_COLLAR", "ORDER_TOO_LARGE", "BUYING_POWER"}),
+        (("sell", "buy"), "-97.80", set[str]()),
+        (("sell", "buy"), "-9788", {"PRICE_FAR", "ORDER_TOO_LARGE"}),
+    ],
+)
+def test_shares_beside_an_option_are_priced_as_their_venue_prices_them(
+    sides: tuple[str, str], limit: str, found: set[str]
+) -> None:
+    asked = several((AAPL, sides[0], 100), (CALL, sides[1]), type="limit", limit=D(limit))
+    assert codes(asked, power=D(100_000)) == found
+
+
+def test_shares_and_a_call_at_the_market_need_what_they_cost() -> None:
+    covered = several((AAPL, "buy", 100), (CALL, "sell"))
+    assert needed_cash(covered, seen()) == (100 - 2) * 100 + 200 * 100, "the call counts as bare"
+
+
 def test_a_long_leg_that_only_closes_covers_nothing_and_a_short_leg_that_closes_needs_nothing() -> None:
     roll = several((CALL, "sell"), (HIGHER, "buy"))
     assert needed_cash(roll, seen(held={HIGHER.key: D(-1)})) == 200 * 100

@@ -278,11 +278,15 @@ def _net(terms: Terms, seen: Snapshot) -> Decimal:
 def _natural(terms: Terms, seen: Snapshot) -> Decimal:
     """Return what one unit costs at the market, or at its stop where that is worse: one on the wrong side goes at once.
 
-    Of several legs, one that nobody bids for brings nothing.
+    Of several legs, one that nobody bids for brings nothing; 100 shares beside a call count by the price of one share.
     """
     leg, *others = terms.legs
     if others:
-        return sum((_sign(one.side) * one.ratio * _at_market(one, seen) for one in terms.legs), ZERO)
+        unit = _multiplier(terms)
+        each = (
+            _sign(one.side) * one.ratio * _at_market(one, seen) * one.instrument.multiplier / unit for one in terms.legs
+        )
+        return sum(each, ZERO)
     natural = _sign(leg.side) * _worst(leg, seen)
     return natural if terms.stop is None else max(natural, _sign(leg.side) * terms.stop)
 
