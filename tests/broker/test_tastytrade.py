@@ -295,13 +295,14 @@ async def test_a_venue_that_is_not_there_is_transient_even_for_a_write():
 async def test_a_rate_limit_says_how_long_to_wait_and_otherwise_some_seconds(
     fake: FakeTastytrade, venue: TastytradeVenue
 ):
-    fake.fail("GET", "/balances$", Fault(429, headers=(("retry-after", "17"),)), Fault(429))
+    named = [Fault(429, headers=(("retry-after", seconds),)) for seconds in ("17", "9" * 400)]
+    fake.fail("GET", "/balances$", *named, Fault(429))
     waits: list[float | None] = []
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(Busy) as told:
             await venue.balance()
         waits.append(told.value.retry_after_s)
-    assert waits == [17, 5]
+    assert waits == [17, 3600, 5]
 
 
 async def test_a_cancel_that_is_refused_tells_how_the_order_ended_or_why_not(

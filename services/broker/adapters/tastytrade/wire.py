@@ -29,6 +29,8 @@ EARLY: Final = timedelta(minutes=1)
 """A token is renewed this long before it ends."""
 WAIT_S: Final = 5.0
 """How long to leave the venue alone after a 429, which names no time."""
+LONGEST_WAIT_S: Final = 3600.0
+"""However long it names: an account whose orders wait is one that nobody can trade on."""
 PER_PAGE: Final = 100
 PER_S: Final = 10
 BURST: Final = 60
@@ -206,7 +208,7 @@ def _error(answer: httpx.Response, *, writes: bool) -> Exception:
 
 def _wait_s(answer: httpx.Response) -> float:
     told = answer.headers.get("retry-after", "")
-    return float(told) if told.isascii() and told.isdigit() else WAIT_S
+    return min(float(told), LONGEST_WAIT_S) if told.isascii() and told.isdigit() else WAIT_S
 
 
 def _reason(answer: httpx.Response) -> str:
