@@ -69,6 +69,19 @@ async def test_an_order_for_somebody_elses_account_is_refused(brokerage: Brokera
     assert (await brokerage.ask("POST", "/broker/orders", body, user_id=USER))[0] == 202
 
 
+async def test_orders_are_listed_by_their_state_and_a_state_that_is_none_is_refused(brokerage: Brokerage) -> None:
+    account = await brokerage.account()
+    order = await brokerage.place(account)
+    path = f"/broker/orders?account_id={account}&state="
+    for state, found in (("accepted", [str(order)]), ("canceled", [])):
+        status, answer = await brokerage.ask("GET", path + state)
+        assert (status, [one["id"] for one in answer["orders"]]) == (200, found)
+    for state in ("cancelled", "Accepted", ""):
+        status, answer = await brokerage.ask("GET", path + state)
+        assert status == 422, answer
+        assert "state" in str(answer), answer
+
+
 async def test_a_submit_whose_answer_is_lost_is_looked_up_and_not_sent_again(brokerage: Brokerage) -> None:
     account = await brokerage.account()
     brokerage.desk(account).lose_next("answer")

@@ -1,8 +1,6 @@
 """Orders as they stand, over HTTP."""
 
-from collections.abc import Sequence
 from datetime import datetime
-from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,8 +9,10 @@ from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, QueryParameter
 
+from services.broker.domain.lifecycle import average_price
 from services.broker.service.accounts import Accounts
 from services.broker.store.orders import OrderStore, Stored
+from shared.contracts.broker import OrderState
 from shared.db import Tx
 from shared.errors import NotFound
 from shared.http import Caller, Who
@@ -70,7 +70,7 @@ def handlers(accounts: Accounts, orders: OrderStore, door: Door) -> list[HTTPRou
     async def page(
         identity: Who,
         account_id: Annotated[UUID, QueryParameter()],
-        order_state: Annotated[str | None, QueryParameter(name="state", max_length=20)] = None,
+        order_state: Annotated[OrderState | None, QueryParameter(name="state")] = None,
         before: Annotated[str | None, QueryParameter(max_length=200)] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
     ) -> OrdersPage:
@@ -108,10 +108,8 @@ async def own_order(tx: Tx, orders: OrderStore, user_id: UUID, order_id: UUID) -
 def view(stored: Stored) -> OrderView:
     """Return an order as it is shown."""
     order, row = stored.order, stored.row
-    executions: Sequence[Any] = list(order.executions.values())
-    single = len(order.terms.legs) == 1 and bool(executions)
-    worth: Decimal = sum((one.quantity * one.price for one in executions), Decimal(0))
-    count: Decimal = sum((one.quantity for one in executions), Decimal(0))
+    leg, *others = order.terms.legs
+    count, average = average_price(order, leg.instrument.key)
     return OrderView(
         id=order.id,
         account_id=order.account_id,
@@ -119,7 +117,7 @@ def view(stored: Stored) -> OrderView:
         state=order.state,
         terms=row["terms"],
         filled=f"{row['filled']:f}",
-        average_price=f"{worth / count:.8f}" if single and count else None,
+        average_price=f"{average:.8f}" if count and not others else None,
         venue_order_id=order.venue_order_id,
         parent=row["parent"],
         replaces=order.replaces,
